@@ -1,0 +1,44 @@
+# `make demo` and `make test` do everything on a fresh machine: Python 3.11 or newer, make, and PyPI.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: help setup demo test tiny lint format fuzz clean
+
+help:
+	@echo "make demo    compress a trained model of models/ and compare it with the original"
+	@echo "make test    all tests            make tiny   the 60 second ring"
+	@echo "make lint    ruff and mypy        make format ruff format"
+	@echo "make fuzz    damaged files for SECONDS=600 seconds"
+
+# The stamp is younger than pyproject.toml when the environment is up to date.
+$(STAMP): pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "onnxc needs Python 3.11 or newer: make PYTHON=...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+setup: $(STAMP)
+
+test: $(STAMP)
+	$(BIN)/python -m pytest $(ARGS)
+
+tiny: $(STAMP)
+	$(BIN)/python -m pytest tests/test_tiny.py $(ARGS)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+SECONDS ?= 600
+fuzz: $(STAMP)
+	ONNXC_FUZZ_SECONDS=$(SECONDS) $(BIN)/python -m pytest -m fuzz $(ARGS)
+
+clean:
+	rm -rf $(VENV) build dist demo *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
