@@ -1,0 +1,244 @@
+"""Time and memory, measured so that a busy machine does not decide.
+
+In: two things that run, a profile, or a file to load. Out: ratios with their spread, kernel times, load cost.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+_MOST_ROUNDS = 41
+_ROUND_SECONDS = 0.01  # a shorter round says more about the clock and the scheduler than about the model
+_CONTROL_FLOW = frozenset({"If", "Loop", "Scan", "SequenceMap"})
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How much faster B is than A: time of A / time of B, above 1 when B is faster.
+
+    median, low (10th percentile) and high (90th) are over rounds of interleaved runs; seconds_a and seconds_b
+    are per run, mean over the samples and median over the rounds.
+    """
+
+    median: float
+    low: float
+    high: float
+    seconds_a: float
+    seconds_b: float
+
+
+@dataclass(frozen=True)
+class KernelTime:
+    """Time of one node of the optimized graph: seconds per run of the model, and how often it was called in all
+    the runs counted. Nodes in the bodies of control flow are not included in it: they have their own entry.
+    """
+
+    node: str
+    op: str
+    seconds: float
+    calls: int
+
+
+@dataclass(frozen=True)
+class LoadCost:
+    """Creating a session in a fresh process: seconds (best of three, file cached), and by how many bytes the
+    first one raised the peak of resident memory (None where the system does not tell).
+    """
+
+    seconds: float
+    peak_bytes: int | None
+
+
+def interleaved_ratio(
+    pairs: Sequence[tuple[Callable[[], object], Callable[[], object]]],
+    *,
+    rounds: int = 7,
+    seconds: float = 2.0,
+    decide: float | None = None,
+) -> Ratio:
+    """Times A against B: A,B and B,A in turn, so that what else the machine does hits both alike.
+
+    Args:
+        pairs: for each sample, a call of A and a call of B.
+        rounds: how many rounds at least (fewer if they took over twice ``seconds``).
+        seconds: how long in all, about; more rounds are run while there is time.
+        decide: a ratio that matters to the caller: from the fifth round on, stop as soon as low and high are on
+            the same side of it.
+    """
+    if not pairs:
+        raise ValueError("interleaved_ratio needs at least one sample")
+    start = perf_counter()
+    first = pairs[0]
+    cost = min(_timed(first[0]) + _timed(first[1]) for _ in range(2))  # the first run allocates
+    keep = max(4, int(seconds / (max(rounds, 1) * max(cost, 1e-7))))
+    if keep < len(pairs):  # too long: fewer samples, evenly spread, rather than fewer rounds
+        pairs = [pairs[(2 * i + 1) * len(pairs) // (2 * keep)] for i in range(keep)]
+    for a, b in pairs[1:4]:
+        a()
+        b()
+    passes = max(1, min(64, int(_ROUND_SECONDS / (cost * len(pairs) + 1e-9))))
+    ratios: list[float] = []
+    times: list[tuple[float, float]] = []
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        while len(ratios) < _MOST_ROUNDS:
+            spent = perf_counter() - start
+            if (len(ratios) >= rounds and spent > seconds) or (len(ratios) >= 3 and spent > 2 * seconds):
+                break
+            time_a = time_b = 0.0
+            for turn in range(passes * len(pairs)):
+                a, b = pairs[turn % len(pairs)]
+                if (turn + turn // len(pairs) + len(ratios)) % 2:
+                    time_b += _timed(b)
+                    time_a += _timed(a)
+                else:
+                    time_a += _timed(a)
+                    time_b += _timed(b)
+            ratios.append(time_a / max(time_b, 1e-12))
+            times.append((time_a / (passes * len(pairs)), time_b / (passes * len(pairs))))
+            if decide is not None and len(ratios) >= 5:
+                low, high = np.percentile(ratios, (10, 90))
+                if low > decide or high < decide:
+                    break
+    finally:
+        if collecting:
+            gc.enable()
+    low, high = np.percentile(ratios, (10, 90))
+    return Ratio(
+        median(ratios), float(low), float(high), median(a for a, _ in times), median(b for _, b in times)
+    )
+
+
+def _timed(call: Callable[[], object]) -> float:
+    start = perf_counter()
+    call()
+    return perf_counter() - start
+
+
+def kernel_times(events: Sequence[Mapping[str, Any]], warmup: int = 1) -> list[KernelTime]:
+    """Sums up the events of an ONNX Runtime profile, without the first ``warmup`` runs when there are more.
+
+    seconds is the median over the runs in which a node ran, times the share of the runs in which it did.
+    """
+    runs = sorted((e["ts"], e["ts"] + e["dur"]) for e in events if e.get("name") == "model_run")
+    runs = runs[warmup:] if len(runs) > warmup else runs
+    found = [e for e in events if e.get("cat") == "Node" and str(e.get("name", "")).endswith("_kernel_time")]
+    found.sort(key=lambda e: (e["ts"], -e["dur"]))
+    own = [float(e["dur"]) for e in found]
+    parents: list[int] = []  # control flow whose body is being walked: its time contains its children's
+    for index, event in enumerate(found):
+        while parents and found[parents[-1]]["ts"] + found[parents[-1]]["dur"] <= event["ts"]:
+            parents.pop()
+        if parents:
+            own[parents[-1]] -= event["dur"]
+        if event["args"].get("op_name") in _CONTROL_FLOW:
+            parents.append(index)
+    sums: dict[tuple[str, str], dict[int, float]] = {}
+    calls: Counter[tuple[str, str]] = Counter()
+    run = 0
+    for event, microseconds in zip(found, own, strict=True):
+        while run < len(runs) and event["ts"] > runs[run][1]:
+            run += 1
+        if run == len(runs) or event["ts"] < runs[run][0]:
+            continue  # a warm-up run
+        key = (event["name"].removesuffix("_kernel_time"), str(event["args"].get("op_name", "")))
+        in_run = sums.setdefault(key, {})
+        in_run[run] = in_run.get(run, 0.0) + max(microseconds, 0.0)
+        calls[key] += 1
+    return [
+        KernelTime(node, op, median(in_run.values()) * len(in_run) / len(runs) * 1e-6, calls[node, op])
+        for (node, op), in_run in sums.items()
+    ]
+
+
+_CHILD = """
+import json, sys, time
+import numpy, onnxruntime
+job = json.loads(sys.argv[1])
+def status(key):
+    try:
+        with open("/proc/self/status") as lines:
+            return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
+    except (OSError, StopIteration):
+        return None
+def peak():
+    high = status("VmHWM:")
+    if high is None:
+        try:
+            import resource
+        except ImportError:
+            return None
+        high = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return high
+def load():
+    settings = onnxruntime.SessionOptions()
+    settings.log_severity_level = 4
+    settings.intra_op_num_threads = job["threads"]
+    settings.inter_op_num_threads = 1
+    settings.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, job["level"])
+    for library in job["custom_ops"]:
+        settings.register_custom_ops_library(library)
+    start = time.perf_counter()
+    providers = job["providers"]
+    session = onnxruntime.InferenceSession(job["path"], settings, providers=providers, enable_fallback=0)
+    return time.perf_counter() - start, session
+with open(job["path"], "rb") as file:
+    while file.read(1 << 20):
+        pass
+try:
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")
+except OSError:
+    pass
+before = peak()
+first, session = load()
+after = peak()
+times = [first]
+del session
+if first < 5:
+    for _ in range(2):
+        seconds, session = load()
+        times.append(seconds)
+        del session
+print(json.dumps([min(times), None if before is None else max(after - before, 0)]))
+"""
+
+
+def child_load_cost(
+    path: str, *, providers: Sequence[str], threads: int, level: str, custom_ops: Sequence[str]
+) -> LoadCost | str:
+    """Loads ``path`` in a fresh Python; the last line of its error when that fails.
+
+    A fresh process because memory that this one has touched before would not count.
+    """
+    job = {
+        "path": path,
+        "providers": list(providers),
+        "threads": threads,
+        "level": level,
+        "custom_ops": list(custom_ops),
+    }
+    child = subprocess.run(  # -P: a module in the working directory must not shadow onnxruntime
+        [sys.executable, "-P", "-W", "ignore", "-c", _CHILD, json.dumps(job)],
+        capture_output=True,
+        text=True,
+        check=False,
+        stdin=subprocess.DEVNULL,
+    )
+    if child.returncode:
+        lines = child.stderr.strip().splitlines()
+        return lines[-1] if lines else f"the process ended with code {child.returncode}"
+    seconds, peak = json.loads(child.stdout.strip().splitlines()[-1])
+    return LoadCost(seconds, peak)
