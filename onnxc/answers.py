@@ -1,0 +1,50 @@
+"""Which outputs of a model are answers. In: a Model. Out: output name -> axis of its class scores."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from onnxc.model import Model, Node, Tensor
+
+_PASSING = frozenset({"Identity", "Cast", "Reshape", "Flatten", "Squeeze", "Unsqueeze"})
+_CLASSIFIERS = frozenset({"LinearClassifier", "SVMClassifier", "TreeEnsembleClassifier"})
+_SCORES = frozenset({"Gemm", "MatMul", "ZipMap", "Normalizer"})
+_LABELS = frozenset({"ArgMax", "ArrayFeatureExtractor", "LabelEncoder"})
+
+
+def class_scores(model: Model) -> dict[str, int | None]:
+    """Outputs whose answers matter: name -> axis of the classes; None where the entries are the answers.
+
+    Class scores come from Softmax or LogSoftmax, from a last Gemm or MatMul (and Add), or from a classifier
+    of ai.onnx.ml; answers from ArgMax or a classifier's labels; also through Identity, Cast, Reshape.
+    """
+    found: dict[str, int | None] = {}
+    for output in model.graph.outputs:
+        node, tensor, reshaped = _producer(output)
+        if node is None:
+            continue
+        if node.op in ("Softmax", "LogSoftmax"):
+            axis = int(node.attrs.get("axis", -1 if model.opset >= 13 else 1))
+            found[output.name] = -1 if reshaped else axis
+        elif node.op in _LABELS or (node.op in _CLASSIFIERS and tensor is node.outputs[0]):
+            found[output.name] = None
+        elif node.op in _SCORES | _CLASSIFIERS or (node.op == "Add" and _adds_to_product(node)):
+            found[output.name] = -1
+    return found
+
+
+def _producer(tensor: Tensor) -> tuple[Node | None, Tensor, bool]:
+    """The node behind changes of type and shape, its output that is meant, and whether the shape changed."""
+    reshaped = False
+    while tensor.inputs:
+        node = tensor.inputs[0]
+        if node.op not in _PASSING or node.domain not in (None, "", "ai.onnx"):
+            return node, tensor, reshaped
+        reshaped |= node.op not in ("Identity", "Cast")
+        tensor = node.inputs[0]
+    return None, tensor, reshaped
+
+
+def _adds_to_product(node: Node) -> bool:
+    return any(tensor.inputs and tensor.inputs[0].op == "MatMul" for tensor in node.inputs)
