@@ -1,0 +1,221 @@
+"""Editing a graph safely: who reads what across bodies, sorting, and removing what edits left behind.
+
+In: a Model. Out: the same Model, changed; names of graph inputs and outputs never change.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterator
+from typing import TYPE_CHECKING
+
+from onnxc.errors import ModelError
+
+if TYPE_CHECKING:
+    from onnxc.model import Constant, Graph, Model, Node, Tensor
+
+
+def scopes(model: Model) -> Iterator[tuple[Graph, tuple[Graph, ...]]]:
+    """Every graph with the graphs around it, depth first, outer before inner."""
+    stack: list[tuple[Graph, tuple[Graph, ...]]] = [(model.graph, ())]
+    while stack:
+        graph, around = stack.pop()
+        yield graph, around
+        bodies = [body for node in graph.nodes if node.attrs for body in node.bodies()]
+        stack += [(body, (*around, graph)) for body in reversed(bodies)]
+
+
+def reads(node: Node) -> Iterator[Tensor]:
+    """What a node reads: its inputs, and what its bodies read and give back, their own tensors included."""
+    nodes = [node]
+    while nodes:
+        node = nodes.pop()
+        yield from node.inputs
+        if node.attrs:
+            for body in node.bodies():
+                nodes += body.nodes
+                yield from body.outputs
+
+
+def in_order(graph: Graph, label: str = "the model") -> list[Node]:
+    """The nodes sorted so that each follows those it reads from; one that already does keeps its place.
+
+    A node that is out of place goes right before its first reader. The walk is iterative: chains may be long.
+
+    Raises:
+        ModelError: nodes wait for each other in a circle.
+    """
+    maker = {tensor: node for node in graph.nodes for tensor in node.outputs if tensor.name}
+    done: set[Node] = set()
+    waiting: set[Node] = set()
+    ordered: list[Node] = []
+    for start in graph.nodes:
+        stack = [start]
+        while stack:
+            node = stack[-1]
+            if node in done:
+                stack.pop()
+                continue
+            before = [maker[item] for item in reads(node) if item in maker and maker[item] not in done]
+            if not before:
+                done.add(node)
+                waiting.discard(node)
+                ordered.append(node)
+                stack.pop()
+            elif node in waiting:
+                raise ModelError(f"{label}: node {node.name!r} ({node.op}) waits for its own result")
+            else:
+                waiting.add(node)
+                stack += reversed(before)
+    return ordered
+
+
+def mark_kept(model: Model) -> None:
+    """Note what nobody reads in the file, so that ``tidy`` leaves it alone."""
+    read = _readers(model)
+    for graph in model.graphs():
+        for node in graph.nodes:
+            node.kept = not any(read[tensor] for tensor in node.outputs)
+        for tensor in graph.weights:
+            tensor.kept = not read[tensor]
+
+
+def _readers(model: Model) -> Counter[Tensor]:
+    """How often each tensor is read, as an output of a graph too."""
+    count: Counter[Tensor] = Counter()
+    for graph in model.graphs():
+        count.update(graph.outputs)
+        for node in graph.nodes:
+            count.update(node.inputs)
+    return count
+
+
+def homeless(model: Model) -> list[Constant]:
+    """Constants that no graph owns, or that are read outside the graph owning them."""
+    owner = {tensor: graph for graph in model.graphs() for tensor in graph.weights}
+    found: dict[Constant, None] = {}
+    for graph, around in scopes(model):
+        for tensor in (item for node in graph.nodes for item in node.inputs):
+            if tensor.is_constant():
+                home = owner.get(tensor)  # type: ignore[call-overload]  # a constant by the line above
+                if home is not graph and home not in around:
+                    found[tensor] = None  # type: ignore[index]  # a constant by the line above
+        for tensor in graph.outputs:
+            if tensor.is_constant() and tensor not in owner:
+                found[tensor] = None  # type: ignore[index]  # a constant by this line
+    return list(found)
+
+
+class Names:
+    """The names in use in a model."""
+
+    def __init__(self, model: Model) -> None:
+        self._used: set[str] = set()
+        self._next: Counter[str] = Counter()
+        for graph in model.graphs():
+            self._used.update(tensor.name for tensor in graph.tensors_inside())
+            for node in graph.nodes:
+                self._used.add(node.name)
+                self._used.update(tensor.name for tensor in node.inputs)
+
+    def take(self, name: str) -> str:
+        """``name``, or with a number behind it, unused until now."""
+        free = name
+        while not free or free in self._used:
+            self._next[name] += 1
+            free = f"{name}_{self._next[name]}"
+        self._used.add(free)
+        return free
+
+
+def redirect(model: Model, old: Tensor, new: Tensor, only: Collection[Node] | None) -> None:
+    """See ``Model.redirect``."""
+    if old is new:
+        return
+    chosen = None if only is None else {id(node) for node in only}
+    sources = _made_from(new)
+    for node in dict.fromkeys(old.outputs):
+        if node in sources or (chosen is not None and id(node) not in chosen):
+            continue
+        for index, tensor in enumerate(node.inputs):
+            if tensor is old:
+                node.inputs[index] = new
+    if only is not None:
+        return
+    for graph in model.graphs():
+        for index, tensor in enumerate(graph.outputs):
+            if tensor is old and old not in graph.inputs:
+                _redirect_output(model, graph, index, new)
+
+
+def _made_from(tensor: Tensor) -> set[Node]:
+    """The node that makes a tensor, and new nodes before it: they must not read what they make."""
+    found: set[Node] = set()
+    stack = list(tensor.inputs)
+    while stack:
+        node = stack.pop()
+        if node not in found:
+            found.add(node)
+            stack += [maker for item in reads(node) for maker in item.inputs if maker.origin is None]
+    return found
+
+
+def _redirect_output(model: Model, graph: Graph, index: int, new: Tensor) -> None:
+    """Give output ``index`` of a graph the values of ``new``, under its old name."""
+    old = graph.outputs[index]
+    name = old.name
+    local = any(new is tensor for node in graph.nodes for tensor in node.outputs)
+    if new.is_constant() or not local or new in graph.outputs:
+        result = model.insert("Identity", [new], [f"{name}_out"], graph=graph).outputs[0]
+    else:
+        result = new
+    old.name = model.unique(f"{name}_old")
+    result.name = name
+    if not old.is_constant() and not result.is_constant():
+        result.describe_as(old)  # type: ignore[arg-type]  # variables by the line above
+    info = graph.output_info.pop(old, None)
+    if info is not None:
+        graph.output_info[result] = info
+    graph.outputs[index] = result
+
+
+def tidy(model: Model) -> None:
+    """See ``Model.tidy``."""
+    count = _readers(model)
+    maker = {tensor: node for node in model.nodes() for tensor in node.outputs if tensor.name}
+    dead: set[Node] = set()
+    stack = list(maker.values())
+    while stack:
+        node = stack.pop()
+        if node in dead or node.kept or any(count[tensor] for tensor in node.outputs):
+            continue
+        inner = [node, *_inside(node)]
+        dead.update(inner)
+        for item in inner:
+            for body in item.bodies():
+                count.subtract(body.outputs)
+            count.subtract(item.inputs)
+            stack += [maker[tensor] for tensor in item.inputs if tensor in maker]
+    for graph in list(model.graphs()):
+        graph.nodes = [node for node in graph.nodes if node not in dead]
+    for node in dead:
+        node.inputs.clear()
+        node.outputs.clear()
+    for tensor in homeless(model):
+        for graph in model.graphs():
+            graph.weights = [item for item in graph.weights if item is not tensor]
+        model.graph.weights.append(tensor)
+    for graph in model.graphs():
+        graph.weights = [tensor for tensor in graph.weights if tensor.kept or count[tensor] > 0]
+        graph.nodes = in_order(graph)
+
+
+def _inside(node: Node) -> list[Node]:
+    """All nodes in the bodies of a node."""
+    found: list[Node] = []
+    stack = node.bodies()
+    while stack:
+        for inner in stack.pop().nodes:
+            found.append(inner)
+            stack += inner.bodies()
+    return found
