@@ -1,7 +1,7 @@
 """Hold a new model against the original. In: two models and samples. Out: a Comparison, all of it measured.
 
-Quality of the outputs (quality.py), the user's metric, file size, load time and memory in a fresh process, speed
-as an interleaved ratio, the kernels that ONNX Runtime really runs, and on request the damage at every site.
+Quality of the outputs (quality.py), the user's metric, file size, load time and memory in a fresh process,
+speed as an interleaved ratio, the kernels that ONNX Runtime really runs, and on request the damage at every site.
 """
 
 from __future__ import annotations
@@ -18,13 +18,12 @@ import numpy as np
 
 from onnxc.answers import class_scores
 from onnxc.errors import ModelError
+from onnxc.kernels import leftover_weights, operators
 from onnxc.model import Constant, Model, Node, Tensor, Variable
 from onnxc.quality import OutputError, Quality, ReferenceOutputs, floor_met, relative_drop
 from onnxc.session import Options, Session, load_cost, measure_ratio
 
 if TYPE_CHECKING:
-    import onnx
-
     from onnxc.data import Calibration, Evaluation, Sample
     from onnxc.timing import LoadCost, Ratio
 
@@ -37,8 +36,6 @@ __all__ = [
     "class_scores",
     "compare",
     "floor_met",
-    "fused",
-    "leftover_weights",
     "relative_drop",
     "site_damage",
 ]
@@ -53,16 +50,6 @@ _SITES = {  # operator -> inputs that hold a weight
     "GRU": (1, 2),
     "RNN": (1, 2),
 }
-_FUSED = (
-    "QLinear",
-    "QGemm",
-    "MatMulNBits",
-    "DynamicQuantize",
-    "GatherBlockQuantized",
-    "QAttention",
-    "QEmbed",
-    "NhwcMaxPool",
-)
 _SPEED_SAMPLES = 16
 _SITE_SAMPLES = 8
 _SITES_AT_ONCE = 64  # captured in one run: bounds the memory
@@ -191,47 +178,6 @@ def some(samples: Calibration | Sequence[Sample], count: int) -> list[Sample]:
         return samples.take(min(count, len(samples)))
     step = max(1, len(samples) / count)
     return [samples[int(index * step)] for index in range(min(count, len(samples)))]
-
-
-def operators(optimized: onnx.ModelProto) -> Counter[str]:
-    """Operator types with their number, bodies included."""
-    return Counter(node.op_type for graph in _graphs(optimized.graph) for node in graph.node)
-
-
-def fused(kernels: Counter[str]) -> Counter[str]:
-    """Those of ``kernels`` that compute on codes: fused from Q/DQ pairs, or integer operators."""
-    return Counter(
-        {
-            name: count
-            for name, count in kernels.items()
-            if name.startswith(_FUSED) or name.endswith(("Integer", "IntegerToFloat", "IntegerBias"))
-        }
-    )
-
-
-def leftover_weights(optimized: onnx.ModelProto) -> list[str]:
-    """Weights of the optimized graph that a DequantizeLinear unfolds at every run: it fused with nothing."""
-    found = []
-    for graph in _graphs(optimized.graph):
-        constants = {tensor.name for tensor in graph.initializer}
-        constants |= {node.output[0] for node in graph.node if node.op_type == "Constant"}
-        found += [
-            node.input[0]
-            for node in graph.node
-            if node.op_type == "DequantizeLinear" and node.input[0] in constants
-        ]
-    return found
-
-
-def _graphs(graph: onnx.GraphProto) -> list[onnx.GraphProto]:
-    """The graph and the bodies inside it."""
-    found = [graph]
-    for node in graph.node:
-        for attribute in node.attribute:
-            bodies = [attribute.g] if attribute.HasField("g") else []
-            for body in [*bodies, *attribute.graphs]:
-                found += _graphs(body)
-    return found
 
 
 def site_damage(

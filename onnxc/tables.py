@@ -1,0 +1,273 @@
+"""Pages for the terminal. In: a Report, a Comparison, rows of text. Out: tables that survive pasting.
+
+On a terminal rich draws them; anywhere else (a pipe, a file) they are Markdown, one row a line.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from onnxc.kernels import fused
+from onnxc.report import FLOAT
+
+if TYPE_CHECKING:
+    from onnxc.quality import OutputError
+    from onnxc.report import Report, SiteRow
+    from onnxc.validate import Comparison
+
+MOST_ROWS = 30
+"""A report with more sites is grouped by operator and choice."""
+
+
+def amount(count: int | None) -> str:
+    """Bytes in the unit that gives two to four digits."""
+    if count is None:
+        return "?"
+    value = float(count)
+    for unit in ("B", "KB", "MB", "GB"):
+        if abs(value) < 1000 or unit == "GB":
+            return f"{value:.0f} {unit}" if unit == "B" or value >= 100 else f"{value:.2f} {unit}"
+        value /= 1000
+    return ""
+
+
+def decibels(value: float | None) -> str:
+    """An SQNR; outputs that are equal have none."""
+    if value is None:
+        return ""
+    return "equal" if value >= 200 else "incomparable" if value == float("-inf") else f"{value:.1f} dB"
+
+
+def percent(value: float | None) -> str:
+    """A fraction as a percentage."""
+    return "" if value is None else f"{100 * value:.2f}".rstrip("0").rstrip(".") + " %"
+
+
+def operations(count: int | None) -> str:
+    """Multiply-accumulates with a unit."""
+    if not count:
+        return ""
+    for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if count >= limit:
+            return f"{count / limit:.3g} {unit}"
+    return str(count)
+
+
+def milliseconds(value: float | None) -> str:
+    """Three significant digits."""
+    return "" if value is None else f"{value:.3g}"
+
+
+def print_table(
+    console: Console,
+    heading: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    right: Sequence[int] = (),
+    title: str = "",
+) -> None:
+    """Print one table; columns that are empty in every row are left out."""
+    used = [i for i in range(len(heading)) if any(row[i] for row in rows)]
+    if title:
+        console.print(
+            f"\n[bold]{escape(title)}[/bold]" if console.is_terminal else f"\n{title}\n", highlight=False
+        )
+    if not console.is_terminal:
+        cells = [[row[i].replace("|", "/") for i in used] for row in (list(heading), *rows)]
+        width = [max(len(row[i]) for row in cells) for i in range(len(used))]
+        side = [used[i] in right for i in range(len(used))]
+        rule = ["-" * (width[i] - 1) + (":" if side[i] else "-") for i in range(len(used))]
+        for row in [cells[0], rule, *cells[1:]]:
+            text = [cell.rjust(width[i]) if side[i] else cell.ljust(width[i]) for i, cell in enumerate(row)]
+            console.out(f"| {' | '.join(text)} |", highlight=False)
+        return
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for i in used:
+        table.add_column(heading[i], justify="right" if i in right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(escape(row[i]) for i in used))
+    console.print(table)
+
+
+def print_report(report: Report, console: Console) -> None:
+    """The page of optimize: what was done, what was refused, the totals, and what the user should know."""
+    changed = [row for row in report.rows if row.choice != FLOAT]
+    if changed:
+        _print_sites(changed, console)
+    if report.refusals:
+        rows = [
+            [row.pass_name, str(row.count), row.reason, ", ".join(row.examples[:1])]
+            for row in sorted(report.refusals, key=lambda row: (row.pass_name, -row.count))
+        ]
+        print_table(console, ["refused by", "places", "reason", "example"], rows, right=[1], title="Refused")
+    if report.comparison is not None:
+        print_totals(report.comparison, console, report.bytes_before, report.bytes_after)
+    print_sentences(report.sentences, console)
+    if report.output:
+        saved = (
+            f"{amount(report.bytes_before)} -> {amount(report.bytes_after)} ({percent(report.size_ratio)})"
+        )
+        console.print(
+            f"\nwrote {report.output}: {saved}, {report.seconds:.1f} s",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
+
+
+def print_sentences(sentences: Sequence[str], console: Console) -> None:
+    """One line each, in full: wrapping is the terminal's."""
+    if sentences:
+        console.print()
+    for sentence in sentences:
+        console.print(f"- {sentence}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _print_sites(rows: Sequence[SiteRow], console: Console) -> None:
+    if len(rows) <= MOST_ROWS:
+        heading = ["site", "operator", "weight", "bytes", "after", "MACs", "ms", "after", "SQNR", "done"]
+        cells = [
+            [
+                row.site,
+                row.operator,
+                "x".join(map(str, row.shape)),
+                amount(row.bytes_before) if row.bytes_before else "",
+                amount(row.bytes_after) if row.bytes_before else "",
+                operations(row.macs),
+                milliseconds(row.milliseconds_before),
+                milliseconds(row.milliseconds_after),
+                decibels(row.damage_db),
+                f"{row.choice}: {row.specification}" if row.specification else row.choice,
+            ]
+            for row in rows
+        ]
+        print_table(console, heading, cells, right=[3, 4, 5, 6, 7, 8], title="Done")
+        return
+    groups: defaultdict[tuple[str, str, str], list[SiteRow]] = defaultdict(list)
+    for row in rows:
+        groups[row.operator, row.choice, row.specification].append(row)
+    heading = ["operator", "sites", "bytes", "after", "ms", "after", "worst SQNR", "done", "example"]
+    cells = []
+    for (operator, choice, specification), members in groups.items():
+        before, after = (sum(row.bytes_before for row in members), sum(row.bytes_after for row in members))
+        damage = [row.damage_db for row in members if row.damage_db is not None]
+        cells.append(
+            [
+                operator,
+                str(len(members)),
+                amount(before) if before else "",
+                amount(after) if before else "",
+                milliseconds(_total([row.milliseconds_before for row in members])),
+                milliseconds(_total([row.milliseconds_after for row in members])),
+                decibels(min(damage, default=None)),
+                f"{choice}: {specification}" if specification else choice,
+                members[0].site,
+            ]
+        )
+    print_table(
+        console, heading, cells, right=[1, 2, 3, 4, 5, 6], title="Done (--report FILE.json lists every site)"
+    )
+
+
+def _total(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) if known else None
+
+
+def print_totals(result: Comparison, console: Console, before: int = 0, after: int = 0) -> None:
+    """Both models side by side: size, speed, quality, the user's metric, load and kernels."""
+    before, after = before or result.size_reference, after or result.size_new
+    rows = [
+        ["size", amount(before), amount(after), f"{percent(after / before)} of the bytes" if before else ""]
+    ]
+    if result.ratio is not None:
+        ratio = result.ratio
+        rows.append(
+            [
+                "time per run",
+                f"{1e3 * ratio.seconds_a:.3g} ms",
+                f"{1e3 * ratio.seconds_b:.3g} ms",
+                f"{ratio.median:.2f} times as fast ({ratio.low:.2f} to {ratio.high:.2f})",
+            ]
+        )
+    if result.has_floats:
+        worst = f"worst output '{result.worst}'" if len(result.outputs) > 1 else ""
+        rows.append(["SQNR", "", decibels(result.sqnr_db), worst])
+    if result.agreement is not None:
+        changed = f"{result.changed} of {result.judged} changed"
+        rows.append(["top-1 answers", "", percent(result.agreement), changed])
+    if result.score_reference is not None and result.score_new is not None:
+        drop = f"{percent(result.drop)} lost" if result.drop else "nothing lost"
+        rows.append(["score", f"{result.score_reference:.6g}", f"{result.score_new:.6g}", drop])
+    if result.load_reference is not None and result.load_new is not None:
+        old, new = result.load_reference, result.load_new
+        rows.append(["load time", *(f"{1e3 * each.seconds:.3g} ms" for each in (old, new)), ""])
+        rows.append(["memory at load", amount(old.peak_bytes), amount(new.peak_bytes), ""])
+    if result.kernels_new:
+        rows.append(["kernels", *_kernel_cells(result)])
+    print_table(console, ["", "original", "new", ""], rows, right=[1, 2], title="Totals")
+    if result.leftover:
+        names = ", ".join(f"'{name}'" for name in result.leftover[:3])
+        console.print(
+            f"- {len(result.leftover)} weights are unfolded at every run because nothing fused with them: {names}",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
+
+
+def _kernel_cells(result: Comparison) -> list[str]:
+    cells = [f"{kernels.total()}" for kernels in (result.kernels_reference, result.kernels_new)]
+    integer = fused(result.kernels_new)
+    names = ", ".join(f"{count} {name}" for name, count in integer.most_common(4))
+    loose = result.kernels_new["QuantizeLinear"] + result.kernels_new["DequantizeLinear"]
+    text = f"{integer.total()} on integers: {names}" if integer else "none on integers"
+    return [*cells, f"{text}; {loose} Quantize/DequantizeLinear" if loose else text]
+
+
+def print_outputs(outputs: Sequence[OutputError], console: Console) -> None:
+    """One row per output."""
+    rows = [
+        [
+            each.name,
+            decibels(each.sqnr_db),
+            "" if each.max_error is None else f"{each.max_error:.3g}",
+            "" if each.mean_error is None else f"{each.mean_error:.3g}",
+            "" if each.cosine is None else f"{each.cosine:.6f}",
+            percent(each.top1_agreement),
+            percent(each.equal),
+            each.problem or "",
+        ]
+        for each in outputs
+    ]
+    heading = ["output", "SQNR", "max error", "mean error", "cosine", "top-1", "equal", "problem"]
+    print_table(console, heading, rows, right=[1, 2, 3, 4, 5, 6], title="Outputs")
+
+
+def print_comparison(result: Comparison, console: Console) -> None:
+    """The page of compare."""
+    print_outputs(result.outputs, console)
+    if result.sites:
+        rows = [
+            [each.site, each.operator, decibels(each.sqnr_db), f"{each.damage:.3g}"] for each in result.sites
+        ]
+        print_table(
+            console,
+            ["site", "operator", "SQNR", "|y - y'|^2 / |y|^2"],
+            rows,
+            right=[2, 3],
+            title="Sites, worst first, each with the inputs it has in the original",
+        )
+    print_totals(result, console)
+    notes = []
+    if result.unmatched:
+        notes.append(f"{len(result.unmatched)} sites have no counterpart in it, e.g. '{result.unmatched[0]}'")
+    if result.generated:
+        notes.append("inputs were generated: top-1 answers on them say little; --calib gives real ones")
+    print_sentences(notes, console)
