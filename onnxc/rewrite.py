@@ -1,23 +1,31 @@
 """The contract of passes: what a pass author reads.
 
 An exact pass edits a model in place and says what it did; the frame checks that the outputs stayed equal.
-A lossy pass looks at one site at a time and proposes candidates: specifications with estimated damage and bytes.
-A structural pass yields smaller graphs, each of which is planned afresh.
+A lossy pass looks at one site or weight at a time and proposes candidates: specifications with estimated damage and
+bytes. What the planner chooses is applied through a Rewriter, which shares codes and quantized activations between
+sites.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxc.encoding import Codes, round_to_nearest
+from onnxc.model import Constant, Graph, Model, Node, Tensor
 
 if TYPE_CHECKING:
-    from onnxc.model import Model
     from onnxc.observe import Observations
     from onnxc.recipe import Recipe
-    from onnxc.sites import Site
+    from onnxc.sites import Site, Sites, Weight
     from onnxc.targets import Target
+
+BIAS_LIMIT = 2.0**30
 
 
 @dataclass(frozen=True)
@@ -37,3 +45,255 @@ class ExactPass(ABC):
     @abstractmethod
     def run(self, model: Model) -> Outcome:
         """Edit ``model`` in place."""
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a pass does not act on a site."""
+
+    pass_name: str
+    place: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Activation:
+    """How a tensor is quantized where int8 operators read it: uint8, one scale, any zero point.
+
+    Attributes:
+        tensor: name of the float tensor.
+        low, high: the range, zero included; ignored where ``dynamic``.
+        dynamic: the range is taken from the data at run time.
+    """
+
+    tensor: str
+    low: float = 0.0
+    high: float = 0.0
+    dynamic: bool = False
+
+    @property
+    def scale(self) -> np.float32:
+        return np.float32(max((self.high - self.low) / 255.0, 1e-12))
+
+    @property
+    def zero_point(self) -> np.uint8:
+        return np.uint8(np.clip(np.rint(-self.low / float(self.scale)), 0, 255))
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """One way to compute a site, or to store a weight.
+
+    Attributes:
+        pass_name: the pass that proposes it.
+        kind: "compute" (of a site) or "storage" (of a weight).
+        place: the site's node name or the weight's name.
+        mode: "static", "dynamic", "rows" (compute), "int8" (storage).
+        specification: what the report says, e.g. "int8 per channel, activations uint8 by squared error".
+        reads: activations that must be quantized for it, empty for storage.
+        writes: the activation its result is quantized to, None where the result stays float.
+        stored: the codes of the weight it needs, None for joints.
+        bytes: of the stored weight (storage candidates).
+        apply: writes the candidate into a model; storage is applied by the Rewriter itself.
+    """
+
+    pass_name: str
+    kind: Literal["compute", "storage"]
+    place: str
+    mode: str
+    specification: str
+    reads: tuple[Activation, ...] = ()
+    writes: Activation | None = None
+    bytes: int = 0
+    apply: Callable[[Rewriter], None] | None = None
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a pass may know when it proposes."""
+
+    model: Model
+    sites: Sites
+    observations: Observations
+    recipe: Recipe
+    target: Target
+    told: bool = False
+
+
+@dataclass(frozen=True)
+class LossyPass(ABC):
+    """A pass that changes numbers, one place at a time."""
+
+    name: ClassVar[str]
+    needs_data: ClassVar[bool] = False
+
+    def propose(self, site: Site, context: Context) -> Iterable[Candidate | Refusal]:
+        """Ways to compute ``site``, or why not."""
+        return ()
+
+    def store(self, weight: Weight, context: Context) -> Iterable[Candidate | Refusal]:
+        """Ways to store ``weight``, or why not."""
+        return ()
+
+
+@dataclass(eq=False)
+class Rewriter:
+    """Writes chosen candidates into one copy of the model.
+
+    Codes of a weight, the Q/DQ pair of an activation and a dynamic quantization are made once and shared.
+    """
+
+    model: Model
+    codes: dict[str, Codes]
+    nodes: dict[str, Node] = field(default_factory=dict)
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    homes: dict[int, Graph] = field(default_factory=dict)
+    _codes: dict[str, Constant] = field(default_factory=dict)
+    _scales: dict[tuple[str, str], Constant] = field(default_factory=dict)
+    _pairs: dict[str, Tensor] = field(default_factory=dict)
+    _dynamic: dict[tuple[str, int], list[Tensor]] = field(default_factory=dict)
+    _weights: dict[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for graph in self.model.graphs():
+            for tensor in graph.inputs:
+                self.tensors.setdefault(tensor.name, tensor)
+            for node in graph.nodes:
+                self.nodes[node.name] = node
+                self.homes[id(node)] = graph
+                for tensor in (*node.inputs, *node.outputs):
+                    self.tensors.setdefault(tensor.name, tensor)
+
+    def weight_codes(self, weight: str) -> Constant:
+        """The int8 initializer that replaces ``weight``, named after it."""
+        if weight not in self._codes:
+            self._codes[weight] = self.model.constant(f"{weight}_q", self.codes[weight].values)
+        return self._codes[weight]
+
+    def weight_scale(self, weight: str, form: str = "flat") -> Constant:
+        """Its scale: "flat" [channels], "broadcast" in the weight's rank, or "zero" the int8 zero points."""
+        key = (weight, form)
+        if key not in self._scales:
+            codes = self.codes[weight]
+            values: NDArray[np.generic] = codes.scale
+            name = f"{weight}_scale"
+            if form == "broadcast":
+                values = codes.broadcast_scale()
+            elif form == "zero":
+                values, name = np.zeros(codes.scale.shape, np.int8), f"{weight}_zero"
+            if form == "broadcast" and codes.axis == codes.values.ndim - 1:
+                return self.weight_scale(weight)
+            self._scales[key] = self.model.constant(name, values)
+        return self._scales[key]
+
+    def dequantized(self, weight: str) -> Tensor:
+        """DequantizeLinear of the codes, for operators that fuse with it. Zero points are always written:
+        without them Gemm does not fuse."""
+        if weight not in self._weights:
+            axis = self.codes[weight].axis
+            attributes = {} if axis is None else {"axis": axis}
+            self._weights[weight] = self.model.insert(
+                "DequantizeLinear",
+                [self.weight_codes(weight), self.weight_scale(weight), self.weight_scale(weight, "zero")],
+                [f"{weight}_dq"],
+                name=f"{weight}_dq",
+                **attributes,
+            ).outputs[0]
+        return self._weights[weight]
+
+    def unfold(self, weight: str) -> None:
+        """Let every remaining reader of ``weight`` read Cast(codes) * scale, which ONNX Runtime folds at load."""
+        tensor = self.tensors[weight]
+        if not tensor.outputs:
+            return
+        cast = self.model.insert(
+            "Cast", [self.weight_codes(weight)], [f"{weight}_cast"], name=f"{weight}_cast", to=1
+        ).outputs[0]
+        scaled = self.model.insert(
+            "Mul", [cast, self.weight_scale(weight, "broadcast")], [f"{weight}_unfolded"], name=f"{weight}_unfolded"
+        ).outputs[0]
+        scaled.dtype, scaled.shape = np.dtype(np.float32), list(self.codes[weight].values.shape)
+        self.model.redirect(tensor, scaled)
+
+    def quantized(self, activation: Activation) -> Tensor:
+        """DequantizeLinear(QuantizeLinear(tensor)), made once per tensor."""
+        name = activation.tensor
+        if name not in self._pairs:
+            parameters = [
+                self.model.constant(f"{name}_scale", np.asarray(activation.scale, np.float32)),
+                self.model.constant(f"{name}_zero", np.asarray(activation.zero_point, np.uint8)),
+            ]
+            quantize = self.model.insert(
+                "QuantizeLinear", [self.tensors[name], *parameters], [f"{name}_q"], name=f"{name}_q"
+            )
+            restore = self.model.insert(
+                "DequantizeLinear", [quantize.outputs[0], *parameters], [f"{name}_dq"], name=f"{name}_dq"
+            )
+            restore.outputs[0].dtype = np.dtype(np.float32)
+            restore.outputs[0].shape = self.tensors[name].shape
+            self._pairs[name] = restore.outputs[0]
+        return self._pairs[name]
+
+    def quantize_result(self, activation: Activation) -> None:
+        """Every reader of the tensor, and the graph output it may be, gets the quantized form."""
+        self.model.redirect(self.tensors[activation.tensor], self.quantized(activation))
+
+    def home(self, node: Node) -> Graph:
+        """The graph that holds ``node``."""
+        return self.homes[id(node)]
+
+    def dynamic(self, tensor: str, graph: Graph) -> list[Tensor]:
+        """[codes, scale, zero point] of DynamicQuantizeLinear(tensor), made once per tensor and graph."""
+        key = (tensor, id(graph))
+        if key not in self._dynamic:
+            node = self.model.insert(
+                "DynamicQuantizeLinear",
+                [self.tensors[tensor]],
+                [f"{tensor}_q", f"{tensor}_q_scale", f"{tensor}_q_zero"],
+                name=self.model.unique(f"{tensor}_q"),
+                graph=graph,
+            )
+            self._dynamic[key] = list(node.outputs)
+        return self._dynamic[key]
+
+    def transposed_codes(self, weight: str) -> Tensor:
+        """The codes of a matrix [N, K] as [K, N], through a Transpose that is folded at load."""
+        key = f"{weight}_transposed"
+        if key not in self._weights:
+            node = self.model.insert("Transpose", [self.weight_codes(weight)], [key], name=key, perm=[1, 0])
+            self._weights[key] = node.outputs[0]
+        return self._weights[key]
+
+    def bias(self, tensor: Tensor, weight: str, activation: Activation) -> Tensor:
+        """The bias [N] as DequantizeLinear(int32, scale of the input times scale of the weight)."""
+        scale = np.asarray(activation.scale * self.codes[weight].scale, np.float32)
+        values = np.asarray(self.model.values(tensor), np.float64)
+        codes = np.rint(values / scale).astype(np.int32)
+        base = f"{weight}_bias" if not tensor.name else tensor.name
+        attributes = {"axis": 0} if scale.ndim else {}
+        return self.model.insert(
+            "DequantizeLinear",
+            [self.model.constant(f"{base}_q", codes), self.model.constant(f"{base}_scale", scale)],
+            [f"{base}_dq"],
+            name=self.model.unique(f"{base}_dq"),
+            **attributes,
+        ).outputs[0]
+
+
+def weight_codes(
+    weight: Weight, values: NDArray[np.float32], context: Context, levels: int | None = None
+) -> Codes:
+    """The int8 codes of ``weight``: one scale per channel, large enough that an int32 bias stays in range."""
+    levels = levels or context.target.weight_levels
+    smallest = None
+    for site in context.sites:
+        seen = context.observations.ranges.get(site.input.name) if site.weight is weight else None
+        if seen is None or site.bias is None or weight.channel_axis is None:
+            continue
+        low, high = seen.limits()
+        step = max((high - low) / 255.0, 1e-12)
+        bias = np.abs(np.asarray(context.model.values(site.bias), np.float32).ravel())
+        if bias.shape == (weight.shape[weight.channel_axis],):
+            needed = (bias / np.float32(step * BIAS_LIMIT)).astype(np.float32)
+            smallest = needed if smallest is None else np.maximum(smallest, needed)
+    return round_to_nearest(values, weight.channel_axis, levels, smallest)

@@ -1,0 +1,78 @@
+"""A plan becomes a model and is judged against the original. In: plans. Out: trials."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from onnxc.answers import class_scores
+from onnxc.data import Calibration
+from onnxc.hooks import Evaluation
+from onnxc.model import Model
+from onnxc.planner import Plan
+from onnxc.propose import CodeBook
+from onnxc.quality import Quality, ReferenceOutputs, floor_met
+from onnxc.recipe import Budget
+from onnxc.rewrite import Rewriter
+from onnxc.search import Trial
+from onnxc.session import Options, Session
+
+
+def build(model: Model, plan: Plan, codes: CodeBook) -> Model:
+    """``model`` with ``plan`` applied, a copy. The order of sites is the file's, so names come out the same."""
+    copy = model.copy()
+    rewriter = Rewriter(copy, codes.of(plan.stored))
+    for candidate in plan.compute.values():
+        if candidate.apply is not None:
+            candidate.apply(rewriter)
+    for name in sorted(plan.stored):
+        rewriter.unfold(name)
+    copy.tidy()
+    return copy
+
+
+@dataclass
+class Judge:
+    """Everything that decides whether a model is good enough.
+
+    Attributes:
+        original: what is compared with.
+        samples: calibration data or generated inputs.
+        budget: the limits; evaluation: the user's hook, None without one.
+        evaluations: how often the hook was called.
+    """
+
+    original: Model
+    samples: Calibration
+    budget: Budget
+    options: Options
+    evaluation: Evaluation | None = None
+    reference: ReferenceOutputs = field(init=False)
+    score: float | None = None
+    evaluations: int = 0
+
+    def prepare(self, session: Session) -> None:
+        """Run the original once: its outputs, and its score."""
+        self.reference = ReferenceOutputs(session, self.samples, class_scores(self.original))
+        if self.evaluation is not None:
+            self.score = self.evaluation.reference(session)
+
+    def judge(self, model: Model) -> tuple[Quality, float | None, str | None]:
+        """Quality, score, and the floor that ``model`` misses (None: none). The hook runs only if outputs allow it."""
+        session = Session(model, self.options)
+        quality = self.reference.judge(session)
+        score = None
+        if self.evaluation is not None and self.score is not None:
+            missed = floor_met(quality, self.budget, generated=self.samples.generated, score=(self.score, self.score))
+            if missed is not None:
+                return quality, None, missed
+            score = self.evaluation(session)
+            self.evaluations += 1
+            pair = (self.score, score)
+            return quality, score, floor_met(quality, self.budget, generated=self.samples.generated, score=pair)
+        return quality, None, floor_met(quality, self.budget, generated=self.samples.generated)
+
+    def trial(self, model: Model, plan: Plan, codes: CodeBook) -> Trial:
+        """Build ``plan`` on ``model`` and judge the result."""
+        made = build(model, plan, codes)
+        quality, score, missed = self.judge(made)
+        return Trial(plan, made, quality, score, missed)

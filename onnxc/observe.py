@@ -1,0 +1,260 @@
+"""Statistics of tensors, streamed. In: a model, samples, the tensors and sites to watch. Out: ranges and input rows.
+
+One pass over the calibration data. A model's activations are never all held: tensors are captured in groups whose
+size fits a byte limit, one sample at a time. Everything kept is bounded: a histogram per tensor, a fixed number of
+input rows per site. The result does not depend on the order of the samples or on how they are batched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxc.model import Model, Variable
+from onnxc.session import Options, Session
+from onnxc.sites import Site
+
+BINS = 4096
+ROWS = 512
+CAPTURE_BYTES = 192 << 20
+
+Array = NDArray[np.float32]
+
+
+@dataclass
+class Histogram:
+    """Counts of a tensor's values over [-radius, radius), radius a power of two.
+
+    When a larger value arrives the radius doubles and neighbouring bins merge exactly, so the final counts are those
+    of the final radius whatever came first. Zeros are counted apart: every quantizer here represents zero exactly.
+    """
+
+    lowest: float = np.inf
+    highest: float = -np.inf
+    radius: float = 2.0**-60
+    zeros: int = 0
+    total: int = 0
+    counts: NDArray[np.int64] = field(default_factory=lambda: np.zeros(BINS, np.int64))
+
+    def add(self, values: Array) -> None:
+        """Count ``values`` (any shape); non-finite entries are ignored."""
+        flat = np.asarray(values, np.float32).ravel()
+        if flat.size == 0:
+            return
+        low, high = float(flat.min()), float(flat.max())
+        if not (np.isfinite(low) and np.isfinite(high)):
+            flat = flat[np.isfinite(flat)]
+            if flat.size == 0:
+                return
+            low, high = float(flat.min()), float(flat.max())
+        self.lowest, self.highest = min(self.lowest, low), max(self.highest, high)
+        peak = max(-low, high)
+        while peak >= self.radius:
+            self.grow(peak)
+        self.total += flat.size
+        self.zeros += int(flat.size - np.count_nonzero(flat))
+        index = np.floor(flat * np.float32(BINS / 2 / self.radius)).astype(np.int32) + BINS // 2
+        self.counts += np.bincount(np.clip(index, 0, BINS - 1), minlength=BINS)
+
+    def grow(self, peak: float) -> None:
+        """Double the radius, or jump to the right one while the histogram is empty."""
+        if self.total == 0:
+            self.radius = 2.0 ** np.floor(np.log2(peak) + 1)
+            return
+        self.radius *= 2
+        merged = self.counts.reshape(BINS // 2, 2).sum(1)
+        self.counts = np.zeros(BINS, np.int64)
+        self.counts[BINS // 4 : BINS // 4 + BINS // 2] = merged
+
+    @property
+    def centres(self) -> NDArray[np.float64]:
+        return (np.arange(BINS) + 0.5 - BINS / 2) * (2 * self.radius / BINS)
+
+    def limits(self, method: str = "mse", percentile: float = 99.99, levels: int = 255) -> tuple[float, float]:
+        """(low, high) of the range to quantize, zero included.
+
+        ``minmax`` is the range seen, ``percentile`` cuts the two tails, ``mse`` minimizes the mean squared error of
+        rounding and clipping together over a grid of both ends.
+        """
+        low, high = min(self.lowest, 0.0), max(self.highest, 0.0)
+        if self.total == 0 or high - low <= 0:
+            return 0.0, 1.0
+        if method == "minmax":
+            return low, high
+        counts = self.counts.astype(np.float64)
+        if method == "percentile":
+            share = np.cumsum(counts) / counts.sum()
+            edges = self.centres
+            tail = (100 - percentile) / 100
+            first = edges[min(int(np.searchsorted(share, tail)), BINS - 1)]
+            last = edges[min(int(np.searchsorted(share, 1 - tail)), BINS - 1)]
+            return max(low, min(first, 0.0)), min(high, max(last, 0.0))
+        return self.least_squares_limits(low, high, levels)
+
+    def least_squares_limits(self, low: float, high: float, levels: int) -> tuple[float, float]:
+        """The (low, high) pair with the least mean squared error: the clipping error of each end from cumulative
+        sums, the rounding error as step^2 / 12 for the values inside that are not zero."""
+        centres, counts = self.centres, self.counts.astype(np.float64)
+        counts[BINS // 2] = max(counts[BINS // 2] - self.zeros, 0.0)
+        ratios = np.concatenate([np.linspace(1, 0.5, 51), np.linspace(0.48, 0.02, 24)])
+        lows, highs = low * ratios, high * ratios
+
+        def clipped(ends: NDArray[np.float64], sign: float) -> NDArray[np.float64]:
+            distance = np.maximum(sign * (centres[None, :] - ends[:, None]), 0.0)
+            return np.asarray((distance**2) @ counts)
+
+        below = clipped(lows, -1.0) if low < 0 else np.zeros(1)
+        above = clipped(highs, 1.0) if high > 0 else np.zeros(1)
+        lows, highs = (lows if low < 0 else np.zeros(1)), (highs if high > 0 else np.zeros(1))
+        step = (highs[None, :] - lows[:, None]) / levels
+        error = below[:, None] + above[None, :] + counts.sum() * step**2 / 12
+        row, column = np.unravel_index(int(np.argmin(error)), error.shape)
+        return float(lows[row]), float(highs[column])
+
+
+@dataclass
+class Observations:
+    """What was seen of each tensor.
+
+    Attributes:
+        ranges: tensor name -> histogram of its values over all samples.
+        rows: site name -> sampled rows [R, K] of the matrix that multiplies the site's weight (group 0 of a
+            convolution's im2col, in the order of the stored weight).
+        shapes: tensor name -> shape in the first sample.
+        samples: how many samples were read; 0 when there was no data.
+    """
+
+    ranges: dict[str, Histogram] = field(default_factory=dict)
+    rows: dict[str, Array] = field(default_factory=dict)
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    samples: int = 0
+
+
+def observe(
+    model: Model,
+    samples: Iterable[Mapping[str, NDArray[np.generic]]],
+    count: int,
+    tensors: Sequence[Variable],
+    sites: Sequence[Site],
+    options: Options,
+) -> Observations:
+    """Run ``samples`` once per capture group and collect ranges of ``tensors`` and rows of ``sites``."""
+    seen = Observations(samples=count)
+    names = list(dict.fromkeys(t.name for t in tensors))
+    if not names or not count:
+        return seen
+    inputs = {t.name for t in model.graph.inputs}
+    quota = max(1, -(-ROWS // count))
+    readers: dict[str, list[Site]] = {}
+    for site in sites:
+        readers.setdefault(site.input.name, []).append(site)
+    parts: dict[str, list[Array]] = {}
+    for group in capture_groups(model, samples, names, options):
+        session = Session(with_outputs(model, [n for n in group if n not in inputs]), options)
+        for position, sample in enumerate(samples):
+            wanted = [n for n in group if n not in inputs]
+            found = dict(sample) | (dict(session.run(sample, wanted)) if wanted else {})
+            for name in group:
+                values = np.asarray(found[name])
+                if position == 0:
+                    seen.shapes[name] = tuple(values.shape)
+                seen.ranges.setdefault(name, Histogram()).add(values)
+                for site in readers.get(name, []):
+                    rows = rows_of(site, values, quota, position)
+                    if rows is not None and len(rows):
+                        parts.setdefault(site.name, []).append(rows)
+    seen.rows = {name: np.concatenate(rows)[:ROWS] for name, rows in parts.items()}
+    return seen
+
+
+def with_outputs(model: Model, names: Sequence[str]) -> Model:
+    """A copy of ``model`` that also returns the tensors called ``names``."""
+    copy = model.copy()
+    present = {t.name for t in copy.graph.outputs}
+    tensors = {t.name: t for node in copy.graph.nodes for t in node.outputs}
+    for name in names:
+        if name not in present:
+            tensor = tensors[name]
+            tensor.dtype = tensor.dtype if tensor.dtype is not None else np.dtype(np.float32)
+            copy.graph.outputs.append(tensor)
+    return copy
+
+
+def capture_groups(
+    model: Model,
+    samples: Iterable[Mapping[str, NDArray[np.generic]]],
+    names: Sequence[str],
+    options: Options,
+) -> list[list[str]]:
+    """Split ``names`` so that one sample's captured tensors stay under CAPTURE_BYTES."""
+    inputs = {t.name for t in model.graph.inputs}
+    sizes: dict[str, int] = {}
+    first = next(iter(samples))
+    inner = [n for n in names if n not in inputs]
+    for start in range(0, len(inner), 64):
+        chunk = inner[start : start + 64]
+        outputs = Session(with_outputs(model, chunk), options).run(first, chunk)
+        sizes |= {name: int(np.asarray(value).nbytes) for name, value in dict(outputs).items()}
+    groups: list[list[str]] = [[]]
+    used = 0
+    for name in names:
+        size = sizes.get(name, 0)
+        if groups[-1] and used + size > CAPTURE_BYTES:
+            groups.append([])
+            used = 0
+        groups[-1].append(name)
+        used += size
+    return groups
+
+
+def rows_of(site: Site, values: NDArray[np.generic], quota: int, seed: int) -> Array | None:
+    """Up to ``quota`` rows [quota, K] of the matrix that meets the site's weight, from one sample."""
+    random = np.random.default_rng(seed)
+    if site.kind == "linear":
+        matrix = np.asarray(values, np.float32).reshape(-1, values.shape[-1])
+        if site.operator == "Gemm" and site.node.attrs.get("transA", 0):
+            matrix = matrix.T
+        pick = random.permutation(len(matrix))[:quota]
+        return np.ascontiguousarray(matrix[np.sort(pick)])
+    if site.operator == "Conv" and site.weight is not None:
+        return patches(np.asarray(values, np.float32), site, quota, random)
+    return None
+
+
+def patches(values: Array, site: Site, quota: int, random: np.random.Generator) -> Array | None:
+    """``quota`` im2col rows of a convolution's group 0 at random output positions."""
+    assert site.weight is not None
+    shape, attributes = site.weight.shape, site.node.attrs
+    spatial = len(shape) - 2
+    kernel = shape[2:]
+    strides = list(attributes.get("strides", [1] * spatial))
+    dilations = list(attributes.get("dilations", [1] * spatial))
+    pads = list(attributes.get("pads", [0] * 2 * spatial))
+    sizes = values.shape[2:]
+    if attributes.get("auto_pad", "NOTSET") in ("SAME_UPPER", "SAME_LOWER"):
+        total = [
+            max((-(-n // s) - 1) * s + (k - 1) * d + 1 - n, 0)
+            for n, s, k, d in zip(sizes, strides, kernel, dilations, strict=True)
+        ]
+        pads = [t // 2 for t in total] + [t - t // 2 for t in total]
+    channels = shape[1]
+    padded = np.pad(
+        values[:, :channels], [(0, 0), (0, 0), *zip(pads[:spatial], pads[spatial:], strict=True)]
+    )
+    counts = [
+        (n - (k - 1) * d - 1) // s + 1
+        for n, k, d, s in zip(padded.shape[2:], kernel, dilations, strides, strict=True)
+    ]
+    if min(counts, default=0) < 1:
+        return None
+    rows = np.empty((quota, channels * int(np.prod(kernel))), np.float32)
+    for row in range(quota):
+        index = [random.integers(len(padded)), slice(None)]
+        for axis in range(spatial):
+            start = int(random.integers(counts[axis])) * strides[axis]
+            index.append(slice(start, start + (kernel[axis] - 1) * dilations[axis] + 1, dilations[axis]))
+        rows[row] = padded[tuple(index)].ravel()
+    return rows

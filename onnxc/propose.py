@@ -1,0 +1,160 @@
+"""Which passes may propose, and what they say. In: a recipe and a context. Out: a Problem for the planner, refusals."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, get_args, get_type_hints
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxc.cost import Prices
+from onnxc.encoding import Codes
+from onnxc.errors import RecipeError
+from onnxc.planner import Problem
+from onnxc.recipe import Recipe
+from onnxc.registry import load_passes
+from onnxc.rewrite import Candidate, Context, ExactPass, LossyPass, Refusal, weight_codes
+from onnxc.saturation import machine_saturates, overflows
+from onnxc.sites import Site
+
+Pass = ExactPass | LossyPass
+
+
+@dataclass
+class Chosen:
+    """The passes of a run: exact ones in pipeline order, lossy ones with what was asked of them by name."""
+
+    exact: list[ExactPass]
+    lossy: list[tuple[LossyPass, bool]]
+
+
+def passes_of(recipe: Recipe) -> Chosen:
+    """Instances of every pass that runs. RecipeError for an unknown pass, field or value."""
+    known = load_passes()
+    asked = {request.name: request.fields for request in recipe.passes or ()}
+    for name in asked:
+        if name not in known:
+            raise RecipeError(f"unknown pass '{name}'; there are: {', '.join(sorted(known))}")
+    chosen = Chosen([], [])
+    for name, kind in known.items():
+        instance = configured(kind, name, asked.get(name, {}))
+        if isinstance(instance, ExactPass):
+            chosen.exact.append(instance)
+        elif recipe.passes is None or name in asked:
+            chosen.lossy.append((instance, bool(asked.get(name))))
+    return chosen
+
+
+def configured(kind: type[Any], name: str, values: Mapping[str, Any]) -> Pass:
+    """An instance of a pass with the fields asked for, each of the field's own type."""
+    hints = get_type_hints(kind)
+    allowed = {each.name: hints[each.name] for each in fields(kind)}
+    arguments: dict[str, Any] = {}
+    for key, value in values.items():
+        if key not in allowed:
+            there = ", ".join(sorted(allowed)) or "no fields"
+            raise RecipeError(f"pass '{name}' has no field '{key}'; it has {there}")
+        arguments[key] = converted(value, allowed[key], f"{name}:{key}")
+    instance: Pass = kind(**arguments)
+    return instance
+
+
+def converted(value: Any, hint: Any, where: str) -> Any:
+    """``value`` as the field's type: numbers from text, and only listed words for a Literal."""
+    choices = get_args(hint)
+    if choices and all(isinstance(choice, str) for choice in choices):
+        if value not in choices:
+            raise RecipeError(f"{where}={value} is not one of {', '.join(choices)}")
+        return value
+    wanted = hint if isinstance(hint, type) else type(value)
+    if wanted is bool and isinstance(value, str):
+        if value.lower() not in ("true", "false"):
+            raise RecipeError(f"{where}={value} is neither true nor false")
+        return value.lower() == "true"
+    try:
+        return wanted(value)
+    except (TypeError, ValueError):
+        raise RecipeError(f"{where}={value} is not a {wanted.__name__}") from None
+
+
+@dataclass
+class Proposals:
+    """Everything the passes said.
+
+    Attributes:
+        compute: site name -> candidates, one per mode.
+        storage: weight name -> storage candidate.
+        refusals: why not.
+        told: places whose candidate was asked for with fields.
+    """
+
+    compute: dict[str, list[Candidate]]
+    storage: dict[str, Candidate]
+    refusals: list[Refusal]
+    told: set[str]
+
+    def problem(self, context: Context, prices: Prices) -> Problem:
+        elements = {n: int(np.prod(s)) if s else 1 for n, s in context.observations.shapes.items()}
+        return Problem(context.sites, self.compute, self.storage, prices, elements, told=self.told)
+
+
+def collect(lossy: list[tuple[LossyPass, bool]], context: Context) -> Proposals:
+    """Ask every lossy pass about every site and weight."""
+    found = Proposals({}, {}, [], set())
+    for instance, told in lossy:
+        own = Context(
+            context.model, context.sites, context.observations, context.recipe, context.target, told
+        )
+        answers = [a for site in context.sites for a in instance.propose(site, own)]
+        answers += [a for weight in context.sites.weights for a in instance.store(weight, own)]
+        for answer in answers:
+            if isinstance(answer, Refusal):
+                found.refusals.append(answer)
+                continue
+            if answer.kind == "compute":
+                found.compute.setdefault(answer.place, []).append(answer)
+            else:
+                found.storage.setdefault(answer.place, answer)
+            if told:
+                found.told.add(answer.place)
+    return found
+
+
+class CodeBook:
+    """The codes of every weight that a plan may store, made when first asked for."""
+
+    def __init__(self, context: Context, proposals: Proposals) -> None:
+        self.context = context
+        self.made: dict[str, Codes] = {}
+        self.narrow: list[str] = []
+        self.weights = {weight.name: weight for weight in context.sites.weights}
+        self.readers: dict[str, list[Site]] = {}
+        for site in context.sites:
+            if site.weight is not None and site.name in proposals.compute:
+                self.readers.setdefault(site.weight.name, []).append(site)
+
+    def __getitem__(self, name: str) -> Codes:
+        if name not in self.made:
+            weight = self.weights[name]
+            values: NDArray[np.float32] = np.asarray(self.context.model.values(weight.tensor), np.float32)
+            codes = weight_codes(weight, values, self.context)
+            if any(self.saturates(site, codes) for site in self.readers.get(name, [])):
+                self.narrow.append(name)
+                if machine_saturates():
+                    codes = weight_codes(weight, values, self.context, self.context.target.safe_weight_levels)
+            self.made[name] = codes
+        return self.made[name]
+
+    def saturates(self, site: Site, codes: Codes) -> bool:
+        """Whether the pair sums of ``site`` overflow 16 bits on its calibration rows."""
+        rows, seen = self.context.observations.rows.get(site.name), self.context.observations.ranges.get(site.input.name)
+        if rows is None or seen is None or codes.axis is None or site.node.attrs.get("group", 1) != 1:
+            return False
+        low, high = seen.limits()
+        scale = max((high - low) / 255.0, 1e-12)
+        return overflows(site, codes, rows, scale, int(np.clip(np.rint(-low / scale), 0, 255)))
+
+    def of(self, names: frozenset[str] | set[str]) -> dict[str, Codes]:
+        return {name: self[name] for name in sorted(names)}

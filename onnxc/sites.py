@@ -1,0 +1,275 @@
+"""Weights and sites. In: a simplified Model. Out: every float weight with its readers, every place that may be replaced.
+
+A *weight* is a float initializer with every place that reads it; its bytes count once. A *site* is a node whose
+operator may be replaced. A linear site is a matrix W [K, N] whatever operator holds it: a convolution is one after
+im2col, per group. *Joints* are nodes without weights that can run in int8 between sites.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from math import prod
+
+import numpy as np
+
+from onnxc.model import Constant, Graph, Model, Node, Tensor, Variable
+from onnxc.targets import Target
+
+KINDS = {
+    "MatMul": "linear",
+    "Gemm": "linear",
+    "Conv": "convolution",
+    "ConvTranspose": "convolution",
+    "Gather": "embedding",
+    "LSTM": "recurrent",
+    "GRU": "recurrent",
+    "RNN": "recurrent",
+}
+RECURRENT_INPUTS = (1, 2)
+
+
+@dataclass(eq=False)
+class Weight:
+    """A float initializer and its readers.
+
+    Attributes:
+        tensor: the initializer, any rank.
+        graph: the graph that holds it (the main graph or a body).
+        readers: (node, input index) of every direct reader, in file order.
+        channel_axis: the axis along which a scale may vary for every reader that can run in int8, None for one scale.
+    """
+
+    tensor: Constant
+    graph: Graph
+    readers: list[tuple[Node, int]] = field(default_factory=list)
+    channel_axis: int | None = None
+
+    @property
+    def name(self) -> str:
+        return str(self.tensor.name)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(int(size) for size in self.tensor.shape)
+
+    @property
+    def elements(self) -> int:
+        return prod(self.shape)
+
+    @property
+    def bytes(self) -> int:
+        return self.elements * int(np.dtype(self.tensor.dtype).itemsize)
+
+
+@dataclass(eq=False)
+class Site:
+    """A node that may be replaced, with the names and sizes that passes need.
+
+    Attributes:
+        node: the operator.
+        kind: linear, convolution, embedding, recurrent, or joint (no weight).
+        weight: the weight it reads, None for joints.
+        graph: where the node lives; only the main graph's sites can be observed.
+        output: the tensor that carries its result once absorbed activations and a constant bias are included.
+        tail: the nodes between ``node`` and ``output``, in order: a bias Add of a linear, or an absorbed activation.
+        bias: the constant bias [N], None if there is none or it is not constant.
+    """
+
+    node: Node
+    kind: str
+    graph: Graph
+    weight: Weight | None = None
+    output: Tensor | None = None
+    tail: list[Node] = field(default_factory=list)
+    bias: Tensor | None = None
+
+    @property
+    def name(self) -> str:
+        return str(self.node.name)
+
+    @property
+    def operator(self) -> str:
+        return str(self.node.op)
+
+    @property
+    def input(self) -> Tensor:
+        """The activation that it reads (the first one of a joint)."""
+        return self.node.inputs[0]
+
+    @property
+    def inputs(self) -> list[Tensor]:
+        """Every float activation that it reads, each once."""
+        if self.weight is not None:
+            return [self.input]
+        return list({id(t): t for t in self.node.inputs if isinstance(t, Variable) and t.name}.values())
+
+    @property
+    def result(self) -> Tensor:
+        return self.output if self.output is not None else self.node.outputs[0]
+
+
+@dataclass(eq=False)
+class Sites:
+    """Everything that can be compressed in one model."""
+
+    weights: list[Weight]
+    sites: list[Site]
+
+    def __iter__(self) -> Iterator[Site]:
+        return iter(self.sites)
+
+
+def name_nodes(model: Model) -> None:
+    """Give every node a unique name, so that reports and profiles can speak of it."""
+    seen: set[str] = set()
+    for node in model.nodes():
+        wanted = node.name or f"{node.op}_{node.outputs[0].name if node.outputs else ''}"
+        name, count = wanted, 0
+        while name in seen:
+            count += 1
+            name = f"{wanted}_{count}"
+        node.name = name
+        seen.add(name)
+
+
+def is_float(tensor: Tensor) -> bool:
+    return tensor.dtype is not None and np.dtype(tensor.dtype) == np.float32
+
+
+def matrix_axes(site: Site) -> tuple[int, int] | None:
+    """(K axis, N axis) of a linear's or convolution's stored weight; None where it is not a plain matrix."""
+    assert site.weight is not None
+    shape = site.weight.shape
+    if site.operator == "MatMul":
+        return (0, 1) if len(shape) == 2 and site.node.inputs[1] is site.weight.tensor else None
+    if site.operator == "Gemm":
+        if len(shape) != 2 or site.node.inputs[1] is not site.weight.tensor:
+            return None
+        return (1, 0) if site.node.attrs.get("transB", 0) else (0, 1)
+    if site.operator == "Conv":
+        return (1, 0)
+    return None
+
+
+def channel_axis(node: Node, position: int, rank: int) -> int | None:
+    """The axis of the weight at input ``position`` along which this reader allows one scale per channel."""
+    if node.op == "MatMul" and rank == 2:
+        return 1 if position == 1 else 0
+    if node.op == "Gemm":
+        if position == 1:
+            return 0 if node.attrs.get("transB", 0) else 1
+        return 1 if position == 0 and node.attrs.get("transA", 0) else 0
+    if node.op == "Conv" and position == 1:
+        return 0
+    if node.op == "ConvTranspose" and position == 1:
+        return 1
+    if node.op == "Gather" and position == 0:
+        return int(node.attrs.get("axis", 0)) % rank
+    if node.op in ("LSTM", "GRU", "RNN") and position in RECURRENT_INPUTS:
+        return 1
+    return None
+
+
+def find(model: Model, target: Target) -> Sites:
+    """Every float32 weight and every site of the model, in file order."""
+    weights: dict[int, Weight] = {}
+    sites: list[Site] = []
+    main_outputs = {id(t) for t in model.graph.outputs}
+    graph_inputs = {t.name for graph in model.graphs() for t in graph.inputs}
+    homes = {id(node): graph for graph in model.graphs() for node in graph.nodes}
+    for graph in model.graphs():
+        for node in graph.nodes:
+            for position, tensor in enumerate(node.inputs):
+                if not isinstance(tensor, Constant) or tensor.name in graph_inputs or not is_float(tensor):
+                    continue
+                weight = weights.get(id(tensor))
+                if weight is None:
+                    weight = weights[id(tensor)] = Weight(tensor, home_of(model, tensor, graph))
+                weight.readers.append((node, position))
+    for weight in weights.values():
+        axes = [channel_axis(node, position, len(weight.shape)) for node, position in weight.readers]
+        votes = [axis for axis in axes if axis is not None]
+        weight.channel_axis = max(set(votes), key=lambda axis: (votes.count(axis), -axis)) if votes else None
+    for graph in model.graphs():
+        for node in graph.nodes:
+            site = site_of(node, homes[id(node)], weights, target, main_outputs)
+            if site is not None:
+                sites.append(site)
+    return Sites(list(weights.values()), sites)
+
+
+def home_of(model: Model, tensor: Constant, default: Graph) -> Graph:
+    """The graph whose initializer ``tensor`` is: the outermost one that reads it holds it."""
+    for graph in model.graphs():
+        if any(tensor is candidate for node in graph.nodes for candidate in node.inputs):
+            return graph
+    return default
+
+
+def site_of(
+    node: Node, graph: Graph, weights: dict[int, Weight], target: Target, outputs: set[int]
+) -> Site | None:
+    """The site that ``node`` is, or None."""
+    kind = KINDS.get(node.op) if not node.domain or node.domain == "ai.onnx" else None
+    if kind is None:
+        if node.op in target.joints | target.carriers and node.outputs:
+            return Site(node, "joint", graph, output=absorb(node.outputs[0], target, outputs, site := []), tail=site)
+        return None
+    position = 0 if kind == "embedding" else 1
+    if len(node.inputs) <= position or id(node.inputs[position]) not in weights:
+        return None
+    site_weight = weights[id(node.inputs[position])]
+    found = Site(node, kind, graph, site_weight)
+    if kind == "linear":
+        attach_bias(found, outputs)
+    elif node.op == "Conv":
+        if len(node.inputs) > 2 and isinstance(node.inputs[2], Constant):
+            found.bias = node.inputs[2]
+        found.output = absorb(node.outputs[0], target, outputs, found.tail)
+    return found
+
+
+def absorb(tensor: Tensor, target: Target, outputs: set[int], tail: list[Node]) -> Tensor:
+    """Follow ``tensor`` through an activation that a Q can absorb; the activation is appended to ``tail``."""
+    if id(tensor) in outputs or len(tensor.outputs) != 1:
+        return tensor
+    reader = tensor.outputs[0]
+    if reader.op not in target.absorbed or reader.inputs[0] is not tensor:
+        return tensor
+    if reader.op == "Clip" and clip_range(reader)[0] != 0.0:
+        return tensor
+    tail.append(reader)
+    return reader.outputs[0]
+
+
+def clip_range(node: Node) -> tuple[float, float]:
+    """(lowest, highest) of a Relu or Clip with constant bounds; (nan, nan) where they are computed."""
+    if node.op == "Relu":
+        return 0.0, float("inf")
+    bounds = [float(node.attrs.get("min", -np.inf)), float(node.attrs.get("max", np.inf))]
+    for index, tensor in enumerate(node.inputs[1:3]):
+        if isinstance(tensor, Constant):
+            bounds[index] = float(np.asarray(tensor.values).reshape(-1)[0])
+        elif tensor.name:
+            return float("nan"), float("nan")
+    return bounds[0], bounds[1]
+
+
+def attach_bias(site: Site, outputs: set[int]) -> None:
+    """Find a linear's constant bias [N]: Gemm's third input, or the one Add that reads a MatMul's output."""
+    node = site.node
+    if node.op == "Gemm":
+        if len(node.inputs) > 2 and isinstance(node.inputs[2], Constant):
+            site.bias = node.inputs[2]
+        return
+    result = node.outputs[0]
+    if id(result) in outputs or len(result.outputs) != 1 or result.outputs[0].op != "Add":
+        return
+    add = result.outputs[0]
+    other = [t for t in add.inputs if t is not result]
+    axes = matrix_axes(site) if site.weight is not None else None
+    if len(other) != 1 or not isinstance(other[0], Constant) or axes is None or site.weight is None:
+        return
+    if tuple(other[0].shape) == (site.weight.shape[axes[1]],):
+        site.bias, site.output, site.tail = other[0], add.outputs[0], [add]

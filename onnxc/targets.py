@@ -1,0 +1,53 @@
+"""What runs fast where: per target, which operators have int8 kernels and which patterns fuse. Data, no logic.
+
+The figures of the ``cpu`` target were measured on ONNX Runtime 1.31 and 1.32, AVX512-VNNI; docs/cpu-facts.md lists them.
+A pass asks the target; it never knows an operator's speed itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from onnxc.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Target:
+    """The operators and patterns that a runtime executes in int8.
+
+    Attributes:
+        name: what ``--target`` takes.
+        anchors: operators with weights that start an int8 island when their output is quantized.
+        joints: operators without weights that have an int8 kernel at least as fast as the float one inside an island.
+        carriers: data movement that ONNX Runtime runs on the codes; input and output must share scale and zero point.
+        absorbed: activations that vanish into a Q with zero point 0 (and, for Clip, a range inside the clip's).
+        linears: operators whose int8 kernel reads quantized activations and writes float.
+        smallest_linear: product K * N below which an int8 linear does not pay.
+        activation_dtype: code type of quantized activations.
+        weight_levels: largest magnitude of a weight code.
+        safe_weight_levels: the same where the pair sums of one site would saturate without dot-product instructions.
+        opset: lowest default-domain opset that has per-channel Q/DQ.
+    """
+
+    name: str
+    anchors: frozenset[str] = frozenset({"Conv"})
+    joints: frozenset[str] = frozenset({"Add", "Concat", "GlobalAveragePool", "MaxPool"})
+    carriers: frozenset[str] = frozenset(
+        {"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "DepthToSpace", "Slice", "Split"}
+    )
+    absorbed: frozenset[str] = frozenset({"Relu", "Clip"})
+    linears: frozenset[str] = frozenset({"MatMul", "Gemm"})
+    smallest_linear: int = 64 * 64
+    weight_levels: int = 127
+    safe_weight_levels: int = 63
+    opset: int = 13
+
+
+TARGETS: dict[str, Target] = {"cpu": Target("cpu")}
+
+
+def target(name: str) -> Target:
+    """The target called ``name``; UsageError naming those there are."""
+    if name not in TARGETS:
+        raise UsageError(f"unknown target '{name}'; there are: {', '.join(sorted(TARGETS))}")
+    return TARGETS[name]

@@ -1,0 +1,38 @@
+"""Weights of operators that stay float are stored in int8 and unfold at load: the file shrinks, the speed stays.
+
+    W (float32)    becomes    Cast(W_q (int8)) * W_scale, which ONNX Runtime folds into a float weight at load
+
+In: a weight. Out: one storage candidate, or the reason why not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar
+
+from onnxc.encoding import stored_bytes
+from onnxc.rewrite import Candidate, Context, LossyPass, Refusal
+from onnxc.sites import Weight
+
+
+@dataclass(frozen=True)
+class StoreInt8(LossyPass):
+    """int8 codes with one scale per channel, or one scale where the readers know no channels.
+
+    1. Every float32 weight whose codes, scales and unfolding nodes are smaller than itself.
+    2. Also in the bodies of If/Loop/Scan.
+    3. It must not act on small vectors (biases, normalization): they hold no bytes and much accuracy.
+    """
+
+    name: ClassVar[str] = "store-int8"
+
+    def store(self, weight: Weight, context: Context) -> Iterable[Candidate | Refusal]:
+        """One candidate for a weight."""
+        stored = stored_bytes(weight)
+        if max(weight.shape, default=0) == weight.elements:
+            yield Refusal(self.name, weight.name, "a vector: few bytes, much accuracy")
+        elif stored >= weight.bytes and not context.told:
+            yield Refusal(self.name, weight.name, "too small: the unfolding nodes would take more bytes")
+        else:
+            yield Candidate(self.name, "storage", weight.name, "int8", "int8 codes, unfolded at load", bytes=stored)
