@@ -1,9 +1,19 @@
-"""What the user asked for: limits, passes with their fields, target. In: the command line or TOML. Out: a Recipe."""
+"""What the user asked for: limits, passes with their fields, target.
+
+In: the words of the command line, or a TOML file. Out: a Recipe.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
+
+from onnxc.errors import RecipeError, UsageError
+from onnxc.hooks import did_you_mean
+from onnxc.registry import load_passes
 
 
 @dataclass(frozen=True)
@@ -46,3 +56,141 @@ class Recipe:
     seed: int = 0
     external_data: bool = False
     custom_ops: tuple[str, ...] = ()
+
+
+def parse_fraction(text: str | float) -> float:
+    """``25%``, ``0.25`` or 0.25 as a fraction. UsageError outside 0 to 1 or if it is no number."""
+    word = str(text).strip()
+    try:
+        value = float(word.removesuffix("%")) / (100 if word.endswith("%") else 1)
+    except ValueError:
+        raise UsageError(f"'{text}' is not a fraction: write 25% or 0.25") from None
+    if not 0 <= value <= 1:
+        raise UsageError(f"'{text}' is not between 0 and 1: write 25% or 0.25")
+    return value
+
+
+def parse_speed(text: str | float) -> float:
+    """``2x``, ``2`` or 2.0 as a factor. UsageError if it is not above 0."""
+    return _positive(str(text).strip().removesuffix("x"), f"'{text}' is not a speed: write 2x or 2")
+
+
+def parse_decibels(text: str | float) -> float:
+    """``20`` or ``20dB`` as decibels."""
+    word = str(text).strip().lower().removesuffix("db").strip()
+    try:
+        value = float(word)
+    except ValueError:
+        value = float("nan")
+    if not -200 <= value <= 200:
+        raise UsageError(f"'{text}' is not a signal to noise ratio: write 20, in dB")
+    return value
+
+
+def _positive(word: str, complaint: str) -> float:
+    try:
+        value = float(word)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise UsageError(complaint)
+    return value
+
+
+LIMITS: Mapping[str, Callable[[str | float], float]] = {
+    "size": parse_fraction,
+    "speed": parse_speed,
+    "max_drop": parse_fraction,
+    "min_sqnr": parse_decibels,
+    "min_agreement": parse_fraction,
+}
+"""The fields of a Budget and how each is read."""
+
+
+def parse_passes(text: str) -> tuple[PassRequest, ...]:
+    """``a,b:field=value:field=value`` as requests; values stay text until the field gives their type.
+
+    Raises:
+        RecipeError: no such pass, or something that is no field=value.
+    """
+    requests = []
+    for item in filter(None, (part.strip() for part in text.split(","))):
+        name, *pairs = item.split(":")
+        fields = {}
+        for pair in pairs:
+            key, equals, value = pair.partition("=")
+            if not equals or not key:
+                raise RecipeError(f"'{pair}' in '{item}' is not field=value: write {name}:field=value")
+            fields[key.strip().replace("-", "_")] = value.strip()
+        requests.append(PassRequest(known_pass(name), fields))
+    if not requests:
+        raise RecipeError("no pass is named: write a,b or a:field=value; `onnxc passes` lists them")
+    return tuple(requests)
+
+
+def known_pass(name: str) -> str:
+    """``name`` if there is such a pass; RecipeError with the closest one otherwise."""
+    names = list(load_passes())
+    if name not in names:
+        raise RecipeError(f"unknown pass '{name}'{did_you_mean(name, names, 'there are')}")
+    return name
+
+
+def load_recipe(path: str | Path) -> Recipe:
+    """The recipe in a TOML file: limits and settings at the top level, passes in ``[[pass]]`` tables.
+
+    Raises:
+        RecipeError: the file cannot be read, or has a key, pass or value that does not exist.
+    """
+    place = Path(path)
+    try:
+        values = tomllib.loads(place.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecipeError(f"recipe '{place}' cannot be read: {error.strerror or error}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RecipeError(f"recipe '{place}' is not TOML: {error}") from error
+    try:
+        return parse_recipe(values)
+    except (RecipeError, UsageError) as error:
+        raise RecipeError(f"recipe '{place}': {error}") from error
+
+
+_SETTINGS: Mapping[str, type | tuple[type, ...]] = {
+    "target": str,
+    "ops": str,
+    "providers": list,
+    "threads": int,
+    "seed": int,
+    "external_data": bool,
+    "custom_ops": list,
+}
+
+
+def parse_recipe(values: Mapping[str, Any]) -> Recipe:
+    """A Recipe from what a TOML file holds; keys may be written with ``-`` or ``_``."""
+    limits: dict[str, float] = {}
+    settings: dict[str, Any] = {}
+    requests: tuple[PassRequest, ...] | None = None
+    for written, value in values.items():
+        key = written.replace("-", "_")
+        if key == "pass":
+            requests = tuple(_pass_table(table) for table in (value if isinstance(value, list) else [value]))
+        elif key in LIMITS:
+            if isinstance(value, bool) or not isinstance(value, str | int | float):
+                raise RecipeError(f"'{written}' must be a number or text, not {value!r}")
+            limits[key] = LIMITS[key](value)
+        elif key in _SETTINGS:
+            if not isinstance(value, _SETTINGS[key]) or (_SETTINGS[key] is int and isinstance(value, bool)):
+                raise RecipeError(f"'{written}' cannot be {value!r}")
+            settings[key] = tuple(map(str, value)) if isinstance(value, list) else value
+        else:
+            there = [*LIMITS, *_SETTINGS, "pass"]
+            raise RecipeError(f"unknown key '{written}'{did_you_mean(key, there, 'there are')}")
+    return replace(Recipe(), budget=Budget(**limits), passes=requests, **settings)
+
+
+def _pass_table(table: Any) -> PassRequest:
+    if not isinstance(table, Mapping) or not isinstance(table.get("use"), str):
+        raise RecipeError('a [[pass]] table needs use = "NAME"; `onnxc passes` lists the names')
+    fields = {str(key).replace("-", "_"): value for key, value in table.items() if key != "use"}
+    return PassRequest(known_pass(table["use"]), fields)

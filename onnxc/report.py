@@ -1,4 +1,4 @@
-"""What was done, what was refused and why, what it brought. In: rows and figures. Out: JSON, a terminal page."""
+"""What was done, what was refused and why, what it brought. In: rows and figures. Out: JSON or a page."""
 
 from __future__ import annotations
 

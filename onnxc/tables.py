@@ -6,8 +6,9 @@ On a terminal rich draws them; anywhere else (a pipe, a file) they are Markdown,
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, Field, fields, is_dataclass
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -17,8 +18,9 @@ from onnxc.kernels import fused
 from onnxc.report import FLOAT
 
 if TYPE_CHECKING:
+    from onnxc.inspection import Inspection
     from onnxc.quality import OutputError
-    from onnxc.report import Report, SiteRow
+    from onnxc.report import RefusalRow, Report, SiteRow
     from onnxc.validate import Comparison
 
 MOST_ROWS = 30
@@ -90,8 +92,8 @@ def print_table(
     table = Table(box=None, header_style="bold", pad_edge=False)
     for i in used:
         table.add_column(heading[i], justify="right" if i in right else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(escape(row[i]) for i in used))
+    for cells_of in rows:
+        table.add_row(*(escape(cells_of[i]) for i in used))
     console.print(table)
 
 
@@ -100,12 +102,7 @@ def print_report(report: Report, console: Console) -> None:
     changed = [row for row in report.rows if row.choice != FLOAT]
     if changed:
         _print_sites(changed, console)
-    if report.refusals:
-        rows = [
-            [row.pass_name, str(row.count), row.reason, ", ".join(row.examples[:1])]
-            for row in sorted(report.refusals, key=lambda row: (row.pass_name, -row.count))
-        ]
-        print_table(console, ["refused by", "places", "reason", "example"], rows, right=[1], title="Refused")
+    _print_refusals(report.refusals, console)
     if report.comparison is not None:
         print_totals(report.comparison, console, report.bytes_before, report.bytes_after)
     print_sentences(report.sentences, console)
@@ -119,6 +116,15 @@ def print_report(report: Report, console: Console) -> None:
             markup=False,
             soft_wrap=True,
         )
+
+
+def _print_refusals(refusals: Sequence[RefusalRow], console: Console) -> None:
+    rows = [
+        [row.pass_name, str(row.count), row.reason, row.examples[0] if row.examples else ""]
+        for row in sorted(refusals, key=lambda row: (row.pass_name, -row.count))
+    ]
+    if rows:
+        print_table(console, ["refused by", "places", "reason", "example"], rows, right=[1], title="Refused")
 
 
 def print_sentences(sentences: Sequence[str], console: Console) -> None:
@@ -215,7 +221,7 @@ def print_totals(result: Comparison, console: Console, before: int = 0, after: i
     if result.leftover:
         names = ", ".join(f"'{name}'" for name in result.leftover[:3])
         console.print(
-            f"- {len(result.leftover)} weights are unfolded at every run because nothing fused with them: {names}",
+            f"- {len(result.leftover)} weights are unfolded at every run: nothing fused with them: {names}",
             highlight=False,
             markup=False,
             soft_wrap=True,
@@ -271,3 +277,67 @@ def print_comparison(result: Comparison, console: Console) -> None:
     if result.generated:
         notes.append("inputs were generated: top-1 answers on them say little; --calib gives real ones")
     print_sentences(notes, console)
+
+
+def print_inspection(found: Inspection, console: Console) -> None:
+    """The page of inspect."""
+    opsets = ", ".join(f"{domain or 'ai.onnx'} {version}" for domain, version in found.opsets.items())
+    weights = f"{amount(found.weight_bytes)} of weights"
+    facts = [
+        found.path,
+        amount(found.bytes),
+        weights,
+        f"opset {opsets}",
+        f"IR {found.ir_version}",
+        found.producer,
+    ]
+    console.print(", ".join(filter(None, facts)), highlight=False, markup=False, soft_wrap=True)
+    rows = [["input", *each] for each in found.inputs] + [["output", *each] for each in found.outputs]
+    print_table(console, ["", "name", "type", "shape"], rows, title="Inputs and outputs")
+    print_table(
+        console,
+        ["operator", "nodes"],
+        [[name, str(number)] for name, number in found.operators.most_common(12)],
+        right=[1],
+        title="Operators" if len(found.operators) <= 12 else f"Operators (12 of {len(found.operators)})",
+    )
+    rows = [
+        [
+            row.site,
+            row.operator,
+            "x".join(map(str, row.shape)),
+            amount(row.bytes_before),
+            operations(row.macs),
+            row.specification or (f"stays float: {row.reason}" if row.reason else "stays float"),
+        ]
+        for row in sorted(found.rows, key=lambda row: -row.bytes_before)[:MOST_ROWS]
+    ]
+    heading = ["site", "operator", "weight", "bytes", "MACs", "what would be tried without data"]
+    more = (
+        f" ({MOST_ROWS} largest of {len(found.rows)}; --json lists all)"
+        if len(found.rows) > MOST_ROWS
+        else ""
+    )
+    if rows:
+        print_table(console, heading, rows, right=[3, 4], title=f"Sites{more}")
+    _print_refusals(found.refusals, console)
+    print_sentences(found.notes, console)
+
+
+def print_passes(passes: Mapping[str, type[Any]], console: Console) -> None:
+    """One row per pass: name, kind, what it does, its fields with their defaults."""
+    from onnxc.rewrite import ExactPass
+
+    rows = []
+    for name, kind in passes.items():
+        summary = (kind.__doc__ or "").strip().split("\n")[0]
+        own = [each for each in fields(kind) if each.init] if is_dataclass(kind) else []
+        shown = ", ".join(f"{each.name}={_default(each)}" for each in own)
+        rows.append([name, "exact" if issubclass(kind, ExactPass) else "lossy", summary, shown])
+    print_table(console, ["pass", "kind", "what it does", "fields"], rows)
+
+
+def _default(of: Field[Any]) -> str:
+    if of.default is not MISSING:
+        return str(of.default)
+    return str(of.default_factory()) if of.default_factory is not MISSING else "required"

@@ -1,7 +1,7 @@
 """Hold a new model against the original. In: two models and samples. Out: a Comparison, all of it measured.
 
 Quality of the outputs (quality.py), the user's metric, file size, load time and memory in a fresh process,
-speed as an interleaved ratio, the kernels that ONNX Runtime really runs, and on request the damage at every site.
+speed as an interleaved ratio, the kernels that ONNX Runtime really runs, and on request the damage per site.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,14 +17,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onnxc.answers import class_scores
+from onnxc.data import Calibration, generate, index_limits
 from onnxc.errors import ModelError
+from onnxc.hooks import Evaluation
 from onnxc.kernels import leftover_weights, operators
 from onnxc.model import Constant, Model, Node, Tensor, Variable
 from onnxc.quality import OutputError, Quality, ReferenceOutputs, floor_met, relative_drop
 from onnxc.session import Options, Session, load_cost, measure_ratio
 
 if TYPE_CHECKING:
-    from onnxc.data import Calibration, Evaluation, Sample
+    from onnxc.data import Sample
     from onnxc.timing import LoadCost, Ratio
 
 __all__ = [
@@ -80,7 +82,7 @@ class Comparison(Quality):
 
     Attributes:
         samples: how many the outputs were compared on.
-        generated: whether those were generated.
+        generated: whether those were generated; data: what they are.
         score_reference, score_new: the user's metric; drop: its relative loss, at least 0.
         size_reference, size_new: bytes on disk, external data included.
         ratio: how much faster the new model is.
@@ -92,6 +94,7 @@ class Comparison(Quality):
 
     samples: int = 0
     generated: bool = False
+    data: str = ""
     score_reference: float | None = None
     score_new: float | None = None
     drop: float | None = None
@@ -110,23 +113,27 @@ class Comparison(Quality):
 def compare(
     reference: Model | str | Path,
     new: Model | str | Path,
-    samples: Calibration | Sequence[Sample],
+    calib: Any = None,
     *,
+    eval: Evaluation | str | Callable[[Any], float] | None = None,
     options: Options = Options(),
-    evaluation: Evaluation | None = None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    batch: int | None = None,
+    seed: int = 0,
     speed: bool = True,
     load: bool = True,
-    sites: bool = False,
     kernels: bool = True,
+    sites: bool = False,
 ) -> Comparison:
     """Measure ``new`` against ``reference``.
 
     Args:
         reference, new: paths are used as they are; a Model is written to a temporary file.
-        samples: inputs of the reference, re-iterable.
+        calib: a Calibration, or whatever Calibration.open() takes; None generates inputs.
+        eval: the user's metric, "FILE.py:FUNCTION" or a callable; called once per model.
         options: how both run.
-        evaluation: the user's metric, called once per model.
-        speed, load, sites, kernels: what to measure besides the outputs.
+        shapes, batch, seed: of generated inputs.
+        speed, load, kernels, sites: what to measure besides the outputs.
 
     Raises:
         ModelError, DataError, HookError: one of them does not load or run.
@@ -135,18 +142,20 @@ def compare(
         old_path, old_model = _on_disk(reference, Path(folder, "reference.onnx"))
         new_path, new_model = _on_disk(new, Path(folder, "new.onnx"))
         old_session, new_session = Session(old_path, options), Session(new_path, options)
+        samples = _samples(calib, old_model, old_session, shapes, batch, seed)
+        evaluation = eval if isinstance(eval, Evaluation) or eval is None else Evaluation.open(eval)
         outputs = ReferenceOutputs(old_session, samples, class_scores(old_model))
         quality = outputs.judge(new_session)
         result = Comparison(**{each.name: getattr(quality, each.name) for each in fields(Quality)})
         result.samples = len(outputs)
-        result.generated = bool(getattr(samples, "generated", False))
+        result.generated, result.data = samples.generated, samples.description
         result.size_reference, result.size_new = old_model.source_bytes, new_model.source_bytes
         if evaluation is not None:
             result.score_reference = evaluation.reference(old_session)
             result.score_new = evaluation(new_session)
             result.drop = relative_drop(result.score_reference, result.score_new)
         if speed:
-            result.ratio = measure_ratio(old_session, new_session, some(samples, _SPEED_SAMPLES))
+            result.ratio = measure_ratio(old_session, new_session, samples.take(_SPEED_SAMPLES))
         del old_session, new_session
         if load:
             result.load_reference, result.load_new = (
@@ -159,7 +168,7 @@ def compare(
             result.kernels_new, result.leftover = operators(optimized), leftover_weights(optimized)
         if sites:
             result.sites, result.unmatched = site_damage(
-                old_model, new_model, some(samples, _SITE_SAMPLES), options=options
+                old_model, new_model, samples.take(_SITE_SAMPLES), options=options
             )
     return result
 
@@ -172,12 +181,20 @@ def _on_disk(source: Model | str | Path, target: Path) -> tuple[Path, Model]:
     return Path(source), Model.load(source)
 
 
-def some(samples: Calibration | Sequence[Sample], count: int) -> list[Sample]:
-    """At most ``count`` of them, evenly spread."""
-    if not isinstance(samples, Sequence):
-        return samples.take(min(count, len(samples)))
-    step = max(1, len(samples) / count)
-    return [samples[int(index * step)] for index in range(min(count, len(samples)))]
+def _samples(
+    calib: Any,
+    model: Model,
+    session: Session,
+    shapes: Mapping[str, Sequence[int]] | None,
+    batch: int | None,
+    seed: int,
+) -> Calibration:
+    """Whatever was given as data, checked against the model; generated inputs if nothing was."""
+    if isinstance(calib, Calibration):
+        return calib
+    if calib is None:
+        return generate(model, session, shapes=shapes, batch=batch, seed=seed)
+    return Calibration.open(calib, session.inputs, limits=index_limits(model), optional=session.optional)
 
 
 def site_damage(

@@ -1,0 +1,374 @@
+"""The command line. In: arguments. Out: pages on stdout, progress on stderr, an exit code."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from onnxc.errors import BudgetError, OnnxcError, UsageError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from onnxc.recipe import Recipe
+    from onnxc.session import Options
+
+EXIT_CODES = (
+    "exit codes: 0 done; 1 a limit was not met, OUT was not written; 2 usage; 3 bad input; 130 Ctrl-C; "
+    "70 a bug in onnxc"
+)
+INTERRUPTED = 130
+BUG = 70
+
+
+class Parser(argparse.ArgumentParser):
+    """Errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the line and leave with exit code 2."""
+        self.exit(2, f"onnxc: error: {message}; see {self.prog} --help\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    debug = False
+    try:
+        parsed = parser().parse_args(arguments)
+        debug = getattr(parsed, "debug", False)
+        code: int = parsed.run(parsed)
+        sys.stdout.flush()
+        return code
+    except SystemExit as leaving:  # argparse
+        return int(leaving.code or 0)
+    except KeyboardInterrupt:
+        return complain("interrupted; nothing was written", INTERRUPTED, debug)
+    except BrokenPipeError:  # the reader of our output has gone, e.g. `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OnnxcError as error:
+        return complain(str(error), error.exit_code, debug)
+    except MemoryError:
+        return complain("out of memory", BUG, debug)
+    except Exception as error:  # noqa: BLE001  # whatever is not an error of ours is our bug
+        text = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        hint = "" if debug else " with what --debug prints"
+        return complain(f"this is a bug in onnxc, please report it{hint}: {text}", BUG, debug)
+
+
+def complain(message: str, code: int, debug: bool) -> int:
+    """One line on stderr (with --debug the traceback before it); returns ``code``."""
+    if debug:
+        traceback.print_exc()
+    print(f"onnxc: error: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+def parser() -> Parser:
+    """Every verb and flag; one that is not here does not work yet."""
+    from onnxc import __version__
+
+    top = Parser(
+        prog="onnxc", description="Makes ONNX models smaller and faster, and proves it.", epilog=EXIT_CODES
+    )
+    top.add_argument("--version", action="version", version=f"onnxc {__version__}")
+    verbs = top.add_subparsers(title="verbs", metavar="VERB", required=True, parser_class=Parser)
+    _add_optimize(verbs)
+    _add_compare(verbs)
+    _add_inspect(verbs)
+    _add_passes(verbs)
+    return top
+
+
+def _verb(verbs: Any, name: str, run: Callable[[argparse.Namespace], int], summary: str) -> Parser:
+    made: Parser = verbs.add_parser(name, help=summary, description=summary, epilog=EXIT_CODES)
+    made.set_defaults(run=run)
+    made.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return made
+
+
+def _value(read: Callable[[str], Any]) -> Callable[[str], Any]:
+    """An argparse type whose complaint is our own sentence."""
+
+    def convert(text: str) -> Any:
+        try:
+            return read(text)
+        except UsageError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    return convert
+
+
+def _limit(name: str) -> Callable[[str], Any]:
+    def read(text: str) -> Any:
+        from onnxc.recipe import LIMITS
+
+        return LIMITS[name](text)
+
+    return _value(read)
+
+
+def _add_optimize(verbs: Any) -> None:
+    made = _verb(verbs, "optimize", run_optimize, "Write a smaller and faster model.")
+    made.add_argument("input", metavar="IN", help="an .onnx file")
+    made.add_argument("output", metavar="OUT", help="where the result goes; never IN itself")
+    limits = made.add_argument_group(
+        "limits", "quality is a floor; the result is never slower or larger than IN"
+    )
+    limits.add_argument("--size", type=_limit("size"), metavar="25%", help="largest file, as a share of IN")
+    limits.add_argument("--speed", type=_limit("speed"), metavar="2x", help="smallest speed-up")
+    limits.add_argument(
+        "--max-drop",
+        type=_limit("max_drop"),
+        metavar="1%",
+        help="largest relative loss of the score; needs --eval",
+    )
+    limits.add_argument(
+        "--min-sqnr",
+        type=_limit("min_sqnr"),
+        metavar="20",
+        help="smallest signal to noise ratio of an output, in dB",
+    )
+    limits.add_argument(
+        "--min-agreement",
+        type=_limit("min_agreement"),
+        metavar="98%",
+        help="smallest share of unchanged top-1 answers",
+    )
+    _add_data(made)
+    choice = made.add_argument_group("choice")
+    choice.add_argument(
+        "--recipe", metavar="FILE.toml", help="limits, settings and passes from a file; flags win"
+    )
+    choice.add_argument(
+        "--passes", metavar="a,b:field=value", help="only these may propose; with fields: do as told"
+    )
+    choice.add_argument("--ops", choices=["standard", "ort"], help="ort allows operators of com.microsoft")
+    choice.add_argument("--seed", type=int, help="of everything random (0)")
+    choice.add_argument("--prices", metavar="FILE", help="where measured times are kept")
+    choice.add_argument("--fresh", action="store_true", help="measure times again")
+    _add_where(made)
+    made.add_argument("--target", help="what the model is to run on (cpu)")
+    output = made.add_argument_group("output")
+    output.add_argument("--report", metavar="FILE.json", help="write the whole report")
+    output.add_argument("--external-data", action="store_true", help="weights in a file beside OUT")
+    output.add_argument("--dry-run", action="store_true", help="do everything but write OUT")
+    _add_output(output)
+
+
+def _add_compare(verbs: Any) -> None:
+    made = _verb(verbs, "compare", run_compare, "Measure one model against another.")
+    made.add_argument("reference", metavar="REF", help="the original")
+    made.add_argument("new", metavar="NEW", help="the model to judge")
+    _add_data(made)
+    made.add_argument("--seed", type=int, default=0, help="of generated inputs (0)")
+    made.add_argument("--sites", action="store_true", help="local damage of every site, worst first")
+    _add_where(made)
+    _add_output(made.add_argument_group("output"))
+
+
+def _add_inspect(verbs: Any) -> None:
+    made = _verb(verbs, "inspect", run_inspect, "Show inputs, outputs, sites, and what could be compressed.")
+    made.add_argument("model", metavar="MODEL", help="an .onnx file")
+    made.add_argument("--custom-ops", metavar="LIB", action="append", help="library of custom operators")
+    made.add_argument("--json", action="store_true", help="one JSON document on stdout")
+
+
+def _add_passes(verbs: Any) -> None:
+    _verb(verbs, "passes", run_passes, "List the passes and their fields.")
+
+
+def _add_data(made: Parser) -> None:
+    data = made.add_argument_group("data")
+    data.add_argument(
+        "--calib", metavar="PATH", help="real inputs: folder of .npz, .npz, .npy, or FILE.py:FUNCTION"
+    )
+    data.add_argument("--eval", metavar="FILE.py:FUNCTION", help="takes an InferenceSession, returns a score")
+    data.add_argument(
+        "--shape", type=_value(shape), metavar="NAME=1x128", action="append", help="of a generated input"
+    )
+    data.add_argument("--batch", type=_value(count), metavar="N", help="batch size of generated inputs")
+
+
+def _add_where(made: Parser) -> None:
+    where = made.add_argument_group("where")
+    where.add_argument("--providers", metavar="A,B", help="execution providers of ONNX Runtime")
+    where.add_argument("--threads", type=_value(count), help="threads that measured sessions use (1)")
+    where.add_argument("--custom-ops", metavar="LIB", action="append", help="library of custom operators")
+
+
+def _add_output(group: Any) -> None:
+    group.add_argument("--json", action="store_true", help="one JSON document on stdout and nothing else")
+    group.add_argument("--quiet", action="store_true", help="no progress, and no page")
+
+
+def shape(text: str) -> tuple[str, list[int]]:
+    """``NAME=1x128`` as (name, sizes)."""
+    name, equals, sizes = text.rpartition("=")
+    words = sizes.replace(",", "x").split("x") if sizes else []
+    if not equals or not name or not all(word.strip().isdecimal() for word in words):
+        raise UsageError(f"'{text}' is not a shape: write NAME=1x128")
+    return name, [int(word) for word in words]
+
+
+def count(text: str) -> int:
+    """A whole number above 0."""
+    if not text.isdecimal() or not int(text):
+        raise UsageError(f"'{text}' is not a whole number above 0")
+    return int(text)
+
+
+def console() -> Console:
+    """Where results go."""
+    from rich.console import Console
+
+    return Console(file=sys.stdout, highlight=False)
+
+
+def _names(text: str | None) -> tuple[str, ...] | None:
+    return None if text is None else tuple(filter(None, (word.strip() for word in text.split(","))))
+
+
+def _options(parsed: argparse.Namespace) -> Options:
+    from onnxc.session import Options
+
+    providers = _names(getattr(parsed, "providers", None)) or Options.providers
+    threads = getattr(parsed, "threads", None) or 1
+    return Options(providers, threads, tuple(parsed.custom_ops or ()))
+
+
+def recipe(parsed: argparse.Namespace) -> Recipe:
+    """The recipe file with the flags on top."""
+    from dataclasses import replace
+
+    from onnxc.recipe import LIMITS, Recipe, load_recipe, parse_passes
+
+    made = load_recipe(parsed.recipe) if parsed.recipe else Recipe()
+    limits = {name: getattr(parsed, name) for name in LIMITS if getattr(parsed, name) is not None}
+    settings: dict[str, Any] = {
+        "target": parsed.target,
+        "ops": parsed.ops,
+        "providers": _names(parsed.providers),
+        "threads": parsed.threads,
+        "seed": parsed.seed,
+        "external_data": parsed.external_data or None,
+        "custom_ops": tuple(parsed.custom_ops) if parsed.custom_ops else None,
+        "passes": parse_passes(parsed.passes) if parsed.passes is not None else None,
+    }
+    given = {name: value for name, value in settings.items() if value is not None}
+    return replace(made, budget=replace(made.budget, **limits), **given)
+
+
+def run_optimize(parsed: argparse.Namespace) -> int:
+    """``onnxc optimize``."""
+    from onnxc.compiler import optimize
+    from onnxc.progress import Progress
+
+    wanted = recipe(parsed)
+    if parsed.report:
+        check_writable(parsed.report)
+    try:
+        with Progress(quiet=parsed.quiet) as progress:
+            report = optimize(
+                parsed.input,
+                None if parsed.dry_run else parsed.output,
+                calib=parsed.calib,
+                eval=parsed.eval,
+                recipe=wanted,
+                shapes=dict(parsed.shape or ()),
+                batch=parsed.batch,
+                prices=parsed.prices,
+                fresh=parsed.fresh,
+                progress=progress,
+            )
+    except BudgetError as error:
+        if error.report is not None:
+            show_report(error.report, parsed)
+        raise
+    show_report(report, parsed)
+    return 0
+
+
+def show_report(report: Any, parsed: argparse.Namespace) -> None:
+    """The page or the JSON document, and the file of --report."""
+    if parsed.report:
+        write_text(parsed.report, report.to_json() + "\n")
+    if parsed.json:
+        print(report.to_json())
+    elif not parsed.quiet:
+        report.render(console())
+
+
+def check_writable(path: str) -> None:
+    """UsageError now rather than after the work: ``path`` is a folder, or its folder is not there."""
+    folder = Path(path).parent
+    if Path(path).is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise UsageError(f"'{path}' cannot be written: give a file in a folder that exists and is writable")
+
+
+def write_text(path: str, text: str) -> None:
+    """Write ``text`` to ``path``; UsageError if that fails."""
+    try:
+        Path(path).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"'{path}' cannot be written: {error.strerror or error}") from error
+
+
+def run_compare(parsed: argparse.Namespace) -> int:
+    """``onnxc compare``."""
+    from onnxc.progress import Progress
+    from onnxc.validate import compare
+
+    with Progress(quiet=parsed.quiet) as progress:
+        progress(f"comparing {parsed.new} with {parsed.reference}")
+        result = compare(
+            parsed.reference,
+            parsed.new,
+            parsed.calib,
+            eval=parsed.eval,
+            options=_options(parsed),
+            shapes=dict(parsed.shape or ()),
+            batch=parsed.batch,
+            seed=parsed.seed,
+            sites=parsed.sites,
+        )
+    if parsed.json:
+        import json
+
+        from onnxc.report import plain
+
+        print(json.dumps(plain(result), indent=2))
+    elif not parsed.quiet:
+        from onnxc.tables import print_comparison
+
+        print_comparison(result, console())
+    return 0
+
+
+def run_inspect(parsed: argparse.Namespace) -> int:
+    """``onnxc inspect``."""
+    import json
+
+    from onnxc.inspection import inspect
+    from onnxc.recipe import Recipe
+    from onnxc.tables import print_inspection
+
+    found = inspect(parsed.model, recipe=Recipe(custom_ops=tuple(parsed.custom_ops or ())))
+    if parsed.json:
+        print(json.dumps(found.to_dict(), indent=2))
+    else:
+        print_inspection(found, console())
+    return 0
+
+
+def run_passes(parsed: argparse.Namespace) -> int:
+    """``onnxc passes``."""
+    from onnxc.registry import load_passes
+    from onnxc.tables import print_passes
+
+    print_passes(load_passes(), console())
+    return 0

@@ -1,0 +1,174 @@
+"""What is in a model and what could be done to it. In: a Model. Out: an Inspection, for a page or JSON.
+
+Nothing is measured or planned here: for every site it is what the passes propose without data, and their reasons where
+they propose nothing.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onnxc.data import generate
+from onnxc.errors import DataError, ModelError
+from onnxc.model import Constant, Model
+from onnxc.observe import Observations
+from onnxc.propose import collect, passes_of
+from onnxc.recipe import Recipe
+from onnxc.report import RefusalRow, Report, SiteRow, plain
+from onnxc.rewrite import Context
+from onnxc.session import Options, Session
+from onnxc.sites import Site, find, name_nodes
+from onnxc.targets import target
+
+_RECURRENT = ("LSTM", "GRU", "RNN")
+
+
+@dataclass
+class Inspection:
+    """A model at a glance.
+
+    Attributes:
+        path: of the file; bytes: on disk, external data included.
+        opsets: operator set version by domain ("" is the standard one); ir_version: of the file format.
+        inputs, outputs: (name, type, shape) as ONNX Runtime would show them.
+        operators: with their number, bodies included.
+        weight_bytes: of all initializers.
+        rows: sites and weights; ``specification`` is what would be tried, ``reason`` why nothing.
+        refusals: reasons counted.
+        notes: sentences for the user.
+    """
+
+    path: str
+    bytes: int
+    opsets: dict[str, int]
+    ir_version: int
+    inputs: list[tuple[str, str, str]]
+    outputs: list[tuple[str, str, str]]
+    operators: Counter[str]
+    weight_bytes: int
+    rows: list[SiteRow] = field(default_factory=list)
+    refusals: list[RefusalRow] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as values that JSON has."""
+        result: dict[str, Any] = plain(self)
+        return result
+
+
+def inspect(path: str | Path, *, recipe: Recipe = Recipe()) -> Inspection:
+    """Read the model at ``path`` and ask every pass about every site.
+
+    Raises:
+        ModelError: it is no model. One that ONNX Runtime cannot run is described all the same, with a note.
+    """
+    model = Model.load(path)
+    graph = model.graph
+    result = Inspection(
+        path=str(path),
+        bytes=model.source_bytes,
+        opsets=dict(model.opsets),
+        ir_version=model.ir_version,
+        inputs=[_shown(tensor) for tensor in graph.inputs],
+        outputs=[_shown(tensor) for tensor in graph.outputs],
+        operators=Counter(str(node.op) for node in model.nodes()),
+        weight_bytes=sum(
+            tensor.nbytes
+            for each in model.graphs()
+            for tensor in each.tensors_inside()
+            if isinstance(tensor, Constant)
+        ),
+    )
+    name_nodes(model)
+    where = target(recipe.target)
+    sites = find(model, where)
+    shapes = _shapes(model, [site for site in sites if site.graph is graph and site.weight], recipe, result)
+    proposals = collect(passes_of(recipe).lossy, Context(model, sites, Observations(), recipe, where))
+    report = Report()
+    reasons: dict[str, str] = {}
+    for refusal in proposals.refusals:
+        report.refuse(refusal.pass_name, refusal.reason, refusal.place)
+        reasons.setdefault(refusal.place, refusal.reason)
+    for site in sites:
+        if site.weight is None:
+            continue
+        stored = proposals.storage.get(site.weight.name)
+        ways = [*proposals.compute.get(site.name, []), *([stored] if stored else [])]
+        result.rows.append(
+            SiteRow(
+                site=site.name,
+                operator=site.operator,
+                shape=site.weight.shape,
+                bytes_before=site.weight.bytes,
+                bytes_after=stored.bytes if stored else site.weight.bytes,
+                macs=multiply_accumulates(site, shapes),
+                choice=ways[0].pass_name if ways else "",
+                specification="; ".join(each.specification for each in ways),
+                reason="" if ways else reasons.get(site.name, reasons.get(site.weight.name, "")),
+            )
+        )
+    result.refusals = report.refusals
+    if not result.rows:
+        result.notes.append("no site: there is no float32 weight that an operator known to onnxc reads")
+    return result
+
+
+def multiply_accumulates(site: Site, shapes: Mapping[str, tuple[int, ...]]) -> int | None:
+    """Of one run, from the shapes of activations by name; None where the shape that matters is not among them."""
+    if site.weight is None or site.operator == "Gather":
+        return 0
+    elements, rank = site.weight.elements, len(site.weight.shape)
+    result, source = shapes.get(site.node.outputs[0].name), shapes.get(site.input.name)
+    if site.operator in _RECURRENT:
+        return None if source is None else elements * prod(source[:2])
+    if site.operator == "ConvTranspose":
+        return None if source is None else elements * source[0] * prod(source[2:])
+    if result is None or rank < 2:
+        return None
+    if site.operator == "Conv":
+        return elements * result[0] * prod(result[2:])
+    if rank == 2:
+        return elements * prod(result) // max(1, result[-1])
+    return None if source is None else prod(result) * source[-1]
+
+
+def _shown(tensor: Any) -> tuple[str, str, str]:
+    kind = "" if tensor.dtype is None else str(np.dtype(tensor.dtype))
+    axes = [str(axis) if axis is not None else "?" for axis in tensor.shape or ()]
+    return str(tensor.name), kind, "x".join(axes)
+
+
+def _shapes(
+    model: Model, sites: list[Site], recipe: Recipe, result: Inspection
+) -> dict[str, tuple[int, ...]]:
+    """Shapes of the sites' activations for one generated sample; empty where the model does not run."""
+    options = Options(recipe.providers, recipe.threads, recipe.custom_ops)
+    try:
+        session = Session(model, options)
+        samples = generate(model, session, count=1)
+        sample = next(iter(samples))
+        shapes = {name: tuple(np.shape(array)) for name, array in sample.items()}
+        wanted = {
+            t.name: t for site in sites for t in (site.node.outputs[0], site.input) if t.name not in shapes
+        }
+        if wanted:
+            copy = model.copy()
+            there = {t.name: t for node in copy.graph.nodes for t in (*node.inputs, *node.outputs)}
+            copy.graph.outputs = [there[name] for name in wanted]
+            values = Session(copy, options).run(sample)
+            shapes |= {name: tuple(np.shape(value)) for name, value in values.items()}
+    except (ModelError, DataError) as error:
+        result.notes.append(f"multiply-accumulates are not known: {error}")
+        return {}
+    shown = ", ".join(
+        f"{name} {'x'.join(map(str, np.shape(array))) or 'scalar'}" for name, array in sample.items()
+    )
+    result.notes.append(f"multiply-accumulates are those of one run with {shown}")
+    return shapes
