@@ -44,6 +44,7 @@ __all__ = [
     "kernels",
     "load_cost",
     "measure_ratio",
+    "runtime_version",
 ]
 
 _INLINE_LIMIT = 1 << 30  # bytes of weights above which a model goes to ONNX Runtime through a file
@@ -79,6 +80,11 @@ class Options:
     threads: int = 1
     custom_ops: tuple[str, ...] = ()
     level: str = "all"
+
+
+def runtime_version() -> str:
+    """The version of ONNX Runtime."""
+    return str(onnxruntime.__version__)
 
 
 def available_providers() -> tuple[str, ...]:
@@ -309,14 +315,10 @@ def _loadable(source: Source, folder: Path) -> str | bytes:
             raise ModelError(
                 f"the model does not fit one protobuf message (2 GB): {one_line(error)}"
             ) from error
-    weights = sum(
-        tensor.nbytes
-        for graph in source.graphs()
-        for tensor in graph.tensors().values()
-        if isinstance(getattr(tensor, "nbytes", None), int)
-    )
+    weights = sum(weight.nbytes for graph in source.graphs() for weight in graph.weights)
     if weights <= _INLINE_LIMIT:
-        return source.serialized()
+        serialized: bytes = source.serialized()
+        return serialized
     path = folder / "model.onnx"
     source.save(path, external_data=True)
     return str(path)

@@ -40,8 +40,8 @@ class Ratio:
 
 @dataclass(frozen=True)
 class KernelTime:
-    """Time of one node of the optimized graph: seconds per run of the model, and how often it was called in all
-    the runs counted. Nodes in the bodies of control flow are not included in it: they have their own entry.
+    """Time of one node of the optimized graph: seconds per run of the model, and how often it was called in
+    all runs counted. Nodes in the bodies of control flow are not included in it: they have their own entry.
     """
 
     node: str
@@ -73,8 +73,8 @@ def interleaved_ratio(
         pairs: for each sample, a call of A and a call of B.
         rounds: how many rounds at least (fewer if they took over twice ``seconds``).
         seconds: how long in all, about; more rounds are run while there is time.
-        decide: a ratio that matters to the caller: from the fifth round on, stop as soon as low and high are on
-            the same side of it.
+        decide: a ratio that matters to the caller: from the fifth round on, stop as soon as low and high are
+            on the same side of it.
     """
     if not pairs:
         raise ValueError("interleaved_ratio needs at least one sample")
@@ -159,7 +159,9 @@ def kernel_times(events: Sequence[Mapping[str, Any]], warmup: int = 1) -> list[K
         in_run[run] = in_run.get(run, 0.0) + max(microseconds, 0.0)
         calls[key] += 1
     return [
-        KernelTime(node, op, _middle_mean(list(in_run.values())) * len(in_run) / len(runs) * 1e-6, calls[node, op])
+        KernelTime(
+            node, op, _middle_mean(list(in_run.values())) * len(in_run) / len(runs) * 1e-6, calls[node, op]
+        )
         for (node, op), in_run in sums.items()
     ]
 
