@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from onnxc.errors import ModelError
+from onnxc.shell import ConstantShell, is_bodies, is_constant, is_graph
 
 if TYPE_CHECKING:
     from onnxc.model import Constant, Graph, Model, Node, Tensor
@@ -96,13 +97,13 @@ def homeless(model: Model) -> list[Constant]:
     found: dict[Constant, None] = {}
     for graph, around in scopes(model):
         for tensor in (item for node in graph.nodes for item in node.inputs):
-            if tensor.is_constant():
-                home = owner.get(tensor)  # type: ignore[call-overload]  # a constant by the line above
+            if isinstance(tensor, ConstantShell):
+                home = owner.get(tensor)
                 if home is not graph and home not in around:
-                    found[tensor] = None  # type: ignore[index]  # a constant by the line above
+                    found[tensor] = None
         for tensor in graph.outputs:
-            if tensor.is_constant() and tensor not in owner:
-                found[tensor] = None  # type: ignore[index]  # a constant by this line
+            if isinstance(tensor, ConstantShell) and tensor not in owner:
+                found[tensor] = None
     return list(found)
 
 
@@ -171,8 +172,8 @@ def _redirect_output(model: Model, graph: Graph, index: int, new: Tensor) -> Non
         result = new
     old.name = model.unique(f"{name}_old")
     result.name = name
-    if not old.is_constant() and not result.is_constant():
-        result.describe_as(old)  # type: ignore[arg-type]  # variables by the line above
+    if not isinstance(old, ConstantShell) and not isinstance(result, ConstantShell):
+        result.describe_as(old)
     info = graph.output_info.pop(old, None)
     if info is not None:
         graph.output_info[result] = info
@@ -219,3 +220,49 @@ def _inside(node: Node) -> list[Node]:
             found.append(inner)
             stack += inner.bodies()
     return found
+
+
+def copy(graph: Graph, twins: dict[Tensor, Tensor]) -> Graph:
+    """A graph of new objects that share weights and messages.
+
+    Args:
+        graph: what to copy; its classes are those of the copy.
+        twins: old tensor to new tensor, those of the graphs around it; grows.
+    """
+    other = type(graph)(graph.name, graph.doc_string, graph.origin)
+
+    def twin(tensor: Tensor) -> Tensor:
+        if isinstance(tensor, ConstantShell):
+            return twins.get(tensor) or twins.setdefault(tensor, tensor.copy())
+        if tensor not in twins or not tensor.name:
+            twins[tensor] = fresh = type(tensor)(tensor.name)
+            fresh.describe_as(tensor)
+        return twins[tensor]
+
+    def value_of(value: Any) -> Any:
+        if is_graph(value):
+            return copy(value, twins)
+        if is_constant(value):
+            return value.copy()
+        if isinstance(value, list):
+            return [copy(body, twins) for body in value] if is_bodies(value) else list(value)
+        return value
+
+    for node in graph.nodes:
+        attrs = {name: value_of(value) for name, value in node.attrs.items()}
+        inputs, outputs = [twin(item) for item in node.inputs], [twin(item) for item in node.outputs]
+        new = type(node)(node.op, node.name, attrs, inputs, outputs, node.domain)
+        new.origin, new.kept = node.origin, node.kept
+        other.nodes.append(new)
+    other.inputs = [twin(item) for item in graph.inputs]
+    other.outputs = [twin(item) for item in graph.outputs]
+    other.listed = [twin(item) for item in graph.listed]
+    for item in graph.weights:
+        copied = twin(item)
+        assert isinstance(copied, ConstantShell)
+        other.weights.append(copied)
+    other.input_info = {twin(item): info for item, info in graph.input_info.items()}
+    other.output_info = {twin(item): info for item, info in graph.output_info.items()}
+    other.value_info = [(item and twin(item), info) for item, info in graph.value_info]
+    other.annotations = [(item and twin(item), note) for item, note in graph.annotations]
+    return other

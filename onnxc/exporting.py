@@ -1,8 +1,10 @@
 """Graph objects back to protobuf messages, losing nothing.
 
-In: the graph of a Model. Out: its ModelProto with tokens for large data (see wire.py). Every object remembers the
-message it came from; what was not edited is written back as that message, with everything in it that the objects do not
-show: documentation, metadata, denotations, attributes of unusual types, the difference between empty and absent.
+In: the graph of a Model. Out: its ModelProto with tokens for large data (see wire.py). Every object remembers
+the message it came from; what was not edited is written back as that message, with everything in it that the
+objects do not
+show: documentation, metadata, denotations, attributes of unusual types, the difference between empty and
+absent.
 """
 
 from __future__ import annotations
@@ -15,13 +17,14 @@ import onnx
 from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, TypeProto, ValueInfoProto
 
 from onnxc.errors import ModelError
-from onnxc.tensors import DATA_FIELDS, data_type_of, encode
+from onnxc.shell import ConstantShell, is_bodies, is_constant, is_graph
+from onnxc.tensors import DATA_FIELDS, Array, data_type_of, encode
 from onnxc.wire import LARGE, Weights
 
 if TYPE_CHECKING:
     from onnxc.model import Constant, Graph, Node, Tensor
 
-_SIMPLE = {
+_SIMPLE: dict[int, str] = {
     AttributeProto.FLOAT: "f",
     AttributeProto.INT: "i",
     AttributeProto.STRING: "s",
@@ -32,7 +35,7 @@ _SIMPLE = {
 
 
 def simple_value(attribute: AttributeProto) -> Any:
-    """An attribute as a Python value: numbers, text and lists of them; the message itself for everything else."""
+    """An attribute as a Python value: numbers, text, lists of them; the message for everything else."""
     field = _SIMPLE.get(kind_of(attribute))
     if field is None or attribute.ref_attr_name:
         return attribute
@@ -67,8 +70,8 @@ class Exporter:
 
     Args:
         weights: takes the large data.
-        homeless: constants that no graph owns, or that are read outside the graph that owns them; the main graph
-            takes them.
+        homeless: constants that no graph owns, or that are read outside the graph that owns them; the main
+            graph takes them.
         constant_inputs: whether initializers are listed as inputs, as files before IR version 4 do.
         data: False leaves out the data of large weights.
     """
@@ -77,7 +80,7 @@ class Exporter:
         self, weights: Weights, homeless: Sequence[Constant], *, constant_inputs: bool, data: bool
     ) -> None:
         self._weights = weights
-        self._homeless = {tensor: None for tensor in homeless}
+        self._homeless = dict.fromkeys(homeless)
         self._constant_inputs = constant_inputs
         self._data = data
 
@@ -115,7 +118,7 @@ class Exporter:
         yield from (tensor for tensor in graph.inputs if tensor not in set(listed))
 
     def _value_info(self, graph: Graph, owned: Iterable[Constant], out: GraphProto) -> None:
-        """Types and shapes of the tensors inside: those of the file first, in its order, then what edits made known."""
+        """Types and shapes of tensors inside: the file's first, in its order, then what edits made known."""
         inside = graph.tensors_inside()
         alive = {*inside, *owned, *graph.outputs}
         for tensor, info in graph.value_info:
@@ -129,7 +132,7 @@ class Exporter:
             *(tensor for tensor, _ in graph.value_info if tensor is not None),
         }
         for tensor in inside:
-            if not (tensor in known or tensor.is_constant() or tensor.described == (None, None)):
+            if not (tensor in known or isinstance(tensor, ConstantShell) or tensor.described == (None, None)):
                 _value(tensor, None, out.value_info.add())
 
     def _initializer(self, tensor: Constant, out: GraphProto) -> None:
@@ -144,10 +147,10 @@ class Exporter:
     def _tensor(self, tensor: Constant, out: TensorProto) -> None:
         if tensor.origin is not None:
             out.CopyFrom(tensor.origin)
-        raw = tensor.mapped()
+        raw: Array | None = tensor.mapped()
         if tensor.edited():
             for field in (*DATA_FIELDS, "external_data", "data_location", "segment", "dims", "data_type"):
-                out.ClearField(field)  # type: ignore[arg-type]  # the fields are literals to the type checker
+                out.ClearField(field)
             fresh, raw = encode(tensor.values)
             out.MergeFrom(fresh)
         if out.name != tensor.name:
@@ -188,16 +191,16 @@ class Exporter:
             self._attribute(attribute, value, f"node {node.name!r} ({node.op}): attribute {name!r}")
 
     def _attribute(self, out: AttributeProto, value: Any, where: str) -> None:
-        """Fill an attribute that holds the file's state, its tensors and graphs left out, or nothing but a name."""
-        if hasattr(value, "nodes"):
+        """Fill an attribute that holds what the file had but tensors and graphs, or nothing but a name."""
+        if is_graph(value):
             self._set_kind(out, AttributeProto.GRAPH)
             out.g.SetInParent()
             self.graph(value, out.g)
-        elif hasattr(value, "is_constant") and value.is_constant():
+        elif is_constant(value):
             self._set_kind(out, AttributeProto.TENSOR)
             out.t.SetInParent()
             self._tensor(value, out.t)
-        elif isinstance(value, (list, tuple)) and value and all(hasattr(item, "nodes") for item in value):
+        elif is_bodies(value):
             self._set_kind(out, AttributeProto.GRAPHS)
             for item in value:
                 self.graph(item, out.graphs.add())
@@ -207,26 +210,32 @@ class Exporter:
                 out.CopyFrom(value)
                 out.name = name
         elif not _same(out, value):
-            if isinstance(value, np.ndarray) or (isinstance(value, np.generic) and value.ndim):
+            if isinstance(value, np.ndarray):
                 raise ModelError(f"{where} is an array: wrap it in a Constant or make it a list")
-            value = value.item() if isinstance(value, np.generic) else value
-            try:
-                fresh = onnx.helper.make_attribute(
-                    out.name, value, attr_type=kind_of(out) or (AttributeProto.INTS if value == [] else None)
-                )
-            except (TypeError, ValueError) as error:
-                raise ModelError(f"{where} cannot be written as {value!r}: {error}") from error
-            for field in _SIMPLE.values():
-                out.ClearField(field)  # type: ignore[arg-type]  # the fields are literals to the type checker
+            fresh = _attribute_of(out, value.item() if isinstance(value, np.generic) else value, where)
+            for field in (*_SIMPLE.values(), "t", "g", "type"):
+                out.ClearField(field)
             out.MergeFrom(fresh)
 
     @staticmethod
-    def _set_kind(out: AttributeProto, kind: AttributeProto.AttributeType.ValueType) -> None:
+    def _set_kind(out: AttributeProto, kind: onnx.AttributeProto.AttributeType) -> None:
         """Make an attribute one of a tensor or of graphs, unless it is one in the file."""
         if out.type != kind:
             for field in _SIMPLE.values():
-                out.ClearField(field)  # type: ignore[arg-type]  # the fields are literals to the type checker
+                out.ClearField(field)
             out.type = kind
+
+
+def _attribute_of(before: AttributeProto, value: Any, where: str) -> AttributeProto:
+    """An attribute of a simple value, of the type it had if that can hold the value (1 stays a FLOAT)."""
+    kinds = (kind_of(before), None if value != [] else AttributeProto.INTS)
+    problem: Exception | None = None
+    for kind in kinds if kinds[0] in _SIMPLE else kinds[1:]:
+        try:
+            return onnx.helper.make_attribute(before.name, value, attr_type=kind)
+        except (TypeError, ValueError) as error:
+            problem = error
+    raise ModelError(f"{where} cannot be written as {value!r}: {problem}")
 
 
 def _same(attribute: AttributeProto, value: Any) -> bool:
@@ -237,12 +246,8 @@ def _same(attribute: AttributeProto, value: Any) -> bool:
     if isinstance(before, AttributeProto) or type(before) is not type(value):
         return False
     if isinstance(before, list):
-        return len(before) == len(value) and all(
-            type(a) is type(b) and (a == b or a != a) for a, b in zip(before, value, strict=True)
-        )
-    return bool(
-        before == value or (before != before and value != value)
-    )  # not a number is the same as itself
+        return bool(before == value) and set(map(type, value)) <= set(map(type, before))
+    return bool(before == value)
 
 
 def _value(tensor: Tensor, origin: ValueInfoProto | None, out: ValueInfoProto) -> None:
@@ -251,7 +256,7 @@ def _value(tensor: Tensor, origin: ValueInfoProto | None, out: ValueInfoProto) -
         out.CopyFrom(origin)
     if out.name != tensor.name:
         out.name = tensor.name
-    if origin is not None and (tensor.is_constant() or not tensor.redescribed()):
+    if origin is not None and (isinstance(tensor, ConstantShell) or not tensor.redescribed()):
         return
     dtype, shape = tensor.described
     if dtype is None and shape is None:

@@ -1,8 +1,8 @@
 """Protobuf messages to graph objects, every reference checked.
 
-In: the GraphProto of a model whose large data are tokens (see wire.py). Out: graph objects, each holding the message it
-came from. What is not sound is refused here, by the name of the tensor or node: names that nobody makes or two make,
-data that does not fit its shape, unknown types.
+In: the GraphProto of a model whose large data are tokens (see wire.py). Out: graph objects, each holding the
+message it came from. What is not sound is refused here, by the name of the tensor or node: names that nobody
+makes or two make, data that does not fit its shape, unknown types.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from onnx import AttributeProto, GraphProto, NodeProto, SparseTensorProto, Tenso
 
 from onnxc.errors import ModelError
 from onnxc.exporting import kind_of, simple_value
+from onnxc.shell import ConstantShell
 from onnxc.storage import ExternalData
 from onnxc.tensors import Bytes, check, check_shape, numpy_type
 from onnxc.wire import Weights
@@ -74,7 +75,8 @@ class Importer:
             for name in node.output:
                 if name and name in local:
                     raise ModelError(
-                        f"{self._label}: {place}node {node.name!r} ({node.op_type}): output {name!r} is made twice"
+                        f"{self._label}: {place}node {node.name!r} ({node.op_type}): "
+                        f"output {name!r} is made twice"
                     )
                 if name:
                     local[name] = self._make.variable(name)
@@ -82,7 +84,7 @@ class Importer:
         self._information(graph, proto, local, scope, place)
         graph.nodes = [self._node(node, local, scope, place) for node in proto.node]
         for field in ("node", "initializer", "sparse_initializer", "input", "output", "value_info"):
-            proto.ClearField(field)  # type: ignore[arg-type]  # the fields are literals to the type checker
+            proto.ClearField(field)
         proto.ClearField("quantization_annotation")
         return graph
 
@@ -114,7 +116,7 @@ class Importer:
         self, tensor: Tensor, info: ValueInfoProto, table: dict[Tensor, ValueInfoProto], place: str
     ) -> None:
         table[tensor] = info
-        if tensor.is_constant() or tensor.described != (None, None):
+        if isinstance(tensor, ConstantShell) or tensor.described != (None, None):
             return
         tensor.type = kind = info.type.WhichOneof("value") or "tensor_type"
         if kind not in {"tensor_type", "sparse_tensor_type"}:

@@ -1,11 +1,11 @@
 """A model that can be edited and loses nothing: onnx-graphsurgeon's objects inside our own way in and out.
 
-In: a file or a ModelProto. Out: a Model whose ``graph`` passes edit, and the same file again, changed only where it was
-edited. Weights are views of the file on disk. The bodies of If, Loop and Scan are graphs like any other: a body that reads
-a tensor of an outer graph reads the very same object.
+In: a file or a ModelProto. Out: a Model whose ``graph`` passes edit, and the same file again, changed only
+where it was edited. Weights are views of the file on disk. The bodies of If, Loop and Scan are graphs like
+any other: a body that reads a tensor of an outer graph reads the very same object.
 
-      onnx file --wire.py--> message + mapped weights --Importer--> Graph, Node, Variable, Constant
-      onnx file <--storage.py-- message + tokens <--exporting.py-- the same objects, each with the message it came from
+      onnx file --wire.py--> message + mapped weights --importing.py--> Graph, Node, Variable, Constant
+      onnx file <--storage.py-- message + weights <--exporting.py-- the same objects and their old messages
 """
 
 from __future__ import annotations
@@ -23,10 +23,6 @@ from onnx import (
     AttributeProto,
     GraphProto,
     ModelProto,
-    NodeProto,
-    SparseTensorProto,
-    TensorProto,
-    ValueInfoProto,
 )
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
@@ -34,175 +30,30 @@ from onnxc import editing, storage
 from onnxc.errors import ModelError
 from onnxc.exporting import Exporter
 from onnxc.importing import Classes, Importer
-from onnxc.tensors import Array, Bytes, decode, numpy_type
+from onnxc.shell import ConstantShell, GraphShell, NodeShell, StoredShell, VariableShell
+from onnxc.tensors import Array
 from onnxc.wire import Weights
 
-Description = tuple[
-    np.dtype[np.generic] | None, tuple[int | str | None, ...] | None
-]  # type and shape, None unknown
+
+class Node(NodeShell, gs.Node):  # type: ignore[misc]  # graphsurgeon has no type information
+    """An operation: graphsurgeon's node in our shell."""
 
 
-class Node(gs.Node):  # type: ignore[misc]  # graphsurgeon has no type information
-    """A graphsurgeon node that is equal only to itself and remembers its NodeProto.
-
-    Attributes:
-        origin: the message of the file, tensors and graphs of its attributes left out; None for a new node.
-        kept: in the file nobody read what it makes, so that ``tidy`` leaves it alone.
-    """
-
-    op: str
-    name: str
-    domain: str | None
-    attrs: dict[str, Any]
-    inputs: list[Tensor]
-    outputs: list[Tensor]
-    origin: NodeProto | None = None
-    kept: bool = False
-    __eq__ = object.__eq__
-    __hash__ = object.__hash__
-
-    def bodies(self) -> list[Graph]:
-        """The graphs in the attributes."""
-        bodies: list[Graph] = []
-        for value in self.attrs.values():
-            if isinstance(value, Graph):
-                bodies.append(value)
-            elif isinstance(value, list):
-                bodies += [item for item in value if isinstance(item, Graph)]
-        return bodies
+class Variable(VariableShell, gs.Variable):  # type: ignore[misc]  # graphsurgeon has no type information
+    """A tensor that is computed or fed: graphsurgeon's variable in our shell."""
 
 
-class Variable(gs.Variable):  # type: ignore[misc]  # graphsurgeon has no type information
-    """A graphsurgeon variable that is equal only to itself: a tensor that is computed or fed."""
-
-    name: str
-    inputs: list[Node]
-    outputs: list[Node]
-    dtype: np.dtype[np.generic] | None
-    shape: list[int | str | None] | None
-    type: str
-    from_file: Description = (None, None)
-    __eq__ = object.__eq__
-    __hash__ = object.__hash__
-
-    def is_constant(self) -> bool:
-        return False
-
-    @property
-    def described(self) -> Description:
-        return self.dtype, None if self.shape is None else tuple(self.shape)
-
-    def redescribed(self) -> bool:
-        """Whether type or shape are no longer those of the file."""
-        return self.described != self.from_file
-
-    def describe_as(self, other: Variable) -> None:
-        """Take over the type and shape of another variable, and what the file said of it."""
-        self.dtype, self.type, self.from_file = other.dtype, other.type, other.from_file
-        self.shape = None if other.shape is None else list(other.shape)
+class Stored(StoredShell, LazyValues):  # type: ignore[misc]  # graphsurgeon has no type information
+    """Values that are still as in the file: graphsurgeon's lazy values in our shell."""
 
 
-class Stored(LazyValues):  # type: ignore[misc]  # graphsurgeon has no type information
-    """Values that are still as in the file.
-
-    Attributes:
-        proto: the message, its data in it or mapped.
-        raw: the mapped bytes, None when the data is in the message.
-    """
-
-    def __init__(self, proto: TensorProto | SparseTensorProto, raw: Bytes | None = None) -> None:
-        values = proto if isinstance(proto, TensorProto) else proto.values
-        self.proto = proto
-        self.raw = raw
-        self.shape = tuple(proto.dims)
-        self.dtype = numpy_type(values.data_type)
-        self._array: Array | None = None
-
-    def load(self) -> Array:
-        if self._array is None:
-            if isinstance(self.proto, TensorProto):
-                self._array = decode(self.proto, self.raw)
-            else:
-                self._array = _dense(self.proto)
-        return self._array
-
-
-def _dense(sparse: SparseTensorProto) -> Array:
-    """The array of a sparse tensor; indices are positions in the flat array or coordinates."""
-    values, indices = decode(sparse.values), decode(sparse.indices).astype(np.int64)
-    shape = tuple(sparse.dims)
-    dense = np.zeros(shape, values.dtype)
-    try:
-        if indices.ndim == 2:
-            dense[tuple(indices.T)] = values
-        else:
-            dense.reshape(-1)[indices] = values
-    except (IndexError, ValueError) as error:
-        raise ModelError(f"sparse tensor {sparse.values.name!r} has indices outside its shape") from error
-    dense.flags.writeable = False
-    return dense
-
-
-class Constant(gs.Constant):  # type: ignore[misc]  # graphsurgeon has no type information
-    """A graphsurgeon constant that is equal only to itself; its values are loaded when they are looked at.
-
-    Attributes:
-        stored: the values in the file; None for a new constant.
-        kept: in the file nobody read it, so that ``tidy`` leaves it alone.
-    """
-
-    name: str
-    inputs: list[Node]
-    outputs: list[Node]
-    shape: tuple[int, ...]
-    dtype: np.dtype[np.generic]
-    kept: bool = False
-    type = "tensor_type"
-    __eq__ = object.__eq__
-    __hash__ = object.__hash__
+class Constant(ConstantShell, gs.Constant):  # type: ignore[misc]  # graphsurgeon has no type information
+    """A tensor that is known: graphsurgeon's constant in our shell."""
 
     def __init__(self, name: str, values: Array | Stored) -> None:
         super().__init__(name, values)
-        self.stored = values if isinstance(values, Stored) else None
-
-    @property
-    def values(self) -> Array:
-        """The array; read-only when it is the file's. Assign a new one to change it."""
-        return self._values.load() if isinstance(self._values, Stored) else self._values  # type: ignore[no-any-return]  # graphsurgeon has no type information
-
-    @values.setter
-    def values(self, values: Array) -> None:
-        self._values = values
-
-    @property
-    def origin(self) -> TensorProto | None:
-        """The dense message of the file."""
-        return self.stored.proto if self.stored and isinstance(self.stored.proto, TensorProto) else None
-
-    @property
-    def sparse(self) -> SparseTensorProto | None:
-        """The sparse message of the file."""
-        return self.stored.proto if self.stored and isinstance(self.stored.proto, SparseTensorProto) else None
-
-    def is_constant(self) -> bool:
-        return True
-
-    def edited(self) -> bool:
-        """Whether the values are no longer those of the file."""
-        return self._values is not self.stored
-
-    def mapped(self) -> Bytes | None:
-        """The bytes of unedited values where they lie outside the message."""
-        return None if self.stored is None or self.edited() else self.stored.raw
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the values, unpacked."""
-        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
-
-    @property
-    def described(self) -> Description:
-        return self.dtype, tuple(self.shape)
+        if isinstance(values, Stored):
+            self.stored = values
 
     def copy(self) -> Constant:
         """A constant without readers that shares the values."""
@@ -214,41 +65,18 @@ class Constant(gs.Constant):  # type: ignore[misc]  # graphsurgeon has no type i
 Tensor = Variable | Constant
 
 
-class Graph(gs.Graph):  # type: ignore[misc]  # graphsurgeon has no type information
-    """A graphsurgeon graph that owns its weights and remembers what the file says of its tensors.
-
-    Attributes:
-        weights: its initializers in order; also those nobody reads, and the default values of inputs.
-        listed: inputs in the order of the file; before IR version 4 initializers are among them.
-        input_info: what the file says of an input; output_info and value_info likewise, the latter with None for a
-            name that no tensor has.
-        annotations: quantization annotations.
-        origin: the message without all of these; None for a new graph.
-    """
-
-    name: str
-    doc_string: str
-    nodes: list[Node]
-    inputs: list[Tensor]
-    outputs: list[Tensor]
+class Graph(GraphShell, gs.Graph):  # type: ignore[misc]  # graphsurgeon has no type information
+    """The main graph or a body: graphsurgeon's graph in our shell."""
 
     def __init__(self, name: str = "", doc_string: str = "", origin: GraphProto | None = None) -> None:
         super().__init__(name=name, doc_string=doc_string)
         self.origin = origin
-        self.weights: list[Constant] = []
-        self.listed: list[Tensor] = []
-        self.input_info: dict[Tensor, ValueInfoProto] = {}
-        self.output_info: dict[Tensor, ValueInfoProto] = {}
-        self.value_info: list[tuple[Tensor | None, ValueInfoProto]] = []
-        self.annotations: list[tuple[Tensor | None, onnx.TensorAnnotation]] = []
-
-    __eq__ = object.__eq__
-    __hash__ = object.__hash__
-
-    def tensors_inside(self) -> dict[Tensor, None]:
-        """Its inputs, weights and what its nodes make, in this order, without what its bodies have."""
-        made = (tensor for node in self.nodes for tensor in node.outputs if tensor.name)
-        return dict.fromkeys((*self.inputs, *self.weights, *made))
+        self.weights = []
+        self.listed = []
+        self.input_info = {}
+        self.output_info = {}
+        self.value_info = []
+        self.annotations = []
 
 
 class Model:
@@ -287,7 +115,8 @@ class Model:
         """Read a model; its weights stay on disk until they are looked at.
 
         Raises:
-            ModelError: it is missing, damaged, unsafe or not sound; one line naming the file and the tensor or node.
+            ModelError: it is missing, damaged, unsafe or not sound; one line naming the file and the tensor
+                or node.
         """
         path = None if isinstance(source, ModelProto) else Path(source)
         label = "the model" if path is None else str(path)
@@ -358,7 +187,8 @@ class Model:
     def proto(self, *, weights: bool = True) -> ModelProto:
         """The model as a message; ``weights=False`` leaves out the data of all tensors over 4 KB."""
         if weights:
-            return ModelProto.FromString(self.serialized())
+            message: ModelProto = ModelProto.FromString(self.serialized())
+            return message
         return self._message(Weights(), data=False)
 
     def _message(self, weights: Weights, *, data: bool = True) -> ModelProto:
@@ -396,7 +226,7 @@ class Model:
         other._opsets, other.metadata = dict(self._opsets), dict(self.metadata)
         other.path, other.source_bytes, other.ir_version = self.path, self.source_bytes, self.ir_version
         other.functions = list(self.functions)
-        other.graph = _copy(self.graph, {})
+        other.graph = editing.copy(self.graph, {})
         return other
 
     @property
@@ -451,7 +281,7 @@ class Model:
         return np.asarray(value, dtype)
 
     def unique(self, name: str) -> str:
-        """``name``, or ``name_1``, ``name_2`` and so on: one that no tensor and no node has; it counts as used now."""
+        """``name``, or ``name_1``, ``name_2`` ...: no tensor or node has it, and it counts as used now."""
         if self._names is None:
             self._names = editing.Names(self)
         return self._names.take(name)
@@ -504,8 +334,8 @@ class Model:
     def redirect(self, old: Tensor, new: Tensor, *, only: Collection[Node] | None = None) -> None:
         """Let the readers of ``old`` in all graphs, or ``only`` some nodes, read ``new``.
 
-        New nodes that make ``new`` out of ``old`` keep reading it. Where ``old`` is an output of its graph and ``only``
-        is not given, the output gets the values of ``new`` and keeps its name.
+        New nodes that make ``new`` out of ``old`` keep reading it. Where ``old`` is an output of its graph
+        and ``only`` is not given, the output gets the values of ``new`` and keeps its name.
         """
         editing.redirect(self, old, new, only)
 
@@ -542,52 +372,10 @@ class Model:
         return model.proto(), lifted
 
     def restore(self, weights: Mapping[str, Array]) -> None:
-        """Make inputs of these names initializers again; names that are no inputs any more are passed over."""
+        """Make inputs of these names initializers again; other names are passed over."""
         for tensor in list(self.graph.inputs):
             if tensor.name in weights and isinstance(tensor, Variable):
                 constant = Constant(tensor.name, weights[tensor.name])
                 self.graph.inputs.remove(tensor)
                 self.graph.weights.append(constant)
                 editing.redirect(self, tensor, constant, None)
-
-
-def _copy(graph: Graph, twins: dict[Tensor, Tensor]) -> Graph:
-    """A graph of new objects; ``twins`` leads from old tensors to new ones, those of the outer graphs first."""
-    other = Graph(graph.name, graph.doc_string, graph.origin)
-
-    def twin(tensor: Tensor) -> Tensor:
-        if not tensor.name:
-            return Variable("")
-        if tensor not in twins:
-            if isinstance(tensor, Constant):
-                twins[tensor] = tensor.copy()
-            else:
-                twins[tensor] = copy = Variable(tensor.name)
-                copy.describe_as(tensor)
-        return twins[tensor]
-
-    for node in graph.nodes:
-        attrs: dict[str, Any] = {}
-        for name, value in node.attrs.items():
-            if isinstance(value, Graph):
-                attrs[name] = _copy(value, twins)
-            elif isinstance(value, list):
-                attrs[name] = [_copy(item, twins) if isinstance(item, Graph) else item for item in value]
-            else:
-                attrs[name] = value.copy() if isinstance(value, Constant) else value
-        inputs, outputs = [twin(item) for item in node.inputs], [twin(item) for item in node.outputs]
-        new = Node(node.op, node.name, attrs, inputs, outputs, node.domain)
-        new.origin, new.kept = node.origin, node.kept
-        other.nodes.append(new)
-    other.inputs = [twin(item) for item in graph.inputs]
-    other.outputs = [twin(item) for item in graph.outputs]
-    other.listed = [twin(item) for item in graph.listed]
-    for item in graph.weights:
-        copied = twin(item)
-        assert isinstance(copied, Constant)
-        other.weights.append(copied)
-    other.input_info = {twin(item): info for item, info in graph.input_info.items()}
-    other.output_info = {twin(item): info for item, info in graph.output_info.items()}
-    other.value_info = [(item and twin(item), info) for item, info in graph.value_info]
-    other.annotations = [(item and twin(item), note) for item, note in graph.annotations]
-    return other

@@ -1,7 +1,7 @@
 """Files: mapped for reading, replaced atomically, and weights that lie in files beside the model.
 
-In: a path. Out: its bytes as a read-only map; or a new file that appears whole or not at all. References to external
-data are followed only inside the model's own folder.
+In: a path. Out: its bytes as a read-only map; or a new file that appears whole or not at all. References to
+external data are followed only inside the model's own folder.
 """
 
 from __future__ import annotations
@@ -75,8 +75,8 @@ class ExternalData:
         """The bytes a tensor refers to, mapped.
 
         Raises:
-            ModelError: the reference leaves the model's folder, the file is missing, or its data is not what the tensor
-                needs.
+            ModelError: the reference leaves the model's folder, the file is missing, or its data is not what
+                the tensor needs.
         """
         if self._model is None:
             raise ModelError(
@@ -134,7 +134,8 @@ def embed(message: ModelProto, external: ExternalData, label: str) -> None:
 def replace_file(path: Path, write: Callable[[BinaryIO], None]) -> None:
     """Write a file in one step: into a temporary file beside it, to the disk, then over the old one.
 
-    Whatever happens in between, an exception of any kind included, the old file stays and the temporary one goes.
+    Whatever happens in between, an exception of any kind included, the old file stays and the temporary one
+    goes.
 
     Raises:
         OSError: it cannot be written.
@@ -169,7 +170,8 @@ def save(message: ModelProto, weights: Weights, path: Path, *, external_data: bo
         message: the model; its tensors are changed to refer to the external file where there is one.
         weights: what the tokens stand for.
         path: the model's file.
-        external_data: put the large initializers into ``PATH.<8 hex of its content>.data``, written before the model.
+        external_data: put the large initializers into ``PATH.<8 hex of its content>.data``, written before
+            the model.
 
     Returns:
         Bytes written, both files together.
@@ -200,7 +202,7 @@ def save(message: ModelProto, weights: Weights, path: Path, *, external_data: bo
 
 
 def _save_external(message: ModelProto, weights: Weights, path: Path) -> tuple[Path, int, bool] | None:
-    """Move the large initializers of a message to a file of their own: its path, its bytes, whether it is new."""
+    """Move large initializers to a file of their own: its path, its bytes, whether it is new."""
     moved: list[tuple[TensorProto, Array, int]] = []
     end = 0
     for tensor in _initializers(message.graph):
@@ -221,11 +223,11 @@ def _save_external(message: ModelProto, weights: Weights, path: Path) -> tuple[P
         return None
     digest = hashlib.sha256()
 
-    def pieces() -> Iterator[Bytes | bytes]:
+    def pieces() -> Iterator[memoryview | bytes]:
         place = 0
         for _, array, offset in moved:
             yield bytes(offset - place)
-            yield flat_bytes(array)
+            yield flat_bytes(array).data
             place = offset + array.nbytes
 
     for (
@@ -238,7 +240,7 @@ def _save_external(message: ModelProto, weights: Weights, path: Path) -> tuple[P
     replace_file(target, lambda file: file.writelines(pieces()))
     for tensor, array, offset in moved:
         for field in DATA_FIELDS:
-            tensor.ClearField(field)  # type: ignore[arg-type]  # the fields are literals to the type checker
+            tensor.ClearField(field)
         tensor.data_location = TensorProto.EXTERNAL
         del tensor.external_data[:]
         for key, value in (("location", target.name), ("offset", offset), ("length", array.nbytes)):

@@ -1,7 +1,8 @@
-"""Arrays and TensorProto: what a tensor's bytes are, whether they are all there, and the way to numpy and back.
+"""Arrays and TensorProto: a tensor's bytes, whether they are all there, and the way to numpy and back.
 
-In: a TensorProto, and its bytes where they lie outside the message (mapped from a file). Out: a numpy array, a view of
-the mapped bytes wherever numpy has the type; or, the other way, a TensorProto without data and its payload.
+In: a TensorProto, and its bytes where they lie outside the message (mapped from a file). Out: a numpy array,
+a view of the mapped bytes wherever numpy has the type; or, the other way, a TensorProto without data and its
+payload.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ _BITS = {
 
 
 def numpy_type(data_type: int) -> np.dtype[np.generic] | None:
-    """Numpy's type for an ONNX one (ml_dtypes for 2, 4, 6 and 8 bit floats and integers); None when unknown."""
+    """Numpy's type for an ONNX one (from ml_dtypes for the narrow ones); None when unknown."""
     return _DTYPES.get(data_type)
 
 
@@ -123,7 +124,7 @@ def decode(tensor: TensorProto, raw: Bytes | None = None) -> Array:
         ModelError: strings that are not UTF-8, or typed data out of its type's range.
     """
     data_type = tensor.data_type
-    if raw is not None and data_type not in {TensorProto.STRING} and _whole(data_type):
+    if raw is not None and data_type != TensorProto.STRING and _whole(data_type):
         return raw.view(_DTYPES[data_type]).reshape(tuple(tensor.dims))
     if raw is not None:  # 2, 4 and 6 bit types: numpy has no packed form, they unfold to a byte each
         packed = TensorProto(data_type=data_type, dims=tensor.dims, raw_data=raw.tobytes())
@@ -142,7 +143,7 @@ def _whole(data_type: int) -> bool:
 
 
 def encode(array: Array) -> tuple[TensorProto, Array | None]:
-    """A TensorProto with type and shape, and the array whose bytes are its raw data (None: data is in the message)."""
+    """A TensorProto of an array, and what its raw data is to be (None: its data is in the message)."""
     array = np.asarray(array)
     if array.dtype.byteorder == ">":
         array = array.astype(array.dtype.newbyteorder("<"))

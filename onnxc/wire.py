@@ -1,11 +1,11 @@
 """Weights in and out of protobuf's wire format without ever parsing them.
 
-Reading: the bytes of a model file become a small message in which every large raw_data is a *token*, and the token's
-bytes stay where they are, mapped from the file. Writing is the same walk backwards. A token is a random number that is
-drawn anew for every file, so that no file can contain one.
+Reading: the bytes of a model file become a small message in which every large raw_data is a *token*, and the
+token's bytes stay where they are, mapped from the file. Writing is the same walk backwards. A token is a
+random number that is drawn anew for every file, so that no file can contain one.
 
       file     [graph [node ...] [initializer name dims raw_data=90 MB] ...]
-      message  [graph [node ...] [initializer name dims raw_data=token] ...]      weights[0] -> file[1234:90001234]
+      message  [graph [node ...] [initializer name dims raw_data=token] ...]   token -> file[1234:90001234]
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Weights:
         Returns:
             A serialized ModelProto. Damaged bytes come back as they are: the parser finds the words for them.
         """
-        view = memoryview(data)
+        view = data.data
 
         def replace(start: int, end: int) -> tuple[Chunk, int] | None:
             return (self.add(data[start:end]), 20) if end - start > LARGE else None
@@ -78,7 +78,7 @@ class Weights:
         return b"".join(chunks)  # type: ignore[arg-type]  # lifting replaces by bytes only
 
     def lower(self, message: bytes) -> tuple[Iterator[memoryview | bytes], int]:
-        """A serialized message with its tokens replaced by their data: the pieces of the file, and its bytes in all."""
+        """A message with its tokens replaced by their data: the pieces of the file, and its bytes."""
         places = []
         place = message.find(self._key)
         while place >= 0:
@@ -103,7 +103,7 @@ class _DamageError(Exception):
 
 def _pieces(chunks: list[Chunk]) -> Iterator[memoryview | bytes]:
     for chunk in chunks:
-        yield memoryview(flat_bytes(chunk)) if isinstance(chunk, np.ndarray) else chunk
+        yield flat_bytes(chunk).data if isinstance(chunk, np.ndarray) else chunk
 
 
 def _varint(data: memoryview, place: int) -> tuple[int, int]:
