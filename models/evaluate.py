@@ -69,7 +69,7 @@ TASKS = {
     "text_gru": Task("glosses", tokens),
     "mixer": Task("mnist", channels_last),
     "sklearn_mlp": Task("digits", floats),
-    "lightgbm": Task("digits", floats),
+    "lightgbm_trees": Task("digits", floats),
 }
 
 
@@ -84,18 +84,19 @@ def answers(session: Any, inputs: np.ndarray, batch: int) -> tuple[np.ndarray, f
     """Class number of every item, -1 where a score is not finite, and the median seconds of one call.
 
     The class scores are the model's last output: converters of scikit-learn and LightGBM put the label first.
-    A model with a fixed batch gets batches of that size, the last one filled up.
+    A model with a fixed batch gets batches of that size, the last one filled up from the first items.
     """
     source, scores = session.get_inputs()[0], session.get_outputs()[-1].name
-    size = source.shape[0] if isinstance(source.shape[0], int) else batch
+    fixed = isinstance(source.shape[0], int)
+    size = source.shape[0] if fixed else batch
     found, seconds = [], []
     for start in range(0, len(inputs), size):
-        given = inputs[start : start + size]
-        padding = inputs[: size - len(given)] if isinstance(source.shape[0], int) else inputs[:0]
+        stop = start + size if fixed else min(start + size, len(inputs))
+        given = inputs.take(range(start, stop), axis=0, mode="wrap")
         begin = time.perf_counter()
-        (result,) = session.run([scores], {source.name: np.concatenate([given, padding])})
+        (result,) = session.run([scores], {source.name: given})
         seconds.append(time.perf_counter() - begin)
-        result = result[: len(given)]
+        result = result[: len(inputs) - start]
         found.append(np.where(np.isfinite(result).all(axis=1), result.argmax(axis=1), -1))
     return np.concatenate(found), float(np.median(seconds))
 
@@ -141,9 +142,9 @@ def quality_sklearn_mlp(session: Any) -> float:
     return quality("sklearn_mlp", session)
 
 
-def quality_lightgbm(session: Any) -> float:
-    """Accuracy of `lightgbm` on the select items, for `--eval`."""
-    return quality("lightgbm", session)
+def quality_lightgbm_trees(session: Any) -> float:
+    """Accuracy of `lightgbm_trees` on the select items, for `--eval`."""
+    return quality("lightgbm_trees", session)
 
 
 def open_session(path: Path, threads: int = 1) -> Any:

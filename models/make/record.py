@@ -37,7 +37,7 @@ ABOUT = {
     "text_gru": About("word embedding and bidirectional GRU", "TensorFlow/Keras", "tf2onnx"),
     "mixer": About("MLP-Mixer", "JAX/Flax", "jax2onnx"),
     "sklearn_mlp": About("scaler and MLP pipeline", "scikit-learn", "skl2onnx"),
-    "lightgbm": About("gradient boosted trees", "LightGBM", "onnxmltools"),
+    "lightgbm_trees": About("gradient boosted trees", "LightGBM", "onnxmltools"),
 }
 DATA = {"mnist": "MNIST", "digits": "scikit-learn's digits", "glosses": "WordNet's glosses"}
 

@@ -1,7 +1,7 @@
 """What the PyTorch scripts share: a seeded training loop on MNIST with small shifts, turns and zooms.
 
 In: a module that takes what `prepare` makes of the images. Out: the trained module, in eval mode, and one
-printed line per epoch with its accuracy on calibration items. One thread, so that a run repeats on one machine.
+printed line per epoch with its accuracy on calibration items. One thread, so that a run repeats.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import data
 import numpy as np
+import onnx
 import torch
 from torch import nn
 from torch.nn import functional
@@ -75,3 +76,12 @@ def train(
             accuracy = (module(held_out).argmax(1) == answers).float().mean()
         print(f"epoch {epoch}: {accuracy:.4f}, {time.process_time() - start:.0f} s", flush=True)
     return module.eval()
+
+
+def save(model: onnx.ModelProto, name: str) -> None:
+    """Write `models/NAME.onnx` without the stack traces of the exporter: they name files of this machine."""
+    for node in model.graph.node:
+        kept = [entry for entry in node.metadata_props if entry.key != "pkg.torch.onnx.stack_trace"]
+        del node.metadata_props[:]
+        node.metadata_props.extend(kept)
+    onnx.save(model, data.MAKE.parent / f"{name}.onnx")
