@@ -1,7 +1,7 @@
 """What is in a model and what could be done to it. In: a Model. Out: an Inspection, for a page or JSON.
 
-Nothing is measured or planned here: for every site it is what the passes propose without data, and their reasons where
-they propose nothing.
+Nothing is measured or planned here: for every site it is what the passes propose without data, and the
+reasons of those that propose nothing.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def inspect(path: str | Path, *, recipe: Recipe = Recipe()) -> Inspection:
 
 
 def multiply_accumulates(site: Site, shapes: Mapping[str, tuple[int, ...]]) -> int | None:
-    """Of one run, from the shapes of activations by name; None where the shape that matters is not among them."""
+    """Of one run, from the shapes of activations by name; None where the shape that matters is unknown."""
     if site.weight is None or site.operator == "Gather":
         return 0
     elements, rank = site.weight.elements, len(site.weight.shape)

@@ -1,4 +1,4 @@
-"""Progress on stderr. In: sentences of what is being done. Out: a status line on a terminal, else a line each.
+"""Progress on stderr. In: what is being done, in words. Out: a status line, or lines.
 
 Nothing is shown in the first second, so that short work is silent.
 """

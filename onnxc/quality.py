@@ -10,7 +10,9 @@ is not finite the other must hold the same NaN or infinity. Class scores are jud
 from __future__ import annotations
 
 import math
+import shutil
 import tempfile
+import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -119,9 +121,9 @@ class ReferenceOutputs:
         self.inputs = [each.name for each in session.inputs]
         self.answers = dict(answers or {})
         self.samples = samples
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._folder: Path | None = None
         self._kept: list[list[list[np.ndarray | Path]]] = []
-        held = 0
+        self._files = held = 0
         for sample in samples:
             results = session.run(sample)
             parts = [_parts(results[name]) for name in self.names]
@@ -136,8 +138,10 @@ class ReferenceOutputs:
         if array.dtype.kind in "OV" or array.nbytes < 1 << 12:
             return array
         if self._folder is None:
-            self._folder = tempfile.TemporaryDirectory(prefix="onnxc-", ignore_cleanup_errors=True)
-        path = Path(self._folder.name, f"{len(list(Path(self._folder.name).iterdir()))}.npy")
+            self._folder = Path(tempfile.mkdtemp(prefix="onnxc-"))
+            weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+        self._files += 1
+        path = self._folder / f"{self._files}.npy"
         np.save(path, array)
         return path
 

@@ -289,7 +289,6 @@ def print_inspection(found: Inspection, console: Console) -> None:
         weights,
         f"opset {opsets}",
         f"IR {found.ir_version}",
-        found.producer,
     ]
     console.print(", ".join(filter(None, facts)), highlight=False, markup=False, soft_wrap=True)
     rows = [["input", *each] for each in found.inputs] + [["output", *each] for each in found.outputs]
