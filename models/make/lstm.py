@@ -1,6 +1,6 @@
 """lstm: a two-layer LSTM that reads MNIST's digits row by row, exported with torch's tracing exporter.
 
-python models/make/lstm.py    # torch==2.13.0 onnx==1.23.2 scikit-learn==1.9.1, 3 minutes on one core
+python models/make/lstm.py    # torch==2.13.0 onnx==1.23.2 scikit-learn==1.9.1, 1.5 minutes on one core
 """
 
 from __future__ import annotations

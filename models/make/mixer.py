@@ -1,7 +1,7 @@
 """mixer: a small MLP-Mixer on MNIST; JAX and Flax, through jax2onnx.
 
 python models/make/mixer.py    # jax==0.10.2 flax==0.12.8 optax==0.2.8 jax2onnx==0.17.1 onnx==1.23.2
-                               # scikit-learn==1.9.1, 4 minutes on one core
+                               # scikit-learn==1.9.1, 7 minutes on one core
 """
 
 from __future__ import annotations

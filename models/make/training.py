@@ -1,7 +1,7 @@
 """What the PyTorch scripts share: a seeded training loop on MNIST with small shifts, turns and zooms.
 
 In: a module that takes what `prepare` makes of the images. Out: the trained module, in eval mode, and one
-printed line per epoch with its accuracy on calibration items. One thread, so that a run repeats.
+printed line per epoch with its accuracy on calibration items. One thread and fixed seeds.
 """
 
 from __future__ import annotations
