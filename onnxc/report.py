@@ -51,6 +51,11 @@ class SiteRow:
     milliseconds_after: float | None = None
     reason: str = ""
 
+    @property
+    def changed(self) -> bool:
+        """Whether a pass was chosen."""
+        return self.choice != FLOAT
+
 
 @dataclass
 class RefusalRow:

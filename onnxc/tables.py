@@ -15,7 +15,6 @@ from rich.markup import escape
 from rich.table import Table
 
 from onnxc.kernels import fused
-from onnxc.report import FLOAT
 
 if TYPE_CHECKING:
     from onnxc.inspection import Inspection
@@ -99,7 +98,7 @@ def print_table(
 
 def print_report(report: Report, console: Console) -> None:
     """The page of optimize: what was done, what was refused, the totals, and what the user should know."""
-    changed = [row for row in report.rows if row.choice != FLOAT]
+    changed = [row for row in report.rows if row.changed]
     if changed:
         _print_sites(changed, console)
     _print_refusals(report.refusals, console)
@@ -325,14 +324,12 @@ def print_inspection(found: Inspection, console: Console) -> None:
 
 def print_passes(passes: Mapping[str, type[Any]], console: Console) -> None:
     """One row per pass: name, kind, what it does, its fields with their defaults."""
-    from onnxc.rewrite import ExactPass
-
     rows = []
     for name, kind in passes.items():
         summary = (kind.__doc__ or "").strip().split("\n")[0]
         own = [each for each in fields(kind) if each.init] if is_dataclass(kind) else []
         shown = ", ".join(f"{each.name}={_default(each)}" for each in own)
-        rows.append([name, "exact" if issubclass(kind, ExactPass) else "lossy", summary, shown])
+        rows.append([name, "exact" if hasattr(kind, "run") else "lossy", summary, shown])
     print_table(console, ["pass", "kind", "what it does", "fields"], rows)
 
 

@@ -1,0 +1,102 @@
+"""Imports run downward: the order of the modules, and who may import the libraries behind one door."""
+
+from __future__ import annotations
+
+import ast
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# Highest first; a module imports only from rows below its own, or from its own row. No cycles anywhere.
+LAYERS = """
+    __main__
+    cli
+    inspection compiler summary
+    deliver judge price propose search
+    planner
+    cost sensitivity saturation observe exactness
+    rewrite encoding sites shapes
+    validate
+    report tables
+    quality answers kernels
+    recipe
+    registry
+    targets progress
+    data generate inputs readers hooks
+    session timing diagnosis dtypes
+    model importing exporting editing shell storage wire tensors
+    errors
+    __init__
+"""
+ROW = {name: row for row, names in enumerate(LAYERS.split("\n")) for name in names.split()}
+DOORS = {"onnx_graphsurgeon": {"onnxc/model.py"}, "onnxruntime": {"onnxc/session.py"}}
+
+
+def files() -> list[Path]:
+    return sorted([*ROOT.glob("onnxc/*.py"), *ROOT.glob("passes/**/*.py")])
+
+
+def imported(path: Path) -> list[str]:
+    """Names of modules imported when ``path`` runs: type-only imports do not count."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    typing_only = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
+    found = []
+    for node in ast.walk(tree):
+        if id(node) in typing_only:
+            continue
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            found += [node.module or ""]
+            found += [f"{node.module}.{alias.name}" for alias in node.names if node.module == "onnxc"]
+    return found
+
+
+def below(path: Path) -> set[str]:
+    """The modules of onnxc that ``path`` imports."""
+    names = {name.split(".")[1] for name in imported(path) if name.startswith("onnxc.")}
+    return names - {"__version__"}
+
+
+def test_every_module_has_its_place() -> None:
+    assert {path.stem for path in ROOT.glob("onnxc/*.py")} == set(ROW), "LAYERS lists every module once"
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("onnxc/*.py")), ids=lambda path: path.stem)
+def test_imports_run_downward(path: Path) -> None:
+    assert "passes" not in below(path), "passes come in through the entry point"
+    assert not {name for name in below(path) if ROW[name] < ROW[path.stem]}
+
+
+def test_there_is_no_cycle() -> None:
+    TopologicalSorter({path.stem: below(path) - {path.stem} for path in ROOT.glob("onnxc/*.py")}).prepare()
+
+
+@pytest.mark.parametrize("library", DOORS)
+def test_libraries_behind_one_door(library: str) -> None:
+    importers = {
+        path.relative_to(ROOT).as_posix()
+        for path in files()
+        if any(name.split(".")[0] == library for name in imported(path))
+    }
+    assert importers <= DOORS[library]
+    assert len(importers) == 1
+
+
+def test_nobody_imports_a_top_level_package_called_passes() -> None:
+    everywhere = [
+        *files(),
+        *ROOT.glob("tests/**/*.py"),
+        *ROOT.glob("models/**/*.py"),
+        *ROOT.glob("docs/**/*.py"),
+    ]
+    for path in everywhere:
+        assert not any(name == "passes" or name.startswith("passes.") for name in imported(path)), path
