@@ -15,90 +15,261 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import onnx
 
+from onnxc import __version__
 from onnxc.cost import PriceFile
-from onnxc.data import Calibration, generate, index_limits
-from onnxc.deliver import Delivery, gate
-
+from onnxc.data import Calibration, generate
+from onnxc.deliver import gate, write
+from onnxc.errors import BudgetError, UsageError
+from onnxc.exactness import Exactness
 from onnxc.hooks import Evaluation
+from onnxc.inputs import index_limits
 from onnxc.judge import Judge
 from onnxc.model import Model
 from onnxc.observe import Observations, observe
+from onnxc.planner import Plan, Problem
 from onnxc.price import priced
-from onnxc.propose import CodeBook, Proposals, collect, passes_of
-from onnxc.recipe import Recipe
+from onnxc.propose import Chosen, CodeBook, Proposals, collect, passes_of
+from onnxc.recipe import Budget, PassRequest, Recipe, load_recipe, parse_passes
 from onnxc.report import Report
 from onnxc.rewrite import Context
 from onnxc.search import Trial, search
 from onnxc.sensitivity import Noise, measure
-from onnxc.session import Options, Session
+from onnxc.session import Options, Session, runtime_version
 from onnxc.sites import Sites, find, name_nodes
-from onnxc.targets import Target, target
+from onnxc.summary import summarize
+from onnxc.targets import target as target_named
 
 Progress = Callable[[str], None]
 PROBES = 4  # samples for the noise of single roundings
 
 
 @dataclass
-class Request:
+class Run:
     """One call of optimize(), with everything opened and checked."""
 
     original: Model
     recipe: Recipe
+    chosen: Chosen
     options: Options
     samples: Calibration
     judge: Judge
     prices: PriceFile
     say: Progress
+    notes: list[str]
 
 
-def observed(request: Request, model: Model, found: Sites, where: Target) -> Observations:
+def optimize(
+    model: str | Path | onnx.ModelProto,
+    output: str | Path | None = None,
+    *,
+    calib: Any = None,
+    eval: Any = None,  # noqa: A002  # the contract's name
+    budget: Budget | None = None,
+    recipe: Recipe | str | Path | None = None,
+    passes: str | Sequence[PassRequest] | None = None,
+    target: str | None = None,
+    ops: str | None = None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    batch: int | None = None,
+    providers: Sequence[str] | None = None,
+    threads: int | None = None,
+    custom_ops: Iterable[str] | None = None,
+    external_data: bool | None = None,
+    seed: int | None = None,
+    prices: str | Path | None = None,
+    fresh: bool = False,
+    progress: Progress | None = None,
+) -> Report:
+    """Compress ``model`` and write it to ``output``.
+
+    Args:
+        model: a file, or a message in memory.
+        output: where the result goes; None: ``report.model`` holds it.
+        calib: calibration data (see Calibration.open); without it inputs are generated.
+        eval: "FILE.py:FUNCTION" or a callable: takes an onnxruntime.InferenceSession, returns a score.
+        budget, passes, target, ops, providers, threads, custom_ops, external_data, seed: replace what ``recipe`` says.
+        recipe: a Recipe or a TOML file.
+        shapes, batch: of generated inputs.
+        prices: the file of measured times; fresh: measure again.
+        progress: called with what is being done.
+
+    Raises:
+        BudgetError: a limit cannot be met; nothing is written, its report describes the best that was found.
+        UsageError: the call is wrong. InputError: the model, the data, the hook or the recipe is bad.
+    """
+    start = perf_counter()
+    wanted = recipe if isinstance(recipe, Recipe) else load_recipe(recipe) if recipe is not None else Recipe()
+    settings: dict[str, Any] = {
+        "budget": budget,
+        "passes": parse_passes(passes) if isinstance(passes, str) else tuple(passes) if passes is not None else None,
+        "target": target,
+        "ops": ops,
+        "providers": tuple(providers) if providers else None,
+        "threads": threads,
+        "custom_ops": tuple(custom_ops) if custom_ops else None,
+        "external_data": external_data,
+        "seed": seed,
+    }
+    wanted = replace(wanted, **{name: value for name, value in settings.items() if value is not None})
+    say = progress or (lambda message: None)
+    run = opened(model, output, wanted, calib, eval, shapes or {}, batch, PriceFile.open(prices, fresh=fresh), say)
+    context, proposals, codes = proposed(run, simplified(run))
+    problem, trials = planned(run, context, proposals, codes)
+    say("measuring speed")
+    delivery = gate(run.judge, trials, run.prices, receipt(run))
+    say("writing")
+    run.prices.save()
+    report = summarize(context, proposals, codes, problem, run.judge, delivery, run.notes)
+    report.input, report.output = str(run.original.path or "model"), str(output) if output is not None else None
+    if not report.missed:
+        report.model = write(run.original, delivery, output, external_data=wanted.external_data)
+    report.seconds = perf_counter() - start
+    if report.missed:
+        raise BudgetError(f"{report.missed[0]}; nothing was written", report)
+    return report
+
+
+def opened(
+    source: str | Path | onnx.ModelProto,
+    output: str | Path | None,
+    recipe: Recipe,
+    calib: Any,
+    hook: Any,
+    shapes: Mapping[str, Sequence[int]],
+    batch: int | None,
+    prices: PriceFile,
+    say: Progress,
+) -> Run:
+    """Load the model and the data, check that they fit, and run the original once."""
+    if output is not None:
+        check_output(source, Path(output))
+    if recipe.budget.max_drop is not None and hook is None:
+        raise UsageError("--max-drop needs a score to drop: give a hook with --eval FILE.py:FUNCTION")
+    chosen = passes_of(recipe)
+    target_named(recipe.target)
+    say("loading")
+    original = Model.load(source)
+    options = Options(recipe.providers, recipe.threads, recipe.custom_ops)
+    evaluation = Evaluation.open(hook) if hook is not None else None
+    session = Session(original.path or original, options)
+    if calib is not None:
+        samples = Calibration.open(
+            calib, session.inputs, optional=session.optional, limits=index_limits(original)
+        )
+    else:
+        samples = generate(original, session, shapes=shapes, batch=batch, seed=recipe.seed)
+    say("running the original")
+    judge = Judge(original, samples, recipe.budget, options, evaluation)
+    judge.prepare(session)
+    return Run(original, recipe, chosen, options, samples, judge, prices, say, [])
+
+
+def check_output(source: str | Path | onnx.ModelProto, output: Path) -> None:
+    """UsageError when OUT is IN, a folder, or in a folder that is not there."""
+    if isinstance(source, str | Path) and output.exists() and Path(source).exists() and output.samefile(source):
+        raise UsageError(f"IN and OUT are the same file '{output}'; write the result elsewhere")
+    if output.is_dir():
+        raise UsageError(f"'{output}' is a folder; name a file to write")
+    if not output.absolute().parent.is_dir():
+        raise UsageError(f"the folder '{output.absolute().parent}' of OUT does not exist; create it first")
+
+
+def simplified(run: Run) -> Model:
+    """The original after every exact pass whose outputs are equal; what a pass says goes into the notes."""
+    run.say("simplifying")
+    samples = run.samples.take(min(3, len(run.samples)))
+    model, exactness = run.original.copy(), None
+    for each in run.chosen.exact:
+        copy = model.copy()
+        outcome = each.run_checked(copy, samples, run.options)
+        run.notes += [f"{each.name}: {note}" for note in outcome.notes]
+        if not outcome.changed:
+            continue
+        exactness = exactness or Exactness(run.original, samples, run.options)
+        if (reason := exactness.differs(copy)) is not None:
+            run.notes.append(f"{each.name}: undone, {reason}")
+            continue
+        model = copy
+    name_nodes(model)
+    return model
+
+
+def proposed(run: Run, model: Model) -> tuple[Context, Proposals, CodeBook]:
+    """Find the sites, observe them on real data, and ask every lossy pass."""
+    where = target_named(run.recipe.target)
+    found = find(model, where)
+    run.say("observing activations")
+    context = Context(model, found, observed(run.samples, model, found, run.options), run.recipe, where)
+    proposals = collect(run.chosen.lossy, context)
+    return context, proposals, CodeBook(context, proposals)
+
+
+def observed(samples: Calibration, model: Model, found: Sites, options: Options) -> Observations:
     """Ranges and rows of everything that a static candidate could quantize; nothing on generated inputs."""
-    if request.samples.generated:
+    if samples.generated:
         return Observations()
-    makers = {t.name: t for node in model.graph.nodes for t in node.outputs}
-    inputs = {t.name: t for t in model.graph.inputs}
     sites = [s for s in found if s.graph is model.graph and s.kind in ("linear", "convolution", "joint")]
-    wanted = [t for s in sites for t in (*s.inputs, s.result) if t.name in makers or t.name in inputs]
-    floats = [t for t in wanted if t.dtype is None or str(t.dtype) == "float32"]
-    return observe(model, request.samples, len(request.samples), floats, sites, request.options)
+    floats = [t for s in sites for t in (*s.inputs, s.result) if found.is_float(t)]
+    return observe(model, samples, len(samples), floats, sites, options)
 
 
-def plan_and_judge(
-    request: Request, context: Context, proposals: Proposals, codes: CodeBook
-) -> tuple[list[Trial], Noise]:
-    """Trials, best first: the searched plan, then storage alone, should the first turn out slower than the input."""
-    prices = priced(context, proposals, codes, request.samples, request.options, request.prices)
+def planned(
+    run: Run, context: Context, proposals: Proposals, codes: CodeBook
+) -> tuple[Problem, Iterator[Trial]]:
+    """The trials to deliver, best first: the searched plan; should it turn out slower than the input, the same
+    storage without int8 arithmetic; then the simplified model as it is; then the original."""
+    run.say("measuring times in place")
+    prices = priced(context, proposals, codes, run.samples, run.options, run.prices)
     problem = proposals.problem(context, prices)
-    judge, model = request.judge, context.model
+
+    def judged(plan: Plan) -> Trial:
+        run.say(f"judging a plan with {len(plan.compute)} sites in int8 and {len(plan.stored)} weights as codes")
+        return run.judge.trial(context.model, plan, codes)
 
     def sensitivities() -> Noise:
-        activations = {
-            (a.tensor, a.dynamic): a
-            for found in proposals.compute.values()
-            for c in found
-            for a in (*c.reads, *((c.writes,) if c.writes else ()))
-            if a.dynamic or a.tensor in context.observations.ranges
-        }
-        main = {t.name for node in model.graph.nodes for t in (*node.inputs, *node.outputs)}
-        weights = {w.name for w in context.sites.weights if w.name in main and w.name in proposals.storage}
-        weights |= {s.weight.name for s in context.sites if s.weight and s.name in proposals.compute}
-        return measure(
-            model,
-            [a for a in activations.values() if a.tensor in main],
-            codes.of(weights & main),
-            request.samples.take(min(PROBES, len(request.samples))),
-            request.options,
-        )
+        run.say("measuring what each rounding does to the outputs")
+        activations, weights = proposals.roundings(context)
+        samples = run.samples.take(min(PROBES, len(run.samples)))
+        return measure(context.model, activations, codes.of(weights), samples, run.options)
 
-    allowed = 10 ** (-judge.lowest_sqnr / 10)
-    best, tried = search(
-        problem, lambda plan: judge.trial(model, plan, codes), sensitivities, allowed, say=request.say
-    )
-    return [best, *reversed([t for t in tried if t is not best])], problem.noise
+    def trials() -> Iterator[Trial]:
+        best, _ = search(problem, judged, sensitivities, 10 ** (-run.judge.lowest_sqnr / 10), say=run.say)
+        yield best
+        rows = {name: c for name, c in best.plan.compute.items() if c.mode == "rows"}
+        for lesser in (replace(best.plan, compute=rows), Plan()):
+            if lesser.key != best.plan.key:
+                yield judged(lesser)
+
+    return problem, trials()
+
+
+def receipt(run: Run) -> dict[str, str]:
+    """What the file says of how it was made: versions, seed, and hashes of recipe, input and data."""
+    recipe = hashlib.sha256(repr(run.recipe).encode()).hexdigest()[:16]
+    source = hashlib.sha256()
+    if run.original.path is not None:
+        with run.original.path.open("rb") as file:
+            while chunk := file.read(1 << 20):
+                source.update(chunk)
+    else:
+        source.update(run.original.serialized())
+    data = "generated" if run.samples.generated else run.samples.digest[:16]
+    fields = {
+        "onnxc": __version__,
+        "onnxruntime": runtime_version(),
+        "recipe": recipe,
+        "seed": run.recipe.seed,
+        "input": source.hexdigest()[:16],
+        "data": data,
+    }
+    return {"onnxc": json.dumps(fields, separators=(",", ":"))}

@@ -124,7 +124,7 @@ def measure(
     shapes: Mapping[str, tuple[int, ...]],
     options: Options,
     prices: PriceFile,
-    seconds: float = 3.0,
+    seconds: float = 2.0,
 ) -> Prices:
     """Seconds of every site in every mode it has a candidate for.
 
@@ -209,10 +209,10 @@ def profile(
         start = perf_counter()
         session.run(sample)
         spent += perf_counter() - start
-    for _ in range(int(np.clip(seconds / max(spent, 1e-6), 5, 300))):
+    for _ in range(int(np.clip(seconds / max(spent, 1e-6), 5, 100))):
         for session in sessions.values():
             session.run(sample)
-    names = owner_names(found)
+    names = owner_names(variants[FLOAT], found)
     times: dict[str, dict[str, float]] = {}
     for mode, session in sessions.items():
         owners = owners_of(session.optimized(), names)
@@ -224,9 +224,9 @@ def profile(
     return times
 
 
-def owner_names(found: Sites) -> dict[str, str]:
-    """Node and tensor name -> site name, for every node that a site consists of."""
-    names: dict[str, str] = {}
+def owner_names(model: Model, found: Sites) -> dict[str, str]:
+    """Node and tensor name -> name of the site that it is a part of, "" for the other nodes of ``model``."""
+    names = {name: "" for node in model.nodes() for name in (node.name, *(t.name for t in node.outputs)) if name}
     for site in found:
         for node in (site.node, *site.tail):
             names[node.name] = site.name
@@ -249,7 +249,7 @@ def owners_of(optimized: onnx.ModelProto, names: Mapping[str, str]) -> dict[str,
                 owner = None
             elif node.op_type == "DynamicQuantizeLinear":
                 owner = next((readers[o] for o in node.output if o in readers), None)
-            if owner is not None:
+            if owner:
                 owners[node.name] = owner
                 if node.op_type in LAYOUT_READERS:
                     for name in node.input:
@@ -272,13 +272,14 @@ LAYOUT_READERS = frozenset(
 
 
 def named_owner(candidates: list[str], names: Mapping[str, str]) -> str | None:
-    """The site whose name one of ``candidates`` is, or begins with (``conv1_token_3`` belongs to ``conv1``)."""
+    """The site whose name one of ``candidates`` is, or begins with (``conv1_token_3`` belongs to ``conv1``); "" for
+    a node that is no part of a site, None where no name is known."""
     for candidate in candidates:
         stem = candidate
         while stem:
             if stem in names:
                 return names[stem]
-            cut = stem.rfind("_")
+            cut = max(stem.rfind("_"), stem.rfind("/"))
             stem = stem[:cut] if cut > 0 else ""
     return None
 

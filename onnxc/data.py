@@ -205,10 +205,14 @@ def _cast(what: str, array: np.ndarray, wanted: np.dtype[Any]) -> np.ndarray:
         return cast
     if have.kind not in "iub" or wanted.kind == "c":
         raise refused
-    cast = array.astype(wanted)
-    if not np.array_equal(cast.astype(have), array) or (
-        wanted.kind == "u" and have.kind == "i" and (array < 0).any()
-    ):
+    if wanted.kind in "iu":
+        low, high = np.iinfo(wanted).min, np.iinfo(wanted).max
+        fits = not array.size or (low <= int(array.min()) and int(array.max()) <= high)
+        cast = array.astype(wanted)
+    else:
+        cast = array.astype(wanted)
+        fits = np.array_equal(cast.astype(have), array)
+    if not fits:
         wrong = "values that do not fit" if not _is_float(wanted) else "values that it cannot hold exactly"
         raise DataError(f"{what} is {have}, but the model takes {wanted} and there are {wrong}")
     return cast

@@ -1,4 +1,4 @@
-"""Are two models the same to float rounding, and does a rewrite pay? In: both models and samples. Out: None, or why not."""
+"""Are two models equal to float rounding, and does a rewrite pay? In: both, samples. Out: None, or why not."""
 
 from __future__ import annotations
 
@@ -26,8 +26,9 @@ class Exactness:
 
     Args:
         before: the model as it was.
-        samples: inputs that it runs on, or what makes them from its session; without samples only loading, the interface
-            and bytes are checked.
+        samples: inputs that it runs on, or what makes them from its session; without samples only loading,
+        the
+            interface and bytes are checked.
         options: how sessions run.
 
     Raises:
@@ -51,8 +52,10 @@ class Exactness:
         self._session = None if self._large else session  # a large one is not kept beside that of a rewrite
 
     def differs(self, after: Model | Session) -> str | None:
-        """None when every output of ``after`` equals the kept one (rtol 1e-3, atol 1e-5; integers, strings, shapes
-        and non-finite entries exactly), else what differs in one line."""
+        """None when every output of ``after`` equals the kept one, else what differs in one line.
+
+        Floats to rtol 1e-3 and atol 1e-5; integers, strings, shapes and non-finite entries exactly.
+        """
         try:
             session = after if isinstance(after, Session) else Session(after, self.options)
             if _interface(session) != self._interface:
@@ -67,11 +70,11 @@ class Exactness:
         return None
 
     def refuses(self, after: Model) -> str | None:
-        """None when ``after`` gives equal outputs, is not larger and not slower, else why it may not take the place.
+        """None when ``after`` gives equal outputs, is not larger and not slower, else why it must not be used.
 
-        Speed: the interleaved ratio is at least 0.98 (slower is believed only when 9 rounds of 10 say so, twice: a busy
-        machine must not decide what a model becomes). Over 32 MB of weights, where two sessions would need much memory,
-        ONNX Runtime may not run more kernels than before.
+        Speed: the interleaved ratio is at least 0.98 (slower is believed only when 9 rounds of 10 say so,
+        twice: a busy machine must not decide what a model becomes). Over 32 MB of weights, where two sessions
+        would need much memory, ONNX Runtime may not run more kernels than before.
         """
         grown = file_bytes(after) - self._bytes
         if grown > 0:
@@ -110,7 +113,7 @@ def pays(before: Model, after: Model, samples: Sequence[Sample], options: Option
 
 
 def file_bytes(model: Model) -> int:
-    """About the size of the file, without writing it; two models with the same weights differ by exactly this."""
+    """About the size of the file, without writing it; exact for the difference between like weights."""
     return len(model.proto(weights=False).SerializeToString()) + weight_bytes(model)
 
 

@@ -280,7 +280,8 @@ class _Generator:
                 shape = tuple(self._shapes.get(name, (small,) * (rank or 0)))
             else:
                 shape = tuple(axis if isinstance(axis, int) else every[axis] for axis in each.axes)
-            sample[name] = _value(each, shape, turn.get(name), random, mode or self._mode, number)
+            value = _value(each, shape, turn.get(name), random, mode or self._mode, number)
+            sample[name] = value if each.info.numpy is None else np.asarray(value)
         try:
             self._session.run(sample)
         except InputError as error:
@@ -313,7 +314,7 @@ def _value(each: _Input, shape: tuple[int, ...], forced: Any, random: Any, mode:
     if keys:
         return np.asarray(keys)[random.integers(0, len(keys), shape)].astype(dtype)
     if dtype.itemsize == 1:
-        low, high = (0, 2) if "2" in dtype.name else (0, 8) if "4" in dtype.name else _full(dtype)
+        low, high = _full(dtype)
     elif demand.bounded is not None:
         low, high = max(demand.bounded[0], min(0, demand.bounded[1])), demand.bounded[1] + 1
     else:
@@ -386,7 +387,9 @@ def _is_mask(each: _Input) -> bool:
 
 
 def _full(dtype: np.dtype[Any]) -> tuple[int, int]:
-    return (0, 256) if dtype.kind == "u" else (-128, 128) if dtype.kind == "i" else (0, 2)
+    if dtype.kind in "iu":
+        return int(np.iinfo(dtype).min), int(np.iinfo(dtype).max) + 1
+    return (0, 2) if "2" in dtype.name else (0, 8)
 
 
 def _axis(name: str, position: int, size: Any) -> Axis:

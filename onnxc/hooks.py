@@ -86,7 +86,7 @@ class Hook:
 
 
 class Evaluation:
-    """A user's score of a model, higher is better: takes an onnxruntime.InferenceSession, returns a number."""
+    """A user's score of a model, higher is better: takes an onnxruntime.InferenceSession, returns it."""
 
     def __init__(self, hook: Hook) -> None:
         self._hook = hook

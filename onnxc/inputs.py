@@ -97,7 +97,7 @@ class Demand:
 
 
 def index_limits(model: Model) -> dict[str, tuple[int, int]]:
-    """Integer inputs that index a table -> lowest and highest legal value; negative ones count from the end."""
+    """Integer inputs that index a table -> lowest and highest legal value (-1 is the last entry)."""
     return {name: demand.index for name, demand in demands(model).items() if demand.index is not None}
 
 

@@ -10,7 +10,7 @@ from onnxc.hooks import Evaluation
 from onnxc.model import Model
 from onnxc.planner import Plan
 from onnxc.propose import CodeBook
-from onnxc.quality import Quality, ReferenceOutputs, floor_met
+from onnxc.quality import FLOOR_SQNR_DB, FLOOR_SQNR_WITH_HOOK_DB, Quality, ReferenceOutputs, floor_met
 from onnxc.recipe import Budget
 from onnxc.rewrite import Rewriter
 from onnxc.search import Trial
@@ -49,6 +49,13 @@ class Judge:
     reference: ReferenceOutputs = field(init=False)
     score: float | None = None
     evaluations: int = 0
+
+    @property
+    def lowest_sqnr(self) -> float:
+        """The SQNR floor in force, in dB."""
+        if self.budget.min_sqnr is not None:
+            return self.budget.min_sqnr
+        return FLOOR_SQNR_DB if self.evaluation is None else FLOOR_SQNR_WITH_HOOK_DB
 
     def prepare(self, session: Session) -> None:
         """Run the original once: its outputs, and its score."""

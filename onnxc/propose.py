@@ -15,7 +15,7 @@ from onnxc.errors import RecipeError
 from onnxc.planner import Problem
 from onnxc.recipe import Recipe
 from onnxc.registry import load_passes
-from onnxc.rewrite import Candidate, Context, ExactPass, LossyPass, Refusal, weight_codes
+from onnxc.rewrite import Activation, Candidate, Context, ExactPass, LossyPass, Refusal, weight_codes
 from onnxc.saturation import machine_saturates, overflows
 from onnxc.sites import Site
 
@@ -94,6 +94,19 @@ class Proposals:
     storage: dict[str, Candidate]
     refusals: list[Refusal]
     told: set[str]
+
+    def roundings(self, context: Context) -> tuple[list[Activation], set[str]]:
+        """Every quantized activation and every weight of the main graph that some candidate rounds."""
+        made = {t.name for node in context.model.graph.nodes for t in (*node.inputs, *node.outputs)}
+        activations = {
+            (a.tensor, a.dynamic): a
+            for found in self.compute.values()
+            for c in found
+            for a in (*c.reads, *((c.writes,) if c.writes else ()))
+        }
+        weights = {name for name in self.storage if name in made}
+        weights |= {s.weight.name for s in context.sites if s.weight and s.name in self.compute}
+        return [a for a in activations.values() if a.tensor in made], weights & made
 
     def problem(self, context: Context, prices: Prices) -> Problem:
         elements = {n: int(np.prod(s)) if s else 1 for n, s in context.observations.shapes.items()}

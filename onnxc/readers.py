@@ -109,11 +109,12 @@ def _folder(path: Path, inputs: Sequence[TensorInfo]) -> Reader:
 def _load(path: Path) -> Any:
     """An array, or name -> array; DataError naming the file when numpy cannot read it."""
     try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return loaded
-        with loaded:
-            return {name: loaded[name] for name in loaded.files}
+        with path.open("rb") as file:
+            loaded = np.load(file, allow_pickle=False)
+            if isinstance(loaded, np.ndarray):
+                return loaded
+            with loaded:
+                return {name: loaded[name] for name in loaded.files}
     except (
         OSError,
         ValueError,
@@ -143,8 +144,8 @@ def _positional(arrays: Mapping[str, Any], inputs: Sequence[TensorInfo]) -> Mapp
 
 
 def _stacked(path: Path, loaded: Any, inputs: Sequence[TensorInfo]) -> Reader:
-    """Samples along axis 0: an array of the input's rank is cut into slices of the fixed batch (or 1), axis kept;
-    of one rank more, axis 0 counts samples; scalars are shared. A file that can only be one sample is one.
+    """Samples along axis 0: an array of the input's rank is cut into slices of the fixed batch (or 1), axis
+    kept; of one rank more, axis 0 counts samples; scalars are shared. What can only be one sample is one.
     """
     if not isinstance(loaded, Mapping):
         raise DataError(f"{path} is no .npz archive: rename it to .npy or save it with numpy.savez")
@@ -202,7 +203,7 @@ def _one_sample(arrays: Mapping[str, np.ndarray], known: Mapping[str, TensorInfo
 
 
 def _protobufs(folder: Path, inputs: Sequence[TensorInfo]) -> dict[str, Any]:
-    """input_0.pb, input_1.pb, ...: by the names inside if they are the model's, else in the order of inputs."""
+    """input_0.pb, input_1.pb, ...: by the names inside if they are the model's, else in order."""
     files = sorted(folder.glob("input_*.pb"), key=_by_number)
     if not files:
         raise DataError(f"{folder} holds no input_*.pb")

@@ -9,7 +9,7 @@ sites.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -20,8 +20,10 @@ from onnxc.encoding import Codes, round_to_nearest
 from onnxc.model import Constant, Graph, Model, Node, Tensor
 
 if TYPE_CHECKING:
+    from onnxc.data import Sample
     from onnxc.observe import Observations
     from onnxc.recipe import Recipe
+    from onnxc.session import Options
     from onnxc.sites import Site, Sites, Weight
     from onnxc.targets import Target
 
@@ -45,6 +47,10 @@ class ExactPass(ABC):
     @abstractmethod
     def run(self, model: Model) -> Outcome:
         """Edit ``model`` in place."""
+
+    def run_checked(self, model: Model, samples: Sequence[Sample], options: Options) -> Outcome:
+        """``run`` for a pass that itself tries and measures on ``samples``; the frame calls this."""
+        return self.run(model)
 
 
 @dataclass(frozen=True)

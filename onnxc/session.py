@@ -12,7 +12,7 @@ import shutil
 import tempfile
 import weakref
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -155,7 +155,7 @@ class Session:
         self._types = {each.name: each.dtype for each in (*self.inputs, *self.optional)}
         self._foreign = any(is_foreign(each.dtype) for each in (*self.inputs, *self.optional, *self.outputs))
 
-    def run(self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None) -> dict[str, Any]:
+    def run(self, feeds: Mapping[str, Any], outputs: Sequence[str] | None = None) -> dict[str, Any]:
         """Output name -> array; a list for a sequence, a list of dicts for maps, None for an empty optional.
 
         Raises:
@@ -163,14 +163,25 @@ class Session:
             ModelError: a node failed; names it.
         """
         names = list(outputs) if outputs is not None else [each.name for each in self.outputs]
+        if not names:
+            return {}
         try:
             if self._foreign:
                 return dict(zip(names, self._run_values(feeds, names), strict=True))
-            return dict(zip(names, self.raw.run(names, dict(feeds)), strict=True))
+            # a numpy scalar is no array to ONNX Runtime
+            plain = {name: np.asarray(v) if isinstance(v, np.generic) else v for name, v in feeds.items()}
+            return dict(zip(names, self.raw.run(names, plain), strict=True))
         except OnnxcError:
             raise
         except Exception as error:
             raise run_failure(error) from error
+
+    def call(self, feeds: Mapping[str, Any]) -> Callable[[], Any]:
+        """A run with these feeds and nothing around it that would take time, for timing."""
+        ready = dict(feeds)
+        if self._foreign:
+            return lambda: self.run(ready)
+        return lambda: self.raw.run(None, ready)
 
     def optimized(self) -> onnx.ModelProto:
         """The graph that ONNX Runtime really runs (needs dump=True); weights above 1 KB are absent."""
@@ -226,10 +237,7 @@ def measure_ratio(
     """
     for session in (a, b):
         session.run(samples[0])
-    pairs = [
-        (lambda feeds=dict(each): a.raw.run(None, feeds), lambda feeds=dict(each): b.raw.run(None, feeds))
-        for each in samples
-    ]
+    pairs = [(a.call(each), b.call(each)) for each in samples]
     return interleaved_ratio(pairs, rounds=rounds, seconds=seconds, decide=decide)
 
 
@@ -310,7 +318,8 @@ def _loadable(source: Source, folder: Path) -> str | bytes:
         return str(path)
     if isinstance(source, onnx.ModelProto):
         try:
-            return source.SerializeToString()
+            message: bytes = source.SerializeToString()
+            return message
         except Exception as error:  # protobuf's own errors differ between versions
             raise ModelError(
                 f"the model does not fit one protobuf message (2 GB): {one_line(error)}"

@@ -11,9 +11,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from math import prod
 
+import networkx as nx
 import numpy as np
 
 from onnxc.model import Constant, Graph, Model, Node, Tensor, Variable
+from onnxc.shapes import TensorType, infer
 from onnxc.targets import Target
 
 KINDS = {
@@ -27,6 +29,7 @@ KINDS = {
     "RNN": "recurrent",
 }
 RECURRENT_INPUTS = (1, 2)
+SEVERAL = ("Add", "Concat")  # joints of which every input is an activation
 
 
 @dataclass(eq=False)
@@ -115,6 +118,12 @@ class Sites:
 
     weights: list[Weight]
     sites: list[Site]
+    types: dict[str, TensorType] = field(default_factory=dict)
+
+    def is_float(self, tensor: Tensor) -> bool:
+        """Whether ``tensor`` is known to hold float32."""
+        known = self.types.get(tensor.name)
+        return known is not None and known.dtype == np.dtype(np.float32)
 
     def __iter__(self) -> Iterator[Site]:
         return iter(self.sites)
@@ -196,7 +205,24 @@ def find(model: Model, target: Target) -> Sites:
             site = site_of(node, homes[id(node)], weights, target, main_outputs)
             if site is not None:
                 sites.append(site)
-    return Sites(list(weights.values()), sites)
+    types = infer(model)
+    return Sites(list(weights.values()), islanded(sites, types), types)
+
+
+def islanded(sites: list[Site], types: dict[str, TensorType]) -> list[Site]:
+    """``sites`` without the joints that no chain of float joints connects to a convolution."""
+    chains = nx.Graph()
+    for site in sites:
+        if site.kind == "joint" or site.operator == "Conv":
+            for tensor in (*site.inputs[:1], *(site.inputs[1:] if site.operator in SEVERAL else ()), site.result):
+                known = types.get(tensor.name)
+                if known is not None and known.dtype == np.dtype(np.float32):
+                    chains.add_edge(("site", site.name), ("tensor", tensor.name))
+    anchored: set[tuple[str, str]] = set()
+    for group in nx.connected_components(chains):
+        if any(("site", site.name) in group for site in sites if site.operator == "Conv"):
+            anchored |= group
+    return [site for site in sites if site.kind != "joint" or ("site", site.name) in anchored]
 
 
 def home_of(model: Model, tensor: Constant, default: Graph) -> Graph:

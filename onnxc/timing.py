@@ -128,10 +128,10 @@ def _timed(call: Callable[[], object]) -> float:
 
 
 def kernel_times(events: Sequence[Mapping[str, Any]], warmup: int = 1) -> list[KernelTime]:
-    """Sums up the events of an ONNX Runtime profile, without the first ``warmup`` runs when there are more.
+    """Sums up the events of a profile, without the first ``warmup`` runs when there are more.
 
-    seconds is the interquartile mean over the runs in which a node ran, times the share of the runs in which it
-    did: a profile counts whole microseconds, of which a median would keep only the nearest.
+    seconds is the interquartile mean over the runs in which a node ran, times the share of the runs in which
+    it did: a profile counts whole microseconds, of which a median would keep only the nearest.
     """
     runs = sorted((e["ts"], e["ts"] + e["dur"]) for e in events if e.get("name") == "model_run")
     runs = runs[warmup:] if len(runs) > warmup else runs

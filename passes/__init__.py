@@ -2,6 +2,18 @@
 
 from .flush_subnormals import FlushSubnormals
 from .merge_duplicates import MergeDuplicates
+from .quantize_dynamic import QuantizeDynamic
+from .quantize_embedding import QuantizeEmbedding
+from .quantize_static import QuantizeStatic
 from .simplify import Simplify
+from .store_int8 import StoreInt8
 
-PASSES: tuple[type, ...] = (Simplify, FlushSubnormals, MergeDuplicates)
+PASSES: tuple[type, ...] = (
+    Simplify,
+    FlushSubnormals,
+    MergeDuplicates,
+    QuantizeStatic,
+    QuantizeDynamic,
+    QuantizeEmbedding,
+    StoreInt8,
+)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from onnxc.model import Constant, Graph, Model, Node, Tensor
 
 @dataclass(frozen=True)
 class Borders:
-    """The tensors that a graph or body takes in or hands out, by identity: their names are somebody else's business."""
+    """The tensors that a graph or body takes in or hands out, by identity: others know them by name."""
 
     inputs: frozenset[int]
     outputs: frozenset[int]
@@ -27,7 +27,7 @@ class Borders:
             frozenset(id(tensor) for graph in graphs for tensor in graph.outputs),
         )
 
-    def fixed(self, tensor: Tensor) -> bool:
+    def fixed(self, tensor: Tensor) -> TypeGuard[Constant]:
         """Whether ``tensor`` is a constant that no caller may override."""
         return isinstance(tensor, Constant) and id(tensor) not in self.inputs
 

@@ -1,7 +1,8 @@
 """BatchNormalization, and Mul and Add by constants, go into the weights of the linear operator before them.
 
 before: x -> Conv(W, b) -> BatchNormalization(s, t, mean, var) -> y
-after:  x -> Conv(W * f, (b - mean) * f + t) -> y          with f = s / sqrt(var + epsilon), per output channel
+after:  x -> Conv(W * f, (b - mean) * f + t) -> y
+        with f = s / sqrt(var + epsilon), per output channel
 """
 
 from __future__ import annotations
@@ -27,11 +28,13 @@ _FLOATS = (np.float32, np.float64)
 class FoldBatchNorm(ExactPass):
     """Fold a per-channel scale and shift into the weight and bias of Conv, ConvTranspose, Gemm or MatMul.
 
-    1. BatchNormalization at inference after any of them; after a MatMul only where its result has two axes, and a shift
-       then becomes an Add.
-    2. Mul, Div, Add and Sub by a constant of one value per channel, or one for all, after Conv and ConvTranspose.
-    3. Not when the result before is read by anything else or is an output, when the weight is read twice (it is tied),
-       when weight or statistics are computed or are inputs, in training mode, or when a factor is not finite.
+    1. BatchNormalization at inference after any of them; after a MatMul only where its result has two axes,
+       and there is no shift.
+    2. Mul, Div, Add and Sub by a constant of one value per channel or one for all, after Conv and
+       ConvTranspose.
+    3. Not when the result before is read by anything else or is an output, when the weight is read twice (it
+       is tied), when weight or statistics are computed or are inputs, in training mode, or when the result is
+       not finite.
     """
 
     name: ClassVar[str] = "fold-batchnorm"
@@ -110,7 +113,7 @@ def _set_bias(
         node.inputs.append(bias)
 
 
-def _channels(node: Node, weight: Tensor) -> int:
+def _channels(node: Node, weight: Constant) -> int:
     """Output channels of a linear operator, 0 where its weight has an unexpected shape."""
     shape = tuple(int(size) for size in weight.shape)
     if node.op == "Conv":
@@ -122,7 +125,7 @@ def _channels(node: Node, weight: Tensor) -> int:
     return shape[0] if node.op == "Gemm" and node.attrs.get("transB", 0) else shape[1]
 
 
-def _along(node: Node, weight: Tensor, scale: Vector) -> Vector:
+def _along(node: Node, weight: Constant, scale: Vector) -> Vector:
     """``scale`` [channels] shaped so that it multiplies the weight's output channels."""
     rank = len(weight.shape)
     if node.op == "Conv":
@@ -137,7 +140,7 @@ def _along(node: Node, weight: Tensor, scale: Vector) -> Vector:
 def _affine(
     model: Model, borders: Borders, node: Node, after: Node, channels: int
 ) -> tuple[Vector, Vector] | None:
-    """(scale, shift), each [channels], that ``after`` applies to the result of ``node``; None if it is something else."""
+    """(scale, shift), each [channels], that ``after`` applies to ``node``'s result; None for other nodes."""
     if standard(after, "BatchNormalization"):
         return _statistics(model, borders, node, after, channels)
     if not standard(after, "Mul", "Div", "Add", "Sub") or node.op not in {"Conv", "ConvTranspose"}:
@@ -146,7 +149,7 @@ def _affine(
     other = after.inputs[1 if first else 0]
     if not borders.fixed(other) or (not first and after.op == "Div"):
         return None
-    rank, shape = len(node.inputs[1].shape), tuple(int(size) for size in other.shape)
+    rank, shape = len(node.inputs[1].shape or ()), tuple(int(size) for size in other.shape)
     per_channel = shape[-(rank - 1) :] == (channels, *[1] * (rank - 2)) and prod(shape) == channels
     if len(shape) > rank or not (prod(shape) == 1 or per_channel):
         return None

@@ -50,9 +50,11 @@ class _Cluster:
 class FoldConstants(ExactPass):
     """Replace clusters of nodes that read only constants by what they compute.
 
-    1. A cluster is folded when the file does not grow by it: a weight that is only cut up and put together again is, a
-       weight that unfolds from int8 is not, and neither is a transposed weight that something else reads as it is (tied).
-    2. Not random operators, quantization, strings and sequences, operators with bodies or of other domains, and outputs.
+    1. A cluster is folded when the file does not grow by it: a weight that is only cut up and put together
+       again is, a weight that unfolds from int8 is not, and neither is a transposed weight that something
+       else reads as it is (tied).
+    2. Not random operators, quantization, strings and sequences, operators with bodies or of other domains,
+       and not what is an output.
     """
 
     name: ClassVar[str] = "fold-constants"
@@ -128,7 +130,7 @@ def _results(cluster: _Cluster) -> list[tuple[Graph, Tensor]]:
 
 
 def _saved(cluster: _Cluster) -> int:
-    """Bytes of the file that vanish with the cluster: its nodes, and the constants that nothing else reads."""
+    """Bytes of the file that go with the cluster: its nodes, and the constants that nothing else reads."""
     inside = {id(node) for _, node in cluster.nodes}
     read = {id(t): t for _, node in cluster.nodes for t in node.inputs if isinstance(t, Constant)}
     dying = (t.nbytes for t in read.values() if all(id(reader) in inside for reader in t.outputs))
@@ -178,8 +180,8 @@ def _compute(model: Model, clusters: list[_Cluster]) -> dict[str, Any]:
                 name: _tensor(value.values, "") if isinstance(value, Constant) else value
                 for name, value in node.attrs.items()
             }
-            names = [[tensor.name for tensor in side] for side in (node.inputs, node.outputs)]
-            nodes.append(helper.make_node(node.op, *names, **attributes))
+            inputs, results = ([tensor.name for tensor in side] for side in (node.inputs, node.outputs))
+            nodes.append(helper.make_node(node.op, inputs, results, **attributes))
             constants.update({t.name: t for t in node.inputs if isinstance(t, Constant)})
         outputs += [onnx.ValueInfoProto(name=tensor.name) for _, tensor in _results(cluster)]
     weights = [_tensor(model.values(tensor), name) for name, tensor in constants.items()]

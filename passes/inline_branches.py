@@ -72,7 +72,7 @@ def _inline(model: Model, graph: Graph, place: int, node: Node, branch: Graph) -
 
 
 def _rename(model: Model, branch: Graph) -> None:
-    """Free names for what the branch brings, where a tensor of another graph has the same: sister branches may."""
+    """Free names for what the branch brings where another graph has the same one: sister branches may."""
     taken = {
         tensor.name for other in model.graphs() if other is not branch for tensor in other.tensors_inside()
     }

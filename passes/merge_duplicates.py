@@ -25,8 +25,8 @@ class MergeDuplicates(ExactPass):
     """Let all readers of equal constants read one of them.
 
     1. Equal means element type, shape and every bit (0.0 and -0.0 differ, so do two NaNs of different bits).
-    2. Within one graph, and in a body with one that an outer graph holds. Two branches do not share with each other:
-       what only a branch needs stays in it.
+    2. Within one graph, and in a body with one that an outer graph holds. Two branches do not share with each
+       other: what only a branch needs stays in it.
     3. Not initializers that are graph inputs or outputs, and no strings.
     """
 

@@ -1,6 +1,7 @@
 """Padding with zeros goes into the convolution that reads it.
 
-before: x -> Pad([0, 0, 0, 0, 0, 0, 1, 1]) -> Conv(pads 0) -> y        after: x -> Conv(pads [0, 0, 1, 1]) -> y
+before: x -> Pad([0, 0, 0, 0, 0, 0, 1, 1]) -> Conv(pads 0) -> y
+after:  x -> Conv(pads [0, 0, 1, 1]) -> y
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ class MergePads(ExactPass):
     """Fold a constant Pad into the operator that reads its result.
 
     1. Pad with zeros before Conv, or before AveragePool that counts its padding.
-    2. Not when batch or channels are padded, when something is cut off (negative pads), when the result is read by
-       anything else too, when pads or value are computed, in reflect and edge mode, or with auto_pad, whose padding
-       depends on the size.
+    2. Not when batch or channels are padded, when something is cut off (negative pads), when the result is
+       read by anything else too, when pads or value are computed, in reflect and edge mode, or with auto_pad,
+       whose padding depends on the size.
     MaxPool is left alone: it ignores its own padding, but sees zeros that are in its input.
     """
 
@@ -82,6 +83,6 @@ def _amounts(model: Model, borders: Borders, pad: Node) -> list[int] | None:
     amounts, value = given(pad, 1), given(pad, 2)
     if amounts is None or not borders.fixed(amounts):
         return None
-    if value is not None and number(model, borders, value) not in (0,):
+    if value is not None and number(model, borders, value) != 0:
         return None
     return [int(n) for n in np.asarray(model.values(amounts)).reshape(-1)]

@@ -1,6 +1,7 @@
-"""onnxsim in a process of its own, kept for the next model. In: a ModelProto. Out: the simplified one, or why not.
+"""onnxsim in a process of its own, kept for the next model. In: a ModelProto. Out: a simpler one, or why not.
 
-onnxsim's C++ core may abort or run forever on a hostile graph; here that costs a process that is started anew (0.7 s).
+onnxsim's C++ core may abort or run forever on a hostile graph; here that costs a process, started anew in 0.7
+s.
 """
 
 from __future__ import annotations
@@ -109,4 +110,6 @@ def onnxsim(proto: ModelProto, seconds: float = 60.0) -> ModelProto:
     Raises:
         SimplifierError: there is no result, for whatever reason.
     """
-    return ModelProto.FromString(_WORKER.ask(proto.SerializeToString(deterministic=True), seconds))
+    answer = _WORKER.ask(proto.SerializeToString(deterministic=True), seconds)
+    simplified: ModelProto = ModelProto.FromString(answer)
+    return simplified

@@ -48,9 +48,10 @@ class QuantizeStatic(LossyPass):
         if reason:
             yield Refusal(self.name, site.name, reason)
             return
-        reads = tuple(self.activation(tensor, context) for tensor in site.inputs)
+        carries = site.operator in context.target.carriers
+        reads = tuple(self.activation(tensor, context) for tensor in (site.inputs[:1] if carries else site.inputs))
         writes = None if site.kind == "linear" else self.activation(site.result, context)
-        if writes is not None and site.operator in context.target.carriers:
+        if writes is not None and carries:
             writes = Activation(site.result.name, reads[0].low, reads[0].high)
         apply = {"linear": linear, "convolution": convolution, "joint": joint}[site.kind]
         yield Candidate(
@@ -93,7 +94,8 @@ class QuantizeStatic(LossyPass):
         group = int(site.node.attrs.get("group", 1))
         if site.operator == "Conv" and 1 < group != site.weight.shape[0]:
             return "grouped convolutions are slower in int8 (0.45 to 0.6 times, measured)"
-        missing = [t.name for t in (site.input, site.result) if t.name not in context.observations.ranges]
+        needed = (site.input,) if site.kind == "linear" else (site.input, site.result)
+        missing = [t.name for t in needed if t.name not in context.observations.ranges]
         return f"no range was observed for '{missing[0]}'" if missing else None
 
     def activation(self, tensor: Tensor, context: Context) -> Activation:

@@ -29,9 +29,10 @@ class RemoveIdentities(ExactPass):
     """Take out Identity and Dropout at inference; make Constant nodes initializers.
 
     1. The result is private: its readers read the input instead, whatever graph that lives in.
-    2. The result is an output of its graph and the input is a private result of the same graph: the producer writes the
-       output directly, so that the output keeps its name.
-    3. Constant nodes with dense numbers. Not when the value is itself a graph's output, not strings and sparse tensors.
+    2. The result is an output of its graph and the input is a private result of the same graph: the producer
+       writes the output directly, so that the output keeps its name.
+    3. Constant nodes with dense numbers. Not when the value is itself a graph's output, not strings and
+       sparse tensors.
     Dropout counts when its mask is not read and its training_mode is absent or a constant false.
     """
 
@@ -64,7 +65,7 @@ def _hands_on(model: Model, borders: Borders, node: Node) -> bool:
     if node.attrs.get("is_test", 1) != 1:
         return False
     training = given(node, 2)
-    return training is None or number(model, borders, training) in (False,)
+    return training is None or number(model, borders, training) == 0
 
 
 def _bypass(model: Model, borders: Borders, produced: set[int], node: Node) -> bool:

@@ -1,9 +1,10 @@
-"""The same model with less in it: constants computed, BatchNormalization and padding folded, dead and idle nodes gone.
+"""The same model with less in it: constants computed, BatchNormalization and padding folded, idle nodes gone.
 
 before: x -> Identity -> Conv -> BatchNormalization -> Reshape(Concat(Shape(y)[0], -1)) -> y
 after:  x -> Conv -> Reshape([0, -1]) -> y
 
-Our own rewrites do what touches weights and bodies; onnxsim does the rest on a skeleton without the large weights.
+Our own rewrites do what touches weights and bodies; onnxsim does the rest on a skeleton without large
+weights.
 """
 
 from __future__ import annotations
@@ -49,19 +50,21 @@ class Simplify(ExactPass):
     """Rewrite the graph as small as it gets without a trace in the outputs.
 
     1. Our own rewrites, inside If, Loop and Scan bodies too.
-    2. onnxsim on a skeleton, in a process of its own; where it raises, crashes, hangs, changes an output or does not pay,
-       ONNX Runtime's BASIC level; where that fails too, only our own.
-    3. Each result must give equal outputs on samples (rtol 1e-3, atol 1e-5) and must pay: not larger, and not slower than
-       the model was. If none does, the model stays as it is, and the notes say why.
-    Kept as they are: names, types and axes of inputs and outputs, metadata, opset imports, custom operators, MatMul + Add
-    (which fuses better than Gemm), tied weights.
+    2. onnxsim on a skeleton, in a process of its own; where it raises, crashes, hangs or changes an output,
+       ONNX Runtime's BASIC level; where that fails too, or does not pay, only our own.
+    3. Each result must give equal outputs on samples (rtol 1e-3, atol 1e-5) and must pay: not larger, and not
+       slower than the model was. If none does, the model stays as it is, and the notes say why.
+    Kept as they are: names, types and axes of inputs and outputs, metadata, opset imports, custom operators,
+    MatMul + Add (which fuses better than Gemm), tied weights.
     """
 
     name: ClassVar[str] = "simplify"
 
-    def run(
-        self, model: Model, samples: Sequence[Sample] | None = None, options: Options = Options()
-    ) -> Outcome:
+    def run(self, model: Model) -> Outcome:
+        """Edit ``model`` in place, checked on generated inputs."""
+        return self.run_checked(model, None, Options())
+
+    def run_checked(self, model: Model, samples: Sequence[Sample] | None, options: Options) -> Outcome:
         """Edit ``model`` in place.
 
         Args:
@@ -110,7 +113,7 @@ def _own(model: Model) -> int:
 
 
 def _basic(proto: ModelProto) -> ModelProto:
-    """ONNX Runtime's BASIC level. ModelError when it brings operators that the model did not have a right to."""
+    """ONNX Runtime's BASIC level. ModelError when it brings operators that are none of the opset's."""
     after = basic_simplified(proto)
     domains = {node.domain for node in every_node(proto.graph)}
     versions = {entry.domain: entry.version for entry in proto.opset_import}

@@ -1,9 +1,10 @@
-"""The process in which onnxsim runs: it may abort or hang on a hostile graph, and then only this process is lost.
+"""The process in which onnxsim runs: it may abort or hang on a hostile graph, then only this process is lost.
 
-In, on stdin, again and again: the length of a ModelProto (8 bytes, little endian) and the ModelProto. Out, on stdout: the
-length of the answer and the answer: one byte ``=`` and the simplified ModelProto, or ``!`` and why there is none.
+In, on stdin, again and again: the length of a ModelProto (8 bytes, little endian) and the ModelProto. Out, on
+stdout: the length of the answer and the answer: one byte ``=`` and the simplified ModelProto, or ``!`` and
+why there is none.
 
-Run by path (see simplify.py), so that it imports nothing but onnxsim. It ends when stdin closes.
+Run by path (see onnxsim_process.py), so that it imports nothing but onnxsim. It ends when stdin closes.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any, BinaryIO
 
 # Rewrites that make models slower in ONNX Runtime, larger, or blind for what comes after:
 SKIPPED = (
-    "fuse_matmul_add_bias_into_gemm",  # adds Reshapes around rank-3 linears, and hides the MatMul + Add that fuses
+    "fuse_matmul_add_bias_into_gemm",  # hides the MatMul + Add that fuses; Reshapes around rank 3
     "fuse_matmul_add_bias_into_gemm_batched",
     "fuse_preceding_mul_into_conv",  # takes the 0.5 out of Gelu: ONNX Runtime no longer fuses it (5 to 10 %)
     "fuse_qkv",  # copies three weights into one: unties, and hides sites
@@ -46,7 +47,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's: its end closes stdin
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what onnxsim prints must not get between the answers
-    optional: dict[str, Any] = sys.modules  # type: ignore[assignment]  # None is how an import is forbidden
+    optional: dict[str, Any] = sys.modules  # None is how an import is forbidden
     optional.setdefault("torch", None)  # onnxsim imports it where it finds it: 1.5 s and 200 MB for nothing
     optional.setdefault("sympy", None)
     requests: BinaryIO = sys.stdin.buffer
@@ -54,7 +55,7 @@ def main() -> None:
         proto = requests.read(int.from_bytes(header, "little"))
         try:
             answer = b"=" + simplify(proto)
-        except Exception as error:  # onnxsim raises whatever its C++ core, protobuf or ONNX Runtime raises
+        except Exception as error:  # noqa: BLE001  # onnxsim raises whatever its C++ core, protobuf or ONNX Runtime raises
             answer = b"!" + " ".join(str(error).split())[:300].encode()
         answers.write(len(answer).to_bytes(8, "little") + answer)
         answers.flush()

@@ -1,7 +1,7 @@
-"""Libraries that want a ModelProto get a small one. In: a Model and such a library's function. Out: a new Model.
+"""Libraries that want a ModelProto get a small one. In: a Model and a library's function. Out: a new Model.
 
-The large weights are lifted out before and put back after by name, untouched and still mapped from the file; what
-libraries drop on the way (documentation, metadata, what the file says of inputs and outputs) is put back too.
+The large weights are lifted out before and put back after by name, untouched and still mapped from the file;
+what libraries drop on the way (documentation, metadata, what the file says of inputs) is put back too.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def _remember(old: Model, new: Model) -> None:
     for tensor, twin in zip(before.inputs, after.inputs, strict=True):
         if tensor in before.input_info:
             after.input_info[twin] = before.input_info[tensor]
-            twin.describe_as(tensor)  # type: ignore[union-attr,arg-type]  # inputs are variables
+            twin.describe_as(tensor)
     for tensor, twin in zip(before.outputs, after.outputs, strict=True):
         if tensor in before.output_info and isinstance(twin, Variable) and isinstance(tensor, Variable):
             after.output_info[twin] = before.output_info[tensor]

@@ -1,0 +1,42 @@
+"""Types and shapes of a model's tensors. In: a Model. Out: tensor name -> what ONNX's own inference says of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+
+from onnxc.model import Model
+
+
+@dataclass(frozen=True)
+class TensorType:
+    """Element type, and shape with None for axes that are not fixed; shape None: rank unknown."""
+
+    dtype: np.dtype[np.generic] | None
+    shape: tuple[int | None, ...] | None
+
+
+def infer(model: Model) -> dict[str, TensorType]:
+    """What is known of the main graph's tensors. Large weights play no part, so memory stays small."""
+    found: dict[str, TensorType] = {}
+    message = model.proto(weights=False)
+    try:
+        inferred = onnx.shape_inference.infer_shapes(message, data_prop=True)
+    except (onnx.shape_inference.InferenceError, ValueError, RuntimeError):
+        inferred = message  # what the file itself says is still of use
+    graph = inferred.graph
+    for info in (*graph.input, *graph.value_info, *graph.output):
+        if not info.type.HasField("tensor_type"):
+            continue
+        tensor = info.type.tensor_type
+        try:
+            dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type))
+        except (KeyError, TypeError, ValueError):
+            dtype = None
+        shape = None
+        if tensor.HasField("shape"):
+            shape = tuple(d.dim_value if d.HasField("dim_value") else None for d in tensor.shape.dim)
+        found[info.name] = TensorType(dtype, shape)
+    return found

@@ -1,0 +1,172 @@
+"""The report of a run. In: what was proposed, chosen and measured. Out: a Report."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import fields
+from math import prod
+from pathlib import Path
+
+from onnxc.deliver import Delivery
+from onnxc.judge import Judge
+from onnxc.planner import Plan, Problem
+from onnxc.propose import CodeBook, Proposals
+from onnxc.quality import Quality, relative_drop
+from onnxc.report import Report, SiteRow
+from onnxc.rewrite import Context
+from onnxc.session import Session, load_cost
+from onnxc.sites import Site, matrix_axes
+from onnxc.validate import Comparison, leftover_weights, operators
+
+
+def summarize(
+    context: Context,
+    proposals: Proposals,
+    codes: CodeBook,
+    problem: Problem,
+    judge: Judge,
+    delivery: Delivery,
+    notes: list[str],
+) -> Report:
+    """Rows for every site and weight, refusals, totals, and the limits that are missed."""
+    report = Report(generated=judge.samples.generated, data=judge.samples.description, notes=list(notes))
+    report.bytes_before, report.bytes_after = judge.original.source_bytes, delivery.size
+    report.changed = delivery.trial is not None
+    plan = delivery.trial.plan if delivery.trial is not None else Plan()
+    report.rows = rows(context, proposals, problem, plan)
+    for refusal in proposals.refusals:
+        if refusal.place not in plan.compute:
+            report.refuse(refusal.pass_name, refusal.reason, refusal.place)
+    report.notes += delivery.rejected
+    if codes.narrow:
+        shown = ", ".join(codes.narrow[:3]) + (" ..." if len(codes.narrow) > 3 else "")
+        report.notes.append(
+            f"{len(codes.narrow)} weights would overflow 16-bit pair sums on processors without int8 dot products "
+            f"({shown}); where this machine is one of them they are stored with 7 bits"
+        )
+    if any(a.dynamic for c in plan.compute.values() for a in c.reads):
+        report.notes.append("ranges taken at run time span the whole batch: an answer may depend on who shares it")
+    report.comparison = measured(judge, delivery)
+    report.limits = {
+        each.name: value for each in fields(judge.budget) if (value := getattr(judge.budget, each.name)) is not None
+    }
+    report.missed = missed(judge, delivery)
+    return report
+
+
+def missed(judge: Judge, delivery: Delivery) -> list[str]:
+    """The size and speed limits that the delivery does not hold; the quality floor always holds."""
+    found = []
+    share = delivery.size / judge.original.source_bytes
+    if judge.budget.size is not None and share > judge.budget.size:
+        found.append(f"the smallest model within the quality floor has {share:.1%} of the size, not {judge.budget.size:.1%}")
+    speed = delivery.ratio.median if delivery.ratio is not None else 1.0
+    if judge.budget.speed is not None and speed < judge.budget.speed:
+        found.append(f"the fastest model within the quality floor is {speed:.2f} times as fast, not {judge.budget.speed:g}")
+    return found
+
+
+def measured(judge: Judge, delivery: Delivery) -> Comparison | None:
+    """The figures of the delivered model: quality, score, size, speed, load cost and kernels."""
+    if delivery.trial is None:
+        return None
+    trial = delivery.trial
+    result = Comparison(**{each.name: getattr(trial.quality, each.name) for each in fields(Quality)})
+    result.samples, result.generated = len(judge.reference), judge.samples.generated
+    result.size_reference, result.size_new = judge.original.source_bytes, delivery.size
+    result.ratio = delivery.ratio
+    if judge.score is not None and trial.score is not None:
+        result.score_reference, result.score_new = judge.score, trial.score
+        result.drop = relative_drop(judge.score, trial.score)
+    with tempfile.TemporaryDirectory(prefix="onnxc-", ignore_cleanup_errors=True) as folder:
+        path = Path(folder, "new.onnx")
+        trial.model.save(path)
+        original = judge.original.path
+        if original is None:
+            original = Path(folder, "original.onnx")
+            judge.original.save(original)
+        result.load_reference, result.load_new = load_cost(original, judge.options), load_cost(path, judge.options)
+        result.kernels_reference = operators(Session(original, judge.options, dump=True).optimized())
+        optimized = Session(path, judge.options, dump=True).optimized()
+        result.kernels_new, result.leftover = operators(optimized), leftover_weights(optimized)
+    return result
+
+
+def rows(context: Context, proposals: Proposals, problem: Problem, plan: Plan) -> list[SiteRow]:
+    """One row per site with a weight, then one per weight that no site reads."""
+    reasons: dict[str, str] = {}
+    for refusal in proposals.refusals:
+        reasons.setdefault(refusal.place, refusal.reason)
+    found, covered = [], set()
+    for site in context.sites:
+        if site.weight is None:
+            continue
+        first = site.weight.name not in covered
+        covered.add(site.weight.name)
+        found.append(site_row(site, context, problem, plan, first, reasons))
+    for weight in context.sites.weights:
+        if weight.name in covered or len(weight.shape) < 2:
+            continue
+        stored = weight.name in plan.stored
+        found.append(
+            SiteRow(
+                weight.name,
+                str(weight.readers[0][0].op),
+                weight.shape,
+                weight.bytes,
+                proposals.storage[weight.name].bytes if stored else weight.bytes,
+                choice="store-int8" if stored else "float",
+                specification="int8 codes, unfolded at load" if stored else "",
+                reason="" if stored else reasons.get(weight.name, "stored as it was"),
+            )
+        )
+    return found
+
+
+def site_row(
+    site: Site, context: Context, problem: Problem, plan: Plan, first: bool, reasons: dict[str, str]
+) -> SiteRow:
+    """What was decided about one site; the bytes of a shared weight count at its first reader."""
+    assert site.weight is not None
+    candidate, stored = plan.compute.get(site.name), site.weight.name in plan.stored
+    storage = problem.storage.get(site.weight.name)
+    before = problem.prices.of(site.name, "float")
+    row = SiteRow(site.name, site.operator, site.weight.shape)
+    row.bytes_before = site.weight.bytes if first else 0
+    row.bytes_after = row.bytes_before
+    if stored and first:
+        row.bytes_after = storage.bytes if storage else site.weight.elements
+    row.macs = multiplications(site, context)
+    row.milliseconds_before = before * 1e3 if before is not None else None
+    row.milliseconds_after = row.milliseconds_before
+    if candidate is not None:
+        row.choice, row.specification = candidate.pass_name, candidate.specification
+        after = problem.prices.of(site.name, candidate.mode)
+        row.milliseconds_after = after * 1e3 if after is not None else row.milliseconds_after
+        return row
+    if stored:
+        row.choice, row.specification = "store-int8", "int8 codes, unfolded at load"
+    row.reason = reasons.get(site.name, "")
+    modes = [c.mode for c in problem.compute.get(site.name, ())]
+    after = min((p for m in modes if (p := problem.prices.of(site.name, m)) is not None), default=None)
+    if after is not None and before is not None:
+        faster = after < before
+        row.reason = "int8 would cost more accuracy than allowed, or leave its island" if faster else ""
+        row.reason = row.reason or f"int8 is not faster here ({before * 1e6:.0f} to {after * 1e6:.0f} microseconds)"
+    return row
+
+
+def multiplications(site: Site, context: Context) -> int | None:
+    """Multiply-accumulates per run, from the shapes seen or inferred."""
+    assert site.weight is not None
+    shape = context.observations.shapes.get(site.result.name)
+    if shape is None:
+        known = context.sites.types.get(site.node.outputs[0].name)
+        if known is None or known.shape is None or None in known.shape:
+            return None
+        shape = tuple(int(size or 0) for size in known.shape)
+    if site.kind == "linear" and (axes := matrix_axes(site)) is not None:
+        return prod(shape) * site.weight.shape[axes[0]]
+    if site.operator == "Conv":
+        return prod(shape) * prod(site.weight.shape[1:])
+    return None
