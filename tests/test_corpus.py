@@ -1,0 +1,28 @@
+"""A sample of the backend suite through load, save, copy, tidy and new values; all of it: python -m tests.corpus."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests import corpus
+
+
+@pytest.fixture(scope="module")
+def findings() -> dict[str, dict[str, str]]:
+    """Every seventh model, and all with bodies, sequences, optionals, sparse or narrow tensors."""
+    special = ("if_", "loop", "scan", "sequence", "optional", "sparse", "int4", "int2", "FLOAT8", "FLOAT4", "string")
+    return {
+        case.name: corpus.judge(case)
+        for index, case in enumerate(corpus.cases())
+        if index % 7 == 0 or any(part in case.name for part in special)
+    }
+
+
+def test_the_sample_is_worth_its_name(findings: dict[str, dict[str, str]]) -> None:
+    assert len(findings) > 350
+    assert sum("runtime" not in found for found in findings.values()) > 250
+
+
+def test_nothing_is_lost_or_changed(findings: dict[str, dict[str, str]]) -> None:
+    lost = {name: found for name, found in findings.items() if found.keys() - {"runtime"}}
+    assert lost == {}
