@@ -1,4 +1,4 @@
-"""Are two models equal to float rounding, and does a rewrite pay? In: both, samples. Out: None, or why not."""
+"""Are two models equal to float rounding, does a rewrite pay? In: both and samples. Out: None, or why not."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class Exactness:
         return None
 
     def refuses(self, after: Model) -> str | None:
-        """None when ``after`` gives equal outputs, is not larger and not slower, else why it must not be used.
+        """None when ``after`` gives equal outputs, is not larger and not slower, else why it is not used.
 
         Speed: the interleaved ratio is at least 0.98 (slower is believed only when 9 rounds of 10 say so,
         twice: a busy machine must not decide what a model becomes). Over 32 MB of weights, where two sessions

@@ -1,4 +1,4 @@
-"""A model of an old opset gets a newer one: quantization per channel needs 13, and much else is better from 17 on.
+"""A model of an old opset gets a newer one: quantization per channel needs 13, much else is best from 17 on.
 
 before: opset 11, Squeeze(axes=[2])        after: opset 17, Squeeze(x, [2])
 """
@@ -22,17 +22,8 @@ from onnxc.session import Options
 from .facts import standard
 from .skeletons import adopt, through_skeleton
 
-# Same inputs and attributes before and after, another meaning: the converter must see to them, and it skips
-# bodies. _NEW_MEANING = {
-    "Softmax",
-    "LogSoftmax",
-    "Hardmax",
-    "BatchNormalization",
-    "Dropout",
-    "Upsample",
-    "Resize",
-    "Cast",
-}
+# Same inputs and attributes, another meaning: the converter must see to these, and it skips bodies.
+_NEW_MEANING = {"Softmax", "LogSoftmax", "Hardmax", "BatchNormalization", "Dropout", "Upsample", "Resize"}
 
 
 @dataclass(frozen=True)
@@ -40,8 +31,9 @@ class RaiseOpset(ExactPass):
     """Convert the default domain's operators to a newer version with ONNX's version converter.
 
     1. Models below ``version``; newer ones are left as they are, other domains always.
-    2. Left alone when there is no operator of that domain. Refused when the converter fails, when outputs change (it has errors), or when a body of If, Loop or
-       Scan holds an operator that changed in between: the converter does not look into bodies.
+    2. Left alone when there is no operator of that domain. Refused when the converter fails, when outputs
+       change (it has errors), or when a body of If, Loop or Scan
+       holds an operator that changed in between: the converter does not look into bodies.
 
     Attributes:
         version: the opset to reach; 13 is the lowest with scales per channel.
@@ -66,9 +58,7 @@ class RaiseOpset(ExactPass):
         except (OnnxcError, RuntimeError, ValueError, TypeError, IndexError) as error:
             reason = " ".join(str(error).split())[:200]
         if reason is not None:
-            return Outcome(
-                0, (f"opset {old} was kept, {self.version} would need a conversion that fails: {reason}",)
-            )
+            return Outcome(0, (f"opset {old} was kept: converting it to {self.version} fails: {reason}",))
         if new.opset < self.version:
             return Outcome()  # the converter leaves a file without operators of its own as it is
         adopt(model, new)
@@ -107,5 +97,3 @@ def _changed_inside(model: Model, version: int) -> str | None:
             if node.op in _NEW_MEANING or not set(old.attributes) <= set(new.attributes):
                 return node.op
     return None
-
-
