@@ -178,6 +178,8 @@ class _Generator:
             scalar = each.axes is not None and all(axis == 1 for axis in each.axes)
             if dtype is None or dtype.kind == "O" or not (scalar or demand.decides) or _is_mask(each):
                 continue
+            if demand.argument is not None and not demand.decides:
+                continue
             if dtype.kind == "b":
                 choices[each.info.name] = [True, False]
             elif demand.compared and (demand.decides or dtype.kind in "iu"):
@@ -301,12 +303,11 @@ def _value(each: _Input, shape: tuple[int, ...], forced: Any, random: Any, mode:
     if dtype.kind == "O":
         words = [word for word in demand.vocabulary if isinstance(word, str)] or list(_WORDS)
         return np.asarray(words, dtype=object)[random.integers(0, len(words), shape)]
+    argued = _argument(demand.argument, shape, each)
+    if argued is not None:
+        return argued.astype(dtype)
     if dtype.kind == "b" or _is_mask(each):
         return np.ones(shape, dtype)
-    if demand.argument is not None:
-        argued = _argument(demand.argument, shape, each)
-        if argued is not None:
-            return argued.astype(dtype)
     if dtype.kind not in "iu" and "int" not in dtype.name:
         scale = 0.1 if _STATE.search(name) else 1.0
         return (scale * random.standard_normal(shape)).astype(np.float32).astype(dtype)
@@ -334,7 +335,7 @@ def _value(each: _Input, shape: tuple[int, ...], forced: Any, random: Any, mode:
     return random.integers(low, high, shape).astype(dtype)
 
 
-def _argument(rule: str, shape: tuple[int, ...], each: _Input) -> np.ndarray | None:
+def _argument(rule: str | None, shape: tuple[int, ...], each: _Input) -> np.ndarray | None:
     """Values for an argument of an operator: a shape, axes, sizes, a count."""
     if rule == "reshape":  # everything in the first axis: fits any number of elements
         values = np.ones(shape, np.int64)
@@ -342,6 +343,11 @@ def _argument(rule: str, shape: tuple[int, ...], each: _Input) -> np.ndarray | N
         return values
     if rule == "axes":
         return np.arange(int(np.prod(shape)), dtype=np.int64).reshape(shape)
+    if rule == "split" and each.demand.total is not None:
+        count = max(int(np.prod(shape)), 1)
+        values = np.full(shape, each.demand.total // count, np.int64)
+        values.flat[-1:] += each.demand.total % count
+        return values
     if rule == "few":
         return np.full(shape, 3, np.int64)
     if rule in {"ones", "zeros"}:

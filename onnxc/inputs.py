@@ -42,10 +42,7 @@ _ARGUMENTS = {
     **{(op, 1): "axes" for op in ("Squeeze", "Unsqueeze", "CumSum", "ReduceSum", "ReduceMean", "ReduceMax")},
     **{(op, 1): "axes" for op in ("ReduceMin", "ReduceProd", "ReduceL1", "ReduceL2", "ReduceLogSum")},
     **{(op, 1): "axes" for op in ("ReduceLogSumExp", "ReduceSumSquare")},
-    **{
-        (op, 1): "zeros"
-        for op in ("Slice", "Pad", "Trilu", "MaxUnpool", "Resize", "ScatterND", "NonMaxSuppression")
-    },
+    **{(op, 1): "zeros" for op in ("Slice", "Pad", "Trilu", "MaxUnpool", "Resize", "ScatterND")},
     **{(op, 1): "ones" for op in ("QuantizeLinear", "DequantizeLinear", "OneHot")},
     **{(op, 0): "few" for op in ("HannWindow", "HammingWindow", "BlackmanWindow", "Loop")},
     ("Reshape", 1): "reshape",
@@ -59,6 +56,10 @@ _ARGUMENTS = {
     ("Range", 2): "ones",
     ("Resize", 2): "ones",
     ("NonMaxSuppression", 2): "ones",
+    ("NonMaxSuppression", 3): "zeros",
+    ("Dropout", 1): "zeros",
+    ("Dropout", 2): "zeros",  # training mode: results would be random
+    ("SplitToSequence", 1): "split",
     ("Split", 1): "split",
     ("TensorScatter", 2): "zeros",
 }
@@ -75,6 +76,7 @@ class Demand:
         decides: whether such a comparison, or the value itself, chooses the branch of an If.
         vocabulary: the keys of a table that it is looked up in.
         argument: a rule from the table above when it is no data but an argument of an operator.
+        total: for the rule "split", the size of the axis that is split.
         mask: whether it is an attention mask, 1 for what counts.
         sizes: axis -> the size that a constant weight demands.
     """
@@ -85,6 +87,7 @@ class Demand:
     decides: bool = False
     vocabulary: tuple[Any, ...] = ()
     argument: str | None = None
+    total: int | None = None
     mask: bool = False
     sizes: dict[int, int] = field(default_factory=dict)
 
@@ -142,6 +145,8 @@ class _Tracer:
         op = node.op
         if itself and (op, slot) in _ARGUMENTS and demand.argument is None:
             demand.argument = _ARGUMENTS[op, slot]
+            if demand.argument == "split":
+                demand.total = self._size(node.inputs[0], node.attrs.get("axis", 0))
         if op in {"If", "Loop"} and slot == (0 if op == "If" else 1):
             demand.decides = True
             demand.compared |= {("If", 0.0), ("If", 1.0)}
