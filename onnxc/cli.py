@@ -301,6 +301,8 @@ def show_report(report: Any, parsed: argparse.Namespace) -> None:
         print(report.to_json())
     elif not parsed.quiet:
         report.render(console())
+        if parsed.dry_run:
+            print(f"dry run: {parsed.output} was not written")
 
 
 def check_writable(path: str) -> None:

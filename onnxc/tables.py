@@ -105,7 +105,7 @@ def print_report(report: Report, console: Console) -> None:
     if report.comparison is not None:
         print_totals(report.comparison, console, report.bytes_before, report.bytes_after)
     print_sentences(report.sentences, console)
-    if report.output:
+    if report.output and not report.missed:
         saved = (
             f"{amount(report.bytes_before)} -> {amount(report.bytes_after)} ({percent(report.size_ratio)})"
         )
@@ -264,7 +264,7 @@ def print_comparison(result: Comparison, console: Console) -> None:
         ]
         print_table(
             console,
-            ["site", "operator", "SQNR", "|y - y'|^2 / |y|^2"],
+            ["site", "operator", "SQNR", "relative error"],
             rows,
             right=[2, 3],
             title="Sites, worst first, each with the inputs it has in the original",

@@ -1,0 +1,152 @@
+"""Reports as JSON and as pages."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from onnxc.kernels import fused
+from onnxc.quality import OutputError
+from onnxc.report import Report, SiteRow, plain
+from onnxc.tables import amount, decibels, operations, percent, print_comparison
+from onnxc.timing import LoadCost, Ratio
+from onnxc.validate import Comparison, SiteDamage
+
+
+def page(report: Report, *, terminal: bool = False) -> str:
+    stream = io.StringIO()
+    report.render(Console(file=stream, force_terminal=terminal, width=160, no_color=True, highlight=False))
+    return stream.getvalue()
+
+
+def comparison() -> Comparison:
+    result = Comparison(
+        [OutputError("y", 31.5, 0.1, 0.01, 0.999, None, 0.99, True, 64, 1, 100)], 31.5, 0.99, 1, 100
+    )
+    result.size_reference, result.size_new, result.samples = 1_000_000, 270_000, 64
+    result.ratio = Ratio(1.83, 1.75, 1.9, 0.002, 0.0011)
+    result.load_reference, result.load_new = LoadCost(0.05, 3_000_000), LoadCost(0.04, None)
+    result.score_reference, result.score_new, result.drop = 0.9, 0.891, 0.01
+    result.kernels_reference.update({"Conv": 3})
+    result.kernels_new.update({"QLinearConv": 3, "QuantizeLinear": 1, "DynamicQuantizeMatMul": 1})
+    result.leftover = ["w_q"]
+    return result
+
+
+def report(rows: int = 2) -> Report:
+    made = Report("in.onnx", "out.onnx", bytes_before=1_000_000, bytes_after=270_000, comparison=comparison())
+    made.rows = [
+        SiteRow(
+            f"conv{i}",
+            "Conv",
+            (64, 64, 3, 3),
+            147456,
+            37000,
+            1_810_000,
+            "quantize-static",
+            "int8",
+            33.0,
+            0.2,
+            0.1,
+        )
+        for i in range(rows)
+    ]
+    made.rows.append(SiteRow("tail", "Gemm", (10, 64), 2560, 2560, reason="too small"))
+    for place in ("a", "b", "c", "d"):
+        made.refuse("quantize-dynamic", "ConvInteger is slower", place)
+    made.refuse("store-int8", "a vector", "bias|1")
+    return made
+
+
+def test_refusals_are_counted_with_real_names() -> None:
+    first, second = report().refusals
+    assert (first.count, first.examples) == (4, ["a", "b", "c"])
+    assert second.count == 1
+
+
+def test_the_page_outside_a_terminal_is_markdown() -> None:
+    text = page(report())
+    tables = [line for line in text.splitlines() if line.startswith("|")]
+    assert all(line.endswith("|") for line in tables)
+    assert "| conv0 | Conv     | 64x64x3x3 | 147 KB | 37.00 KB | 1.81 M | 0.2 |   0.1 | 33.0 dB |" in text
+    assert "tail" not in text  # it stayed as it was
+    assert "bias/1" in text  # a bar would break the table
+    assert "1.83 times as fast (1.75 to 1.9" in text
+    assert "1 of 100 changed" in text
+    assert "1 % lost" in text
+    assert "4 on integers: 3 QLinearConv, 1 DynamicQuantizeMatMul; 1 Quantize/DequantizeLinear" in text
+    assert "1 weights are unfolded at every run" in text
+    assert text.rstrip().endswith("wrote out.onnx: 1.00 MB -> 270 KB (27 %), 0.0 s")
+
+
+def test_many_sites_are_grouped_on_the_page_and_whole_in_json() -> None:
+    made = report(40)
+    text = page(made)
+    assert "conv7" not in text
+    assert "| Conv     |    40 | 5.90 MB | 1.48 MB |" in text
+    assert len(json.loads(made.to_json())["rows"]) == 41
+
+
+def test_the_terminal_page_holds_the_same_figures() -> None:
+    text = page(report(), terminal=True)
+    for word in ("conv0", "27 % of the bytes", "31.5 dB", "quantize-dynamic"):
+        assert word in text
+
+
+def test_json_has_no_model_and_no_value_that_json_lacks() -> None:
+    made = report()
+    assert made.comparison is not None
+    made.comparison.sqnr_db = -math.inf
+    made.limits = {"size": np.float32(0.25)}  # type: ignore[dict-item]  # numpy's numbers arrive here too
+    document = json.loads(made.to_json(), parse_constant=pytest.fail)
+    assert "model" not in document
+    assert document["comparison"]["sqnr_db"] is None
+    assert document["limits"] == {"size": 0.25}
+    assert document["met"] is True
+    assert plain({("a", 1): [np.int64(3), float("nan")]}) == {"('a', 1)": [3, None]}
+
+
+def test_sentences() -> None:
+    nothing = Report(changed=False)
+    assert "no float weights" in nothing.sentences[0]
+    nothing.rows = [SiteRow("a")]
+    assert "no candidate" in nothing.sentences[0]
+    nothing.refuse("store-int8", "too small", "a")
+    assert nothing.sentences[0].endswith("too small (e.g. 'a')")
+    made = Report(generated=True, missed=["x"], output="out.onnx")
+    assert made.sentences[0] == "not met: x"
+    assert "--calib" in made.sentences[1]
+    assert "wrote" not in page(made)
+    assert made.to_dict()["met"] is False
+
+
+def test_units() -> None:
+    assert [amount(n) for n in (0, 999, 1000, 123_456, 5_300_000_000_000, None)] == [
+        "0 B", "999 B", "1.00 KB", "123 KB", "5300 GB", "?",
+    ]  # fmt: skip
+    assert [percent(v) for v in (0.25, 0.98765, 1.0, None)] == ["25 %", "98.77 %", "100 %", ""]
+    assert [decibels(v) for v in (200.0, -math.inf, 31.26, None)] == ["equal", "incomparable", "31.3 dB", ""]
+    assert [operations(n) for n in (0, 640, 1_810_000, 4.2e9)] == ["", "640", "1.81 M", "4.2 G"]
+
+
+def test_the_page_of_compare() -> None:
+    result = comparison()
+    result.sites = [SiteDamage("conv1", "Conv", 0.01), SiteDamage("conv2", "Conv", 0.0)]
+    result.unmatched = ["lost"]
+    result.generated = True
+    stream = io.StringIO()
+    print_comparison(result, Console(file=stream, width=120))
+    text = stream.getvalue()
+    assert text.index("conv1") < text.index("conv2")
+    assert "20.0 dB" in text
+    assert "1 sites have no counterpart in it, e.g. 'lost'" in text
+    assert "generated" in text
+
+
+def test_fused_kernels() -> None:
+    assert fused(comparison().kernels_new) == {"QLinearConv": 3, "DynamicQuantizeMatMul": 1}
