@@ -48,10 +48,12 @@ class Importer:
 
     def graph(self, proto: GraphProto, outer: ChainMap[str, Tensor], place: str = "") -> Graph:
         """One graph and its bodies; the lists of ``proto`` are emptied."""
+        self._check_text(place, proto.name, *(name for node in proto.node for name in node.output))
         graph = self._make.graph(proto.name, proto.doc_string, proto)
         local: dict[str, Tensor] = {}
         for message in (*proto.initializer, *proto.sparse_initializer):
             tensor = self._constant(message, place + "initializer")
+            self._check_text(place, tensor.name)
             if not tensor.name or tensor.name in local:
                 raise ModelError(
                     f"{self._label}: {place}initializer {tensor.name!r}: the name is taken or empty"
@@ -62,6 +64,7 @@ class Importer:
         for info in proto.input:
             if not info.name or info.name in seen:
                 raise ModelError(f"{self._label}: {place}input {info.name!r}: the name is taken or empty")
+            self._check_text(place, info.name)
             seen.add(info.name)
             known = local.get(info.name)
             if (
@@ -87,6 +90,11 @@ class Importer:
             proto.ClearField(field)
         proto.ClearField("quantization_annotation")
         return graph
+
+    def _check_text(self, place: str, *texts: str) -> None:
+        """Protobuf hands over bytes where a text is not UTF-8."""
+        if not all(isinstance(text, str) for text in texts):
+            raise ModelError(f"{self._label}: {place}a name is not UTF-8")
 
     def _information(
         self,
@@ -131,6 +139,7 @@ class Importer:
         if details.HasField("shape"):
             kinds = [(dim, dim.WhichOneof("value")) for dim in details.shape.dim]
             tensor.shape = [getattr(dim, field) if field else None for dim, field in kinds]
+            self._check_text(f"{place}tensor {info.name!r}: ", *(dim.dim_param for dim, _ in kinds))
         tensor.from_file = tensor.described
 
     def _constant(self, proto: TensorProto | SparseTensorProto, place: str) -> Constant:
@@ -156,6 +165,7 @@ class Importer:
         self, proto: NodeProto, local: Mapping[str, Tensor], scope: ChainMap[str, Tensor], place: str
     ) -> Node:
         where = f"{place}node {proto.name!r} ({proto.op_type}): "
+        self._check_text(where, proto.name, proto.op_type, proto.domain)
         if not proto.op_type:
             raise ModelError(f"{self._label}: {place}node {proto.name!r} has no operator")
         inputs: list[Tensor] = []
@@ -167,6 +177,7 @@ class Importer:
         outputs = [local[name] if name else self._make.variable("") for name in proto.output]
         attrs: dict[str, Any] = {}
         for attribute in proto.attribute:
+            self._check_text(where, attribute.name, attribute.ref_attr_name)
             if not attribute.name or attribute.name in attrs:
                 raise ModelError(
                     f"{self._label}: {where}attribute {attribute.name!r} is given twice or has no name"
@@ -188,6 +199,8 @@ class Importer:
             value = self._constant(proto.t, f"{where}tensor {proto.name!r}")
             proto.ClearField("t")
         elif kind == AttributeProto.GRAPH:
+            if not proto.HasField("g"):
+                raise ModelError(f"{self._label}: {where}attribute {proto.name!r} has no graph in it")
             value = self.graph(proto.g, scope, where)
             proto.ClearField("g")
         elif kind == AttributeProto.GRAPHS:

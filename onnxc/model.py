@@ -135,6 +135,9 @@ class Model:
             proto = ModelProto.FromString(weights.lift(data))
             if not proto.HasField("graph") and not proto.ir_version:
                 raise ModelError(f"{label} is not an ONNX model")
+            texts = [text for entry in proto.metadata_props for text in (entry.key, entry.value)]
+            if not all(isinstance(text, str) for text in (*texts, *(entry.domain for entry in proto.opset_import))):
+                raise ModelError(f"{label} has metadata or an operator domain that is not UTF-8")
             storage.embed(proto, external, label)
             model = cls(proto)
             model.path, model.source_bytes = path, int(data.size) + external.size
@@ -145,6 +148,8 @@ class Model:
                 proto.ClearField("graph")
             for graph in model.graphs():
                 editing.in_order(graph, label)
+        except ModelError as error:  # names in a damaged file may hold anything: keep the message on one line
+            raise ModelError("".join(c if c.isprintable() else "?" for c in str(error))) from error
         except DecodeError:
             raise ModelError(f"{label} is not an ONNX model, or is damaged or cut short") from None
         except UnicodeDecodeError:
