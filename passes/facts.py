@@ -60,6 +60,14 @@ def producer(tensor: Tensor) -> Node | None:
     return tensor.inputs[0] if not isinstance(tensor, Constant) and tensor.inputs else None
 
 
+def rewire(old: Tensor, new: Tensor) -> None:
+    """Let all readers of a private tensor read ``new``: Model.redirect without its search for outputs."""
+    for reader in dict.fromkeys(old.outputs):
+        for index, tensor in enumerate(reader.inputs):
+            if tensor is old:
+                reader.inputs[index] = new
+
+
 def remove(graph: Graph, gone: Collection[Node]) -> None:
     """Take nodes out of their graph; their results must have no readers left, or another producer."""
     ids = {id(node) for node in gone}

@@ -20,7 +20,7 @@ from onnxc.model import Constant, Graph, Model, Node, Tensor
 from onnxc.rewrite import ExactPass, Outcome
 from onnxc.session import Options, Session
 
-from .facts import Borders, remove, standard
+from .facts import Borders, remove, rewire, standard
 
 NODE_BYTES = 100  # what a node and the names of its tensors take in a file, about
 TIED_BYTES = 1024  # constants above this bind their readers together: they vanish for all or for none
@@ -164,7 +164,7 @@ def _fold(model: Model, clusters: list[_Cluster]) -> int:
         for (graph, tensor), array in zip(results, arrays, strict=True):
             constant = Constant(tensor.name, array)
             graph.weights.append(constant)
-            model.redirect(tensor, constant)
+            rewire(tensor, constant)
         gone += cluster.nodes
     for graph in {id(graph): graph for graph, _ in gone}.values():
         remove(graph, [node for home, node in gone if home is graph])

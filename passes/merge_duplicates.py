@@ -17,7 +17,7 @@ from onnxc.editing import scopes
 from onnxc.model import Constant, Graph, Model
 from onnxc.rewrite import ExactPass, Outcome
 
-from .facts import Borders
+from .facts import Borders, rewire
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class MergeDuplicates(ExactPass):
             if kept is None:
                 first[(id(graph), key)] = tensor
             elif kept is not tensor:
-                model.redirect(tensor, kept)
+                rewire(tensor, kept)
                 changed += 1
                 saved += tensor.nbytes
         if changed:

@@ -42,9 +42,11 @@ class RaiseOpset(ExactPass):
     name: ClassVar[str] = "raise-opset"
     version: int = 13
 
-    def run(
-        self, model: Model, samples: Sequence[Sample] | None = None, options: Options = Options()
-    ) -> Outcome:
+    def run(self, model: Model) -> Outcome:
+        """Edit ``model`` in place, checked on generated inputs."""
+        return self.run_checked(model, None, Options())
+
+    def run_checked(self, model: Model, samples: Sequence[Sample] | None, options: Options) -> Outcome:
         """Edit ``model`` in place; ``samples`` are inputs to check it with, made up when there are none."""
         old = model.opset
         if old >= self.version:

@@ -14,7 +14,7 @@ import numpy as np
 from onnxc.model import Constant, Graph, Model, Node
 from onnxc.rewrite import ExactPass, Outcome
 
-from .facts import Borders, given, number, producer, remove, standard
+from .facts import Borders, given, number, producer, remove, rewire, standard
 
 _PLAIN = {
     "value_float": np.float32,
@@ -71,14 +71,14 @@ def _hands_on(model: Model, borders: Borders, node: Node) -> bool:
 def _bypass(model: Model, borders: Borders, produced: set[int], node: Node) -> bool:
     source, result = node.inputs[0], node.outputs[0]
     if borders.private(result):
-        model.redirect(result, source)
+        rewire(result, source)
         return True
     writer = producer(source)
     if writer is None or id(source) not in produced or not borders.private(source):
         return False
     node.outputs.clear()
     node.inputs.clear()
-    model.redirect(source, result)
+    rewire(source, result)
     position = next(index for index, tensor in enumerate(writer.outputs) if tensor is source)
     writer.outputs[position] = result
     produced.add(id(result))
@@ -91,7 +91,7 @@ def _to_initializer(model: Model, borders: Borders, graph: Graph, node: Node) ->
         return False
     constant.name = result.name
     graph.weights.append(constant)
-    model.redirect(result, constant)
+    rewire(result, constant)
     return True
 
 

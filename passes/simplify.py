@@ -82,8 +82,7 @@ class Simplify(ExactPass):
             return Outcome(0, (f"not simplified: {error}",))
         for label, library in LIBRARIES:
             try:
-                new = through_skeleton(own, library)
-                _own(new)
+                new = _with(library, own)
             except (OnnxcError, SimplifierError) as error:
                 notes.append(f"{label} was left out: {error}")
                 continue
@@ -101,15 +100,22 @@ class Simplify(ExactPass):
         return Outcome(0, (*notes, f"not simplified: {reason}"))
 
 
-def _own(model: Model) -> int:
-    """Our own rewrites until nothing changes any more; how much changed."""
-    total = 0
+def _own(model: Model) -> None:
+    """Our own rewrites until nothing changes any more."""
     for _ in range(ROUNDS):
-        changed = sum(each.run(model).changed for each in OWN)
-        total += changed
-        if not changed:
+        if not sum(each.run(model).changed for each in OWN):
             break
-    return total
+
+
+def _with(library: Callable[[ModelProto], ModelProto], model: Model) -> Model:
+    """A library's rewrites and our own in turn, until nothing is gained any more."""
+    for _ in range(ROUNDS):
+        new = through_skeleton(model, library)
+        _own(new)
+        if _nothing_gained(model, new):
+            break
+        model = new
+    return model
 
 
 def _basic(proto: ModelProto) -> ModelProto:
