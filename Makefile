@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 .PHONY: help setup demo test tiny lint format fuzz clean
 
 help:
-	@echo "make demo    compress a trained model of models/ and compare it with the original"
+	@echo "make demo    compress a trained model (MODEL=residual_cnn, or any other of models/)"
 	@echo "make test    all tests            make tiny   the 60 second ring"
 	@echo "make lint    ruff and mypy        make format ruff format"
 	@echo "make fuzz    damaged files for SECONDS=600 seconds"
@@ -23,6 +23,15 @@ setup: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest $(ARGS)
+
+MODEL ?= residual_cnn
+demo: $(STAMP)
+	@mkdir -p demo
+	$(BIN)/onnxc optimize models/$(MODEL).onnx demo/$(MODEL).onnx --calib models/data/$(MODEL)_calib.npz \
+		--eval models/evaluate.py:quality_$(MODEL) --report demo/$(MODEL).json
+	@echo; echo "On items that the optimizer has not seen, the original and the result:"
+	@$(BIN)/python models/evaluate.py score $(MODEL)
+	@$(BIN)/python models/evaluate.py score $(MODEL) demo/$(MODEL).onnx
 
 tiny: $(STAMP)
 	$(BIN)/python -m pytest tests/test_tiny.py $(ARGS)
