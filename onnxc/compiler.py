@@ -43,7 +43,7 @@ from onnxc.recipe import Budget, PassRequest, Recipe, load_recipe, parse_passes
 from onnxc.report import Report
 from onnxc.rewrite import Context
 from onnxc.search import Trial, search
-from onnxc.sensitivity import Noise, measure
+from onnxc.sensitivity import measure
 from onnxc.session import Options, Session, runtime_version
 from onnxc.sites import Sites, find, name_nodes
 from onnxc.summary import summarize
@@ -236,11 +236,14 @@ def planned(
         run.say(f"judging a plan with {len(plan.compute)} sites in int8 and {len(plan.stored)} weights as codes")
         return run.judge.trial(context.model, plan, codes)
 
-    def sensitivities() -> Noise:
+    def sensitivities() -> None:
         run.say("measuring what each rounding does to the outputs")
         activations, weights = proposals.roundings(context)
         samples = run.samples.take(min(PROBES, len(run.samples)))
-        return measure(context.model, activations, codes.of(weights), samples, run.options)
+        seen = context.observations
+        noise, refined = measure(context.model, activations, codes.of(weights), samples, run.options, seen.ranges)
+        seen.refined.update(refined)
+        problem.noise, problem.compute = noise, collect(run.chosen.lossy, context).compute
 
     def trials() -> Iterator[Trial]:
         best, _ = search(problem, judged, sensitivities, 10 ** (-run.judge.lowest_sqnr / 10), say=run.say)

@@ -18,6 +18,7 @@ import numpy as np
 from onnxc.errors import DataError, InputError, UsageError
 from onnxc.hooks import did_you_mean
 from onnxc.inputs import Demand, demands
+from onnxc.values import is_mask, make_value
 
 if TYPE_CHECKING:
     from onnxc.model import Model
@@ -32,10 +33,8 @@ _LARGEST = {
 _MOST_COMBINATIONS = 300
 _MOST_TURNS = 16
 _SECONDS = 60.0  # a safeguard for models that take seconds to fail; nothing else depends on time
-_WORDS = ("alpha", "beta", "gamma", "delta", "one two", "omega")
 _BATCH = re.compile(r"batch|^(n|b|bs)$", re.IGNORECASE)
 _LENGTH = re.compile(r"seq|time|len|frame|token|step|width|height|sample", re.IGNORECASE)
-_STATE = re.compile(r"state|hidden|past|cache|memory|(^|_)[hc]\d*(_?(in|0))?$", re.IGNORECASE)
 
 Key = str | tuple[str, int]  # an unknown axis: its name, or input and position
 Axis = int | Key
@@ -176,7 +175,12 @@ class _Generator:
         for each in self._inputs:
             dtype, demand = each.info.numpy, each.demand
             scalar = each.axes is not None and all(axis == 1 for axis in each.axes)
-            if dtype is None or dtype.kind == "O" or not (scalar or demand.decides) or _is_mask(each):
+            if (
+                dtype is None
+                or dtype.kind == "O"
+                or not (scalar or demand.decides)
+                or is_mask(each.info, each.demand)
+            ):
                 continue
             if demand.argument is not None and not demand.decides:
                 continue
@@ -282,7 +286,9 @@ class _Generator:
                 shape = tuple(self._shapes.get(name, (small,) * (rank or 0)))
             else:
                 shape = tuple(axis if isinstance(axis, int) else every[axis] for axis in each.axes)
-            value = _value(each, shape, turn.get(name), random, mode or self._mode, number)
+            value = make_value(
+                each.info, each.demand, shape, turn.get(name), random, mode or self._mode, number
+            )
             sample[name] = value if each.info.numpy is None else np.asarray(value)
         try:
             self._session.run(sample)
@@ -291,85 +297,6 @@ class _Generator:
             self._reason = f"{shown}: {error}"
             return None
         return sample
-
-
-def _value(each: _Input, shape: tuple[int, ...], forced: Any, random: Any, mode: str, number: int) -> Any:
-    """One input's value by its type and what the graph demands."""
-    dtype, demand, name = each.info.numpy, each.demand, each.info.name
-    if dtype is None:
-        return _container(each.info.dtype, random)
-    if forced is not None:
-        return np.full(shape, forced).astype(dtype)
-    if dtype.kind == "O":
-        words = [word for word in demand.vocabulary if isinstance(word, str)] or list(_WORDS)
-        return np.asarray(words, dtype=object)[random.integers(0, len(words), shape)]
-    argued = _argument(demand.argument, shape, each)
-    if argued is not None:
-        return argued.astype(dtype)
-    if dtype.kind == "b" or _is_mask(each):
-        return np.ones(shape, dtype)
-    if dtype.kind not in "iu" and "int" not in dtype.name:
-        scale = 0.1 if _STATE.search(name) else 1.0
-        return (scale * random.standard_normal(shape)).astype(np.float32).astype(dtype)
-    keys = [key for key in demand.vocabulary if isinstance(key, int)]
-    if keys:
-        return np.asarray(keys)[random.integers(0, len(keys), shape)].astype(dtype)
-    if dtype.itemsize == 1:
-        low, high = _full(dtype)
-    elif demand.bounded is not None:
-        low, high = max(demand.bounded[0], min(0, demand.bounded[1])), demand.bounded[1] + 1
-    else:
-        low, high = 0, 10
-    high = max(high, low + 1)
-    if re.search("token_type|segment", name, re.IGNORECASE):
-        values = np.zeros(shape, np.int64)
-        if shape and number % 2:  # the second half of every other sample is the second segment
-            values[..., shape[-1] // 2 :] = 1
-        return np.clip(values, low, high - 1).astype(dtype)
-    if re.search("position", name, re.IGNORECASE) and shape:
-        return np.broadcast_to(np.clip(np.arange(shape[-1]), low, high - 1), shape).astype(dtype)
-    if mode != "random" and demand.bounded is None:
-        return np.full(shape, 1 if mode == "ones" else 0).astype(dtype)
-    if demand.bounded is None and len(shape) < 2 and re.search("len|size|num", name, re.IGNORECASE):
-        return np.ones(shape, dtype)
-    return random.integers(low, high, shape).astype(dtype)
-
-
-def _argument(rule: str | None, shape: tuple[int, ...], each: _Input) -> np.ndarray | None:
-    """Values for an argument of an operator: a shape, axes, sizes, a count."""
-    if rule == "reshape":  # everything in the first axis: fits any number of elements
-        values = np.ones(shape, np.int64)
-        values.flat[:1] = -1
-        return values
-    if rule == "axes":
-        return np.arange(int(np.prod(shape)), dtype=np.int64).reshape(shape)
-    if rule == "split" and each.demand.total is not None:
-        count = max(int(np.prod(shape)), 1)
-        values = np.full(shape, each.demand.total // count, np.int64)
-        values.flat[-1:] += each.demand.total % count
-        return values
-    if rule == "few":
-        return np.full(shape, 3, np.int64)
-    if rule in {"ones", "zeros"}:
-        return np.full(shape, int(rule == "ones"), np.int64)
-    return None
-
-
-def _container(dtype: str, random: Any) -> Any:
-    """Sequences, optionals and maps: a small one of the right element type."""
-    from onnxc.dtypes import numpy_dtype
-
-    inner = re.search(r"tensor\(\w+\)", dtype)
-    element = numpy_dtype(inner.group()) if inner else None
-    if element is None:
-        raise DataError(f"inputs of type {dtype} cannot be generated: give --calib PATH")
-    if dtype.startswith("map("):
-        return {0: 1.0, 1: 2.0} if dtype.startswith("map(int") else {"a": 1.0, "b": 2.0}
-    if element.kind == "O":
-        values: Any = np.asarray(list(_WORDS[:3]), dtype=object)
-    else:
-        values = random.integers(0, 2, (2, 3)).astype(element)
-    return [values, values.copy()] if "seq(" in dtype else values
 
 
 def _around(compared: set[tuple[str, float]], dtype: np.dtype[Any]) -> list[Any]:
@@ -386,16 +313,6 @@ def _around(compared: set[tuple[str, float]], dtype: np.dtype[Any]) -> list[Any]
         low, high = np.iinfo(dtype).min, np.iinfo(dtype).max
         return [int(value) for value in values if float(value).is_integer() and low <= value <= high]
     return values
-
-
-def _is_mask(each: _Input) -> bool:
-    return each.demand.mask or re.search("mask", each.info.name, re.IGNORECASE) is not None
-
-
-def _full(dtype: np.dtype[Any]) -> tuple[int, int]:
-    if dtype.kind in "iu":
-        return int(np.iinfo(dtype).min), int(np.iinfo(dtype).max) + 1
-    return (0, 2) if "2" in dtype.name else (0, 8)
 
 
 def _axis(name: str, position: int, size: Any) -> Axis:

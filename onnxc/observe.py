@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 
 from onnxc.model import Model, Variable
 from onnxc.session import Options, Session
-from onnxc.sites import Site
+from onnxc.sites import Site, matrix_axes
 
 BINS = 4096
-ROWS = 512
+FEWEST_ROWS, MOST_ROWS = 256, 2048
+ROW_BYTES = 48 << 20  # of all sampled rows together
 CAPTURE_BYTES = 192 << 20
 
 Array = NDArray[np.float32]
@@ -121,8 +122,9 @@ class Observations:
 
     Attributes:
         ranges: tensor name -> histogram of its values over all samples.
-        rows: site name -> sampled rows [R, K] of the matrix that multiplies the site's weight (group 0 of a
-            convolution's im2col, in the order of the stored weight).
+        rows: rows_key(site) -> sampled rows [R, K] of the matrix that multiplies the site's weight (group 0 of a
+            convolution's im2col, in the order of the stored weight); linears that read one tensor share them.
+        refined: tensor name -> (low, high) where a range was chosen by its effect on the model's outputs.
         shapes: tensor name -> shape in the first sample.
         samples: how many samples were read; 0 when there was no data.
     """
@@ -131,6 +133,22 @@ class Observations:
     rows: dict[str, Array] = field(default_factory=dict)
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     samples: int = 0
+    refined: dict[str, tuple[float, float]] = field(default_factory=dict)
+
+    def limits(self, tensor: str, method: str = "mse", percentile: float = 99.99) -> tuple[float, float]:
+        """(low, high) of a tensor's range; with mse a refined range comes first."""
+        if method == "mse" and tensor in self.refined:
+            return self.refined[tensor]
+        return self.ranges[tensor].limits(method, percentile)
+
+    def rows_of(self, site: Site) -> Array | None:
+        """The sampled rows that meet the weight of ``site``, None where there are none."""
+        return self.rows.get(rows_key(site))
+
+
+def rows_key(site: Site) -> str:
+    """Where the rows of a site are kept."""
+    return str(site.input.name) if site.operator == "MatMul" else f"{site.input.name} of {site.name}"
 
 
 def observe(
@@ -147,10 +165,13 @@ def observe(
     if not names or not count:
         return seen
     inputs = {t.name for t in model.graph.inputs}
-    quota = max(1, -(-ROWS // count))
-    readers: dict[str, list[Site]] = {}
+    readers: dict[str, dict[str, Site]] = {}
     for site in sites:
-        readers.setdefault(site.input.name, []).append(site)
+        if row_length(site):
+            readers.setdefault(site.input.name, {}).setdefault(rows_key(site), site)
+    depth = sum(row_length(site) for found in readers.values() for site in found.values())
+    kept = int(np.clip(ROW_BYTES / max(4 * depth, 1), FEWEST_ROWS, MOST_ROWS))
+    quota = max(1, -(-kept // count))
     parts: dict[str, list[Array]] = {}
     for group in capture_groups(model, samples, names, options):
         session = Session(with_outputs(model, [n for n in group if n not in inputs]), options)
@@ -162,12 +183,24 @@ def observe(
                 if position == 0:
                     seen.shapes[name] = tuple(values.shape)
                 seen.ranges.setdefault(name, Histogram()).add(values)
-                for site in readers.get(name, []):
-                    rows = rows_of(site, values, quota, position)
+                for key, site in readers.get(name, {}).items():
+                    rows = sampled_rows(site, values, quota, position)
                     if rows is not None and len(rows):
-                        parts.setdefault(site.name, []).append(rows)
-    seen.rows = {name: np.concatenate(rows)[:ROWS] for name, rows in parts.items()}
+                        parts.setdefault(key, []).append(rows)
+    while parts:
+        key, rows_list = parts.popitem()
+        seen.rows[key] = np.concatenate(rows_list)
     return seen
+
+
+def row_length(site: Site) -> int:
+    """K of the matrix that meets the site's weight; 0 where no rows are sampled."""
+    if site.weight is None or not (site.kind == "linear" or site.operator == "Conv"):
+        return 0
+    if site.operator == "Conv":
+        return int(np.prod(site.weight.shape[1:]))
+    axes = matrix_axes(site)
+    return site.weight.shape[axes[0]] if axes is not None else 0
 
 
 def with_outputs(model: Model, names: Sequence[str]) -> Model:
@@ -210,7 +243,7 @@ def capture_groups(
     return groups
 
 
-def rows_of(site: Site, values: NDArray[np.generic], quota: int, seed: int) -> Array | None:
+def sampled_rows(site: Site, values: NDArray[np.generic], quota: int, seed: int) -> Array | None:
     """Up to ``quota`` rows [quota, K] of the matrix that meets the site's weight, from one sample."""
     random = np.random.default_rng(seed)
     if site.kind == "linear":

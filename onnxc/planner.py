@@ -104,7 +104,7 @@ def cut(problem: Problem, price: float, forbidden: set[str]) -> Plan:
         if name in problem.told:
             flow.require(SOURCE, node)
         for activation in (*candidate.reads, *((candidate.writes,) if candidate.writes else ())):
-            key = activation_key(activation)
+            key = f"{activation.dynamic} {activation.tensor}"
             flow.require(node, ("tensor", key))
             quantized[key] = activation
         if site.weight is not None:
@@ -112,9 +112,11 @@ def cut(problem: Problem, price: float, forbidden: set[str]) -> Plan:
                 flow.require(node, SINK)
             elif candidate.mode != "rows" or site.weight.name in problem.storage:
                 flow.require(node, ("weight", site.weight.name))
+    for key in dict.fromkeys(activation_key(activation) for activation in quantized.values()):
+        flow.edge(("values", key), SINK, price * problem.noise.get(key, 0.0))
     for key, activation in quantized.items():
         node = ("tensor", key)
-        flow.edge(node, SINK, price * problem.noise.get(key, 0.0))
+        flow.require(node, ("values", activation_key(activation)))
         if activation.dynamic:
             continue
         boundary = (problem.elements.get(activation.tensor, 0) * problem.prices.per_element + KERNEL_OVERHEAD) / total

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, get_args, get_type_hints
 
 import numpy as np
@@ -99,14 +99,15 @@ class Proposals:
         """Every quantized activation and every weight of the main graph that some candidate rounds."""
         made = {t.name for node in context.model.graph.nodes for t in (*node.inputs, *node.outputs)}
         activations = {
-            (a.tensor, a.dynamic): a
+            (a.source or a.tensor, a.dynamic): a
             for found in self.compute.values()
             for c in found
             for a in (*c.reads, *((c.writes,) if c.writes else ()))
         }
         weights = {name for name in self.storage if name in made}
         weights |= {s.weight.name for s in context.sites if s.weight and s.name in self.compute}
-        return [a for a in activations.values() if a.tensor in made], weights & made
+        sources = [replace(a, tensor=name) for (name, _), a in activations.items() if name in made]
+        return sources, weights & made
 
     def problem(self, context: Context, prices: Prices) -> Problem:
         elements = {n: int(np.prod(s)) if s else 1 for n, s in context.observations.shapes.items()}
@@ -162,10 +163,11 @@ class CodeBook:
 
     def saturates(self, site: Site, codes: Codes) -> bool:
         """Whether the pair sums of ``site`` overflow 16 bits on its calibration rows."""
-        rows, seen = self.context.observations.rows.get(site.name), self.context.observations.ranges.get(site.input.name)
-        if rows is None or seen is None or codes.axis is None or site.node.attrs.get("group", 1) != 1:
+        seen = self.context.observations
+        rows = seen.rows_of(site)
+        if rows is None or site.input.name not in seen.ranges or codes.axis is None or site.node.attrs.get("group", 1) != 1:
             return False
-        low, high = seen.limits()
+        low, high = seen.limits(site.input.name)
         scale = max((high - low) / 255.0, 1e-12)
         return overflows(site, codes, rows, scale, int(np.clip(np.rint(-low / scale), 0, 255)))
 

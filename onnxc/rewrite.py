@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxc.encoding import Codes, round_to_nearest
+from onnxc.gptq import gptq, second_moment
 from onnxc.model import Constant, Graph, Model, Node, Tensor
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ class Activation:
 
     Attributes:
         tensor: name of the float tensor.
+        source: the tensor whose values it holds, another one behind data movement; both are rounded alike.
         low, high: the range, zero included; ignored where ``dynamic``.
         dynamic: the range is taken from the data at run time.
     """
@@ -76,6 +78,7 @@ class Activation:
     low: float = 0.0
     high: float = 0.0
     dynamic: bool = False
+    source: str = ""
 
     @property
     def scale(self) -> np.float32:
@@ -289,17 +292,39 @@ class Rewriter:
 def weight_codes(
     weight: Weight, values: NDArray[np.float32], context: Context, levels: int | None = None
 ) -> Codes:
-    """The int8 codes of ``weight``: one scale per channel, large enough that an int32 bias stays in range."""
+    """The int8 codes of ``weight``: one scale per channel, large enough that an int32 bias stays in range; rounded by
+    GPTQ where input rows were seen, else to nearest."""
     levels = levels or context.target.weight_levels
     smallest = None
     for site in context.sites:
         seen = context.observations.ranges.get(site.input.name) if site.weight is weight else None
         if seen is None or site.bias is None or weight.channel_axis is None:
             continue
-        low, high = seen.limits()
+        low, high = context.observations.limits(site.input.name)
         step = max((high - low) / 255.0, 1e-12)
         bias = np.abs(np.asarray(context.model.values(site.bias), np.float32).ravel())
         if bias.shape == (weight.shape[weight.channel_axis],):
             needed = (bias / np.float32(step * BIAS_LIMIT)).astype(np.float32)
             smallest = needed if smallest is None else np.maximum(smallest, needed)
-    return round_to_nearest(values, weight.channel_axis, levels, smallest)
+    nearest = round_to_nearest(values, weight.channel_axis, levels, smallest)
+    moment = weight_moment(weight, context)
+    if moment is None or nearest.axis is None:
+        return nearest
+    channels_first = np.moveaxis(values, nearest.axis, 0)
+    matrix = np.ascontiguousarray(channels_first.reshape(len(channels_first), -1).T)
+    codes = gptq(matrix, moment, nearest.scale, levels)
+    nearest.values = np.ascontiguousarray(np.moveaxis(codes.T.reshape(channels_first.shape), 0, nearest.axis))
+    return nearest
+
+
+def weight_moment(weight: Weight, context: Context) -> NDArray[np.float32] | None:
+    """The second moment [K, K] of what meets ``weight`` at all its sites; None where no rows were seen, or where
+    several groups of a convolution share the weight's rows."""
+    depth = weight.elements // weight.shape[weight.channel_axis] if weight.channel_axis is not None else 0
+    found = [
+        second_moment(rows)
+        for site in context.sites
+        if site.weight is weight and int(site.node.attrs.get("group", 1)) == 1
+        if (rows := context.observations.rows_of(site)) is not None and rows.shape[1] == depth
+    ]
+    return np.asarray(sum(found), np.float32) if found else None

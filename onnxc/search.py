@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from onnxc.model import Model
 from onnxc.planner import Plan, Problem, plan
 from onnxc.quality import Quality
-from onnxc.sensitivity import Noise
 
 TRIALS = 10
 HEADROOM = 0.93  # of the allowed noise: predictions are not exact
+ENOUGH = 0.7  # of the allowed noise: closer to it there is little left to win
+REPAIRS = 24
 
 
 @dataclass
@@ -46,17 +47,17 @@ class Trial:
 def search(
     problem: Problem,
     judge: Callable[[Plan], Trial],
-    sensitivities: Callable[[], Noise],
+    sensitivities: Callable[[], None],
     allowed: float,
     trials: int = TRIALS,
     say: Callable[[str], None] = lambda message: None,
 ) -> tuple[Trial, list[Trial]]:
-    """The first trial, or the one with the least price of noise found that holds every floor.
+    """The best trial that holds every floor, and all of them.
 
     Args:
-        problem: candidates and prices; its noise is filled when needed.
+        problem: candidates and prices.
         judge: builds and judges a plan.
-        sensitivities: measures the noise of each rounding alone; called at most once.
+        sensitivities: fills the problem's noise, and may better its candidates; called at most once.
         allowed: noise over signal that the SQNR floor allows.
         trials: how many models may be built; the last resort, everything float, comes on top.
     """
@@ -65,28 +66,30 @@ def search(
     if first.missed is None:
         return first, tried
     say(f"{first.missed}: looking for what hurts most")
-    problem.noise = problem.noise or sensitivities()
-    worst = plan_with(problem, 0.0)
-    scale = first.noise / worst.noise if worst.noise > 0 else 1.0
-    ceiling = min(allowed, first.noise * 0.9) * HEADROOM
+    sensitivities()
     best: Trial | None = None
-    seen = {first.plan.key}
+    scale, ceiling, seen = 1.0, allowed * HEADROOM, set[object]()
     while len(tried) < trials:
         candidate = under(problem, ceiling / scale)
         if candidate.key in seen:
-            ceiling *= 0.7
-            if ceiling < allowed * 1e-5:
+            if best is not None or ceiling < allowed * 1e-6:
                 break
+            ceiling *= 0.6
             continue
         seen.add(candidate.key)
         trial = judge(candidate)
         tried.append(trial)
         if trial.missed is None:
-            best = trial
+            if best is None or worth(problem, trial.plan) < worth(problem, best.plan):
+                best = trial
+            if trial.noise > allowed * ENOUGH or len(tried) > trials - 3:
+                break
+            scale = max(trial.noise / candidate.noise, scale / 4) if candidate.noise > 0 else scale
+            ceiling = min(allowed * HEADROOM, ceiling * 2)
+        elif best is not None:
             break
-        if candidate.noise > 0 and trial.noise > ceiling:
-            scale = max(scale * 0.5, trial.noise / candidate.noise)
-            ceiling = min(ceiling, allowed * HEADROOM)
+        elif candidate.noise > 0 and trial.noise > ceiling:
+            scale = max(scale, trial.noise / candidate.noise)
         else:  # the noise is as wanted, another floor is missed
             ceiling = min(ceiling, trial.noise) * 0.5
     if best is None:
@@ -95,21 +98,63 @@ def search(
     return best, tried
 
 
-def plan_with(problem: Problem, price: float) -> Plan:
-    return plan(problem, price)
+def worth(problem: Problem, candidate: Plan) -> float:
+    """Predicted bytes times seconds, each as a share of the original's: least is best."""
+    total = sum(weight.bytes for weight in problem.found.weights) or 1
+    saved = sum(w.bytes - problem.storage[w.name].bytes for w in problem.found.weights if w.name in stored(problem, candidate))
+    return (1 - saved / total) * candidate.seconds / max(problem.prices.total, 1e-9)
+
+
+def stored(problem: Problem, candidate: Plan) -> set[str]:
+    """Weights that the plan stores as codes and that have a priced encoding."""
+    return set(candidate.stored) & set(problem.storage)
 
 
 def under(problem: Problem, noise: float) -> Plan:
-    """The plan with the lowest price of noise whose predicted noise is at most ``noise``; by bisection."""
-    low, high = 1e-4, 1e9
-    best = plan(problem, high)
-    for _ in range(24):
+    """The best plan found whose predicted noise is at most ``noise``.
+
+    Bisection over the price of noise gives the two plans of the convex hull on either side; between them the noisier
+    one is repaired: what brings least for its noise is put back until the rest fits.
+    """
+    low, high = 1e-5, 1e9
+    below, above = plan(problem, high), plan(problem, low)
+    if above.noise <= noise:
+        return above
+    for _ in range(30):
         middle = math.sqrt(low * high)
         candidate = plan(problem, middle)
         if candidate.noise <= noise:
-            best, high = candidate, middle
+            below, high = candidate, middle
         else:
-            low = middle
-        if high / low < 1.05:
+            above, low = candidate, middle
+        if high / low < 1.02:
             break
-    return best
+    repaired = repair(problem, above, noise)
+    if repaired is not None and worth(problem, repaired) < worth(problem, below):
+        return repaired
+    return below
+
+
+def repair(problem: Problem, start: Plan, noise: float) -> Plan | None:
+    """Put sites and weights of ``start`` back, one after another, until its predicted noise fits; None if it never
+    does. Each step takes what loses least for the noise that goes."""
+    forbidden, current = set(problem.forbidden), start
+    for _ in range(REPAIRS):
+        if current.noise <= noise:
+            return current
+        cheapest: tuple[float, Plan, str] | None = None
+        for name in (*current.compute, *sorted(current.stored)):
+            if name in problem.told:
+                continue
+            without = plan(replace(problem, forbidden=forbidden | {name}), start.price)
+            gone = current.noise - without.noise
+            if gone <= 0:
+                continue
+            loss = max(worth(problem, without) - worth(problem, current), 1e-9) / min(gone, current.noise - noise * 0.999)
+            if cheapest is None or loss < cheapest[0]:
+                cheapest = (loss, without, name)
+        if cheapest is None:
+            return None
+        forbidden.add(cheapest[2])
+        current = cheapest[1]
+    return None

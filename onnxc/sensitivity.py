@@ -8,67 +8,121 @@ outputs that each causes. Noise powers of different roundings add, so a plan's n
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from time import perf_counter
 
 import numpy as np
 
 from onnxc.encoding import Codes
 from onnxc.model import Model, Tensor, Variable
+from onnxc.observe import Histogram
 from onnxc.rewrite import Activation, Rewriter
 from onnxc.session import Options, Session
 
 Noise = dict[str, float]
+MOST_REFINED = 16
+SMALL_SHARE = 0.02  # of the noise of all roundings together: not worth another range
+PERCENTILES = (99.999, 99.99, 99.9, 99.5)
 
 
 def activation_key(activation: Activation) -> str:
-    return f"{'dynamic' if activation.dynamic else 'static'} {activation.tensor}"
+    """One key for all tensors that hold the same values."""
+    return f"{'dynamic' if activation.dynamic else 'static'} {activation.source or activation.tensor}"
 
 
 def weight_key(name: str) -> str:
     return f"weight {name}"
 
 
-def build_probe(
-    model: Model, activations: Sequence[Activation], weights: Mapping[str, Codes]
-) -> tuple[Model, dict[str, str]]:
-    """The probe model, and key -> name of the switch input (a bool scalar)."""
-    probe = model.copy()
-    rewriter = Rewriter(probe, dict(weights))
-    switches: dict[str, str] = {}
+@dataclass
+class Probe:
+    """The model with a switch on every rounding.
 
-    def switched(key: str, tensor: Tensor, rounded: Tensor, keep: set[int]) -> None:
-        switch = Variable(probe.unique(f"switch_{len(switches)}"), np.dtype(np.bool_), [])
-        probe.graph.inputs.append(switch)
-        switches[key] = switch.name
-        chosen = probe.insert("Where", [switch, rounded, tensor], [f"{tensor.name}_chosen"]).outputs[0]
-        select = chosen.inputs[0]
-        probe.redirect(tensor, chosen, only=[n for n in tensor.outputs if n is not select and id(n) not in keep])
+    Attributes:
+        model: with the switches and the activations' scales and zero points as further inputs.
+        switches: key -> name of its switch (a bool scalar).
+        parameters: key of a static activation -> names of its scale and zero point inputs.
+        resting: every further input with the value it has when nothing is rounded.
+        originals: ids of the nodes that were there before: those read what is rounded.
+    """
+
+    model: Model
+    originals: set[int] = field(default_factory=set)
+    switches: dict[str, str] = field(default_factory=dict)
+    parameters: dict[str, tuple[str, str]] = field(default_factory=dict)
+    resting: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def add_input(self, name: str, value: np.generic) -> Variable:
+        """A further scalar input that holds ``value`` at rest."""
+        tensor = Variable(self.model.unique(name), value.dtype, [])
+        self.model.graph.inputs.append(tensor)
+        self.resting[tensor.name] = np.asarray(value)
+        return tensor
+
+    def switch(self, key: str, rewriter: Rewriter, tensor: Tensor, rounded: Tensor) -> None:
+        """Every reader of ``tensor`` now reads ``rounded`` while the switch of ``key`` is on."""
+        switch = self.add_input(f"switch_{len(self.switches)}", np.bool_(False))
+        self.switches[key] = switch.name
+        chosen = self.model.insert("Where", [switch, rounded, tensor], [f"{tensor.name}_chosen"]).outputs[0]
+        self.model.redirect(tensor, chosen, only=[n for n in tensor.outputs if id(n) in self.originals])
         rewriter.tensors[tensor.name] = chosen
 
+
+def build_probe(model: Model, activations: Sequence[Activation], weights: Mapping[str, Codes]) -> Probe:
+    """Put every rounding of ``activations`` and ``weights`` behind a switch."""
+    copy = model.copy()
+    probe, rewriter = Probe(copy, {id(node) for node in copy.nodes()}), Rewriter(copy, dict(weights))
     for name in weights:
-        tensor = rewriter.tensors[name]
-        cast = probe.insert("Cast", [rewriter.weight_codes(name)], [f"{name}_cast"], to=1).outputs[0]
-        scaled = probe.insert("Mul", [cast, rewriter.weight_scale(name, "broadcast")], [f"{name}_float"]).outputs[0]
-        switched(weight_key(name), tensor, scaled, set())
+        cast = copy.insert("Cast", [rewriter.weight_codes(name)], [f"{name}_cast"], to=1).outputs[0]
+        scaled = copy.insert("Mul", [cast, rewriter.weight_scale(name, "broadcast")], [f"{name}_float"]).outputs[0]
+        probe.switch(weight_key(name), rewriter, rewriter.tensors[name], scaled)
     for activation in activations:
-        tensor = rewriter.tensors[activation.tensor]
+        tensor, key = rewriter.tensors[activation.tensor], activation_key(activation)
         if activation.dynamic:
-            codes = probe.insert(
-                "DynamicQuantizeLinear", [tensor], [f"{tensor.name}_{part}" for part in ("dyn", "dyn_scale", "dyn_zero")]
-            )
-            rounded = probe.insert("DequantizeLinear", list(codes.outputs), [f"{tensor.name}_dyn_dq"]).outputs[0]
+            parts = [f"{tensor.name}_{part}" for part in ("codes", "scale", "zero")]
+            codes = copy.insert("DynamicQuantizeLinear", [tensor], parts).outputs
         else:
-            parameters: list[Tensor] = [
-                probe.constant(f"{tensor.name}_probe_scale", np.asarray(activation.scale, np.float32)),
-                probe.constant(f"{tensor.name}_probe_zero", np.asarray(activation.zero_point, np.uint8)),
-            ]
-            codes = probe.insert("QuantizeLinear", [tensor, *parameters], [f"{tensor.name}_probe_q"])
-            rounded = probe.insert(
-                "DequantizeLinear", [codes.outputs[0], *parameters], [f"{tensor.name}_probe_dq"]
-            ).outputs[0]
-        switched(activation_key(activation), tensor, rounded, {id(codes)})
-    probe.tidy()
-    return probe, switches
+            scale = probe.add_input(f"{tensor.name}_scale", activation.scale)
+            zero = probe.add_input(f"{tensor.name}_zero", activation.zero_point)
+            probe.parameters[key] = (scale.name, zero.name)
+            codes = [copy.insert("QuantizeLinear", [tensor, scale, zero], [f"{tensor.name}_codes"]).outputs[0], scale, zero]
+        rounded = copy.insert("DequantizeLinear", list(codes), [f"{tensor.name}_rounded"]).outputs[0]
+        probe.switch(key, rewriter, tensor, rounded)
+    copy.tidy()
+    return probe
+
+
+class Meter:
+    """Runs a probe: the noise of the worst float output for any setting of its switches."""
+
+    def __init__(self, probe: Probe, samples: Sequence[Mapping[str, np.ndarray]], options: Options) -> None:
+        self.probe, self.samples = probe, list(samples)
+        self.session = Session(probe.model, options)
+        self.outputs = [info.name for info in self.session.outputs]
+        self.references = [
+            {n: v for n, v in self.run(sample, {}).items() if isinstance(v, np.ndarray) and v.dtype.kind == "f"}
+            for sample in self.samples
+        ]
+        self.signal = {
+            name: sum(power(reference[name]) for reference in self.references) for name in self.references[0]
+        }
+
+    def run(self, sample: Mapping[str, np.ndarray], changes: Mapping[str, np.ndarray]) -> dict[str, object]:
+        return dict(self.session.run({**sample, **self.probe.resting, **changes}, self.outputs))
+
+    def noise(self, changes: Mapping[str, np.ndarray]) -> float:
+        """Noise power over signal power of the worst output with these inputs changed."""
+        found = dict.fromkeys(self.signal, 0.0)
+        for sample, reference in zip(self.samples, self.references, strict=True):
+            results = self.run(sample, changes)
+            for name, value in reference.items():
+                other = np.asarray(results[name])
+                found[name] += power(other - value) if other.shape == value.shape else power(value)
+        return max((value / self.signal[name] for name, value in found.items() if self.signal[name] > 0), default=0.0)
+
+    def on(self, key: str) -> dict[str, np.ndarray]:
+        """The change that turns the switch of ``key`` on."""
+        return {self.probe.switches[key]: np.asarray(True)}
 
 
 def measure(
@@ -77,41 +131,56 @@ def measure(
     weights: Mapping[str, Codes],
     samples: Sequence[Mapping[str, np.ndarray]],
     options: Options,
-    seconds: float = 15.0,
-) -> Noise:
-    """key -> noise power over signal power of the worst float output, each rounding alone.
+    ranges: Mapping[str, Histogram],
+    seconds: float = 12.0,
+) -> tuple[Noise, dict[str, tuple[float, float]]]:
+    """The noise of each rounding alone, and better ranges for the activations that hurt most.
 
-    As many samples are used as fit in about ``seconds``, at least one.
+    A range with the least squared error of its own tensor need not be the best for the outputs: where few large
+    values carry little of the answer, a narrower one is. So the worst tensors try other ranges on the whole model.
+
+    Args:
+        model: the simplified model; activations and weights of its main graph.
+        samples: as many are used as fit in about ``seconds`` (at least one).
+        ranges: histograms of the activations.
+
+    Returns:
+        key -> noise power over signal power of the worst float output; tensor -> refined (low, high).
     """
-    probe, switches = build_probe(model, activations, weights)
-    session = Session(probe, options)
-    off = {name: np.asarray(False) for name in switches.values()}
-    outputs = [info.name for info in session.outputs]
-    signal: dict[str, float] = {}
-    noise: dict[str, dict[str, float]] = {key: {} for key in switches}
+    probe = build_probe(model, activations, weights)
     start = perf_counter()
-    for count, sample in enumerate(samples):
-        reference = session.run({**sample, **off}, outputs)
-        floats = {n: v for n, v in reference.items() if is_float(v)}
-        for name, value in floats.items():
-            signal[name] = signal.get(name, 0.0) + power(value)
-        for key, switch in switches.items():
-            result = session.run({**sample, **off, switch: np.asarray(True)}, outputs)
-            for name, value in floats.items():
-                other = np.asarray(result[name])
-                difference = power(other - value) if other.shape == value.shape else power(value)
-                noise[key][name] = noise[key].get(name, 0.0) + difference
-        spent = perf_counter() - start
-        if spent * (count + 2) / (count + 1) > seconds:
+    meter = Meter(probe, samples[:1], options)
+    noise = {key: meter.noise(meter.on(key)) for key in probe.switches}
+    once = perf_counter() - start
+    count = int(np.clip(seconds / 2 / max(once, 1e-6), 1, len(samples)))
+    if count > 1:
+        meter = Meter(probe, samples[:count], options)
+        noise = {key: meter.noise(meter.on(key)) for key in probe.switches}
+    refined: dict[str, tuple[float, float]] = {}
+    total = sum(noise.values())
+    worst = sorted((a for a in activations if not a.dynamic), key=lambda a: -noise[activation_key(a)])
+    for activation in worst[:MOST_REFINED]:
+        key = activation_key(activation)
+        if noise[key] < SMALL_SHARE * total or perf_counter() - start > seconds:
             break
-    return {
-        key: max((value / signal[name] for name, value in found.items() if signal[name] > 0), default=0.0)
-        for key, found in noise.items()
-    }
+        low, high = activation.low, activation.high
+        for option in alternatives(ranges[activation.tensor]):
+            trial = replace(activation, low=option[0], high=option[1])
+            scale, zero = probe.parameters[key]
+            changes = {scale: np.asarray(trial.scale), zero: np.asarray(trial.zero_point)}
+            if (found := meter.noise(meter.on(key) | changes)) < noise[key]:
+                noise[key], (low, high) = found, option
+        if (low, high) != (activation.low, activation.high):
+            refined[activation.tensor] = (low, high)
+    return noise, refined
 
 
-def is_float(value: object) -> bool:
-    return isinstance(value, np.ndarray) and value.dtype.kind == "f"
+def alternatives(histogram: Histogram) -> list[tuple[float, float]]:
+    """Other ranges to try: the whole one, percentiles, and narrower ones around zero."""
+    found = [histogram.limits("minmax"), *(histogram.limits("percentile", share) for share in PERCENTILES)]
+    low, high = histogram.limits("mse")
+    found += [(low * ratio, high * ratio) for ratio in (0.7, 0.5, 0.35, 0.25, 1.4)]
+    return list(dict.fromkeys(pair for pair in found if pair[1] > pair[0]))
 
 
 def power(value: np.ndarray) -> float:

@@ -5,11 +5,13 @@ from .merge_duplicates import MergeDuplicates
 from .quantize_dynamic import QuantizeDynamic
 from .quantize_embedding import QuantizeEmbedding
 from .quantize_static import QuantizeStatic
+from .raise_opset import RaiseOpset
 from .simplify import Simplify
 from .store_int8 import StoreInt8
 
 PASSES: tuple[type, ...] = (
     Simplify,
+    RaiseOpset,
     FlushSubnormals,
     MergeDuplicates,
     QuantizeStatic,

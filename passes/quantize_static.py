@@ -9,7 +9,7 @@ In: a site and the ranges observed. Out: one candidate, or the reason why not.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 from onnxc.model import Tensor
@@ -52,7 +52,7 @@ class QuantizeStatic(LossyPass):
         reads = tuple(self.activation(tensor, context) for tensor in (site.inputs[:1] if carries else site.inputs))
         writes = None if site.kind == "linear" else self.activation(site.result, context)
         if writes is not None and carries:
-            writes = Activation(site.result.name, reads[0].low, reads[0].high)
+            writes = replace(reads[0], tensor=site.result.name)
         apply = {"linear": linear, "convolution": convolution, "joint": joint}[site.kind]
         yield Candidate(
             self.name,
@@ -101,8 +101,8 @@ class QuantizeStatic(LossyPass):
     def activation(self, tensor: Tensor, context: Context) -> Activation:
         """The quantization of ``tensor``; what a carrier writes has the range of what it reads."""
         source = carried_from(tensor, context)
-        low, high = context.observations.ranges[source.name].limits(self.range, self.percentile)
-        return Activation(tensor.name, low, high)
+        low, high = context.observations.limits(source.name, self.range, self.percentile)
+        return Activation(tensor.name, low, high, source=source.name)
 
 
 def joint_impossible(site: Site, context: Context) -> str | None:
