@@ -152,9 +152,14 @@ class _Tracer:
             demand.compared |= {("If", 0.0), ("If", 1.0)}
         if op in _COMPARES:
             constant = self._constant(node.inputs[1 - slot])
-            if constant is not None and constant.size <= 64 and constant.dtype.kind in "iufb":
-                demand.compared |= {(op, float(each) - offset) for each in constant.ravel()}
+            if constant is not None and constant.size == 1 and constant.dtype.kind in "iufb":
+                demand.compared.add((op, float(constant.ravel()[0]) - offset))
                 demand.decides |= self._reaches_if(node.outputs[0])
+            elif (
+                constant is not None and constant.size > 1 and constant.dtype.kind in "iu"
+            ):  # as one-hot codes are made
+                low, high = int(constant.min()) - offset, int(constant.max()) - offset
+                demand.bounded = _both(demand.bounded, (low, high))
         if op in {"LabelEncoder", "OneHotEncoder", "CategoryMapper"} and not demand.vocabulary:
             lists = [value for key, value in sorted(node.attrs.items()) if re.match("keys_|cats_", key)]
             demand.vocabulary = tuple(lists[0]) if lists and isinstance(lists[0], list) else ()
@@ -238,7 +243,7 @@ class _Tracer:
                     if key.startswith("value_"):
                         return np.asarray(value)
                 return None
-            if maker.op not in {"Cast", "Identity", "Unsqueeze", "Squeeze", "Reshape", "CastLike"}:
+            if maker.op not in {"Cast", "Identity", "Unsqueeze", "Squeeze", "Reshape", "Expand", "Tile"}:
                 return None
             tensor = maker.inputs[0]
         return None

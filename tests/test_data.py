@@ -270,6 +270,22 @@ def test_generated_shapes():
         generate(model, session, shapes={"x": (1, 5, 8, 8)})
 
 
+def test_one_hot_by_comparison_bounds_the_codes():
+    codes = numpy_helper.from_array(np.arange(257), "codes")
+    model = Model.load(
+        build(
+            [helper.make_node("Equal", ["x", "codes"], ["y"])],
+            [info("x", TensorProto.INT64, ["batch", 64, 1])],
+            [info("y", TensorProto.BOOL, None)],
+            [codes],
+        )
+    )
+    values = np.concatenate([each["x"].ravel() for each in generate(model, Session(model))])
+    assert set(values) <= set(range(257))
+    assert values.max() > 100
+    assert index_limits(model) == {}  # others are legal: they are none of the codes
+
+
 def test_axes_that_depend_on_each_other():
     inputs = [
         info("x", TensorProto.FLOAT, ["batch", "sequence", 4]),

@@ -25,7 +25,7 @@ LAYERS = """
     recipe
     registry
     targets progress
-    data generate inputs readers hooks
+    data generate values inputs readers hooks
     session timing diagnosis dtypes
     model importing exporting editing shell storage wire tensors
     errors

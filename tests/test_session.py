@@ -168,6 +168,16 @@ def test_types_that_numpy_lacks_go_in_and_come_out(name, dtype):
     assert np.array_equal(result.astype(np.float32), values.astype(np.float32))
 
 
+def test_a_large_model_goes_through_a_file(tmp_path, monkeypatch):
+    model = Model.load(matmul(512))
+    expected = Session(model).run(X)["y"]
+    monkeypatch.setattr("onnxc.session._INLINE_LIMIT", 0)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    session = Session(model)
+    assert not list(tmp_path.rglob("*.onnx"))
+    assert np.array_equal(session.run(X)["y"], expected)
+
+
 def test_optimized_graph_and_kernels():
     nodes = [
         helper.make_node("MatMul", ["x", "w"], ["m"]),
