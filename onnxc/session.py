@@ -47,8 +47,8 @@ __all__ = [
     "runtime_version",
 ]
 
-# bytes of weights above which a model goes to ONNX Runtime through a file: it maps weights that lie beside the
-# graph, where of a message it makes two more copies (a model of 90 MB: a peak of 210 instead of 420 MB)
+# Bytes of weights above which a model goes to ONNX Runtime through a file: weights beside the graph are mapped,
+# of a message two more copies are made (a model of 90 MB: a peak of 210 instead of 420 MB).
 _INLINE_LIMIT = 16 << 20
 _LEVELS = {
     "all": "ORT_ENABLE_ALL",
