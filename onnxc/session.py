@@ -47,7 +47,7 @@ __all__ = [
     "runtime_version",
 ]
 
-# Bytes of weights above which a model goes to ONNX Runtime through a file: weights beside the graph are mapped,
+# Bytes of weights above which a model goes to ONNX Runtime through a file: weights beside it are mapped,
 # of a message two more copies are made (a model of 90 MB: a peak of 210 instead of 420 MB).
 _INLINE_LIMIT = 16 << 20
 _LEVELS = {
