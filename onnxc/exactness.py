@@ -75,8 +75,8 @@ class Exactness:
 
         Speed is measured where ONNX Runtime runs other kernels than before: the interleaved ratio is at least
         0.98 (slower is believed only when 9 rounds of 10 say so, twice: a busy machine must not decide what a
-        model becomes). Over 32 MB of weights, where two sessions would need much memory, there may not be more
-        kernels.
+        model becomes). Over 32 MB of weights, where two sessions need much memory,
+        there may not be more kernels.
         """
         grown = file_bytes(after) - self._bytes
         if grown > 0:

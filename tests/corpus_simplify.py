@@ -1,7 +1,7 @@
 """What simplify makes of the models of the ONNX backend test suite: ``python -m tests.corpus_simplify``.
 
 In: the installed onnx package. Out: how many became smaller, stayed, or could not be checked because ONNX
-Runtime does not run them; a wrong output, a model that no longer runs and an exception are failures (exit code 1).
+Runtime does not run them; a wrong output, a model that no longer runs and an exception are failures (exit 1).
 """
 
 from __future__ import annotations
