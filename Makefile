@@ -4,13 +4,14 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test tiny lint format fuzz clean
+.PHONY: help setup demo test tiny lint format fuzz benchmark clean
 
 help:
 	@echo "make demo    compress a trained model (MODEL=residual_cnn, or any other of models/)"
 	@echo "make test    all tests            make tiny   the 60 second ring"
 	@echo "make lint    ruff and mypy        make format ruff format"
 	@echo "make fuzz    damaged files for SECONDS=600 seconds"
+	@echo "make benchmark   side by side with ONNX Runtime's own quantizers, on models/"
 
 # The stamp is younger than pyproject.toml when the environment is up to date.
 $(STAMP): pyproject.toml
@@ -21,14 +22,18 @@ $(STAMP): pyproject.toml
 
 setup: $(STAMP)
 
+benchmark: $(STAMP)
+	$(BIN)/python benchmarks/run.py $(ARGS)
+
 test: $(STAMP)
 	$(BIN)/python -m pytest $(ARGS)
 
+# The measured times are kept in demo/ too, so that nothing is left outside of it.
 MODEL ?= residual_cnn
 demo: $(STAMP)
 	@mkdir -p demo
 	$(BIN)/onnxc optimize models/$(MODEL).onnx demo/$(MODEL).onnx --calib models/data/$(MODEL)_calib.npz \
-		--eval models/evaluate.py:quality_$(MODEL) --report demo/$(MODEL).json
+		--eval models/evaluate.py:quality_$(MODEL) --prices demo/prices.json --report demo/$(MODEL).json
 	@echo; echo "On items that the optimizer has not seen, the original and the result:"
 	@$(BIN)/python models/evaluate.py score $(MODEL)
 	@$(BIN)/python models/evaluate.py score $(MODEL) demo/$(MODEL).onnx
