@@ -185,7 +185,7 @@ def tidy(model: Model) -> None:
     count = _readers(model)
     maker = {tensor: node for node in model.nodes() for tensor in node.outputs if tensor.name}
     dead: set[Node] = set()
-    stack = list(maker.values())
+    stack = list(model.nodes())  # also those whose results a rewrite gave to another node
     while stack:
         node = stack.pop()
         if node in dead or node.kept or any(count[tensor] for tensor in node.outputs):

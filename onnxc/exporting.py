@@ -227,15 +227,19 @@ class Exporter:
 
 
 def _attribute_of(before: AttributeProto, value: Any, where: str) -> AttributeProto:
-    """An attribute of a simple value, of the type it had if that can hold the value (1 stays a FLOAT)."""
-    kinds = (kind_of(before), None if value != [] else AttributeProto.INTS)
-    problem: Exception | None = None
-    for kind in kinds if kinds[0] in _SIMPLE else kinds[1:]:
-        try:
-            return onnx.helper.make_attribute(before.name, value, attr_type=kind)
-        except (TypeError, ValueError) as error:
-            problem = error
-    raise ModelError(f"{where} cannot be written as {value!r}: {problem}")
+    """An attribute of a simple value; whole numbers stay FLOAT where the file has that."""
+    kind = kind_of(before)
+    try:
+        if kind == AttributeProto.FLOAT and isinstance(value, int):
+            value = float(value)
+        elif kind == AttributeProto.FLOATS and isinstance(value, (list, tuple)):
+            value = [float(item) for item in value]
+        if isinstance(value, (list, tuple)) and not value:
+            empty = kind if _SIMPLE.get(kind) in {"floats", "ints", "strings"} else AttributeProto.INTS
+            return onnx.helper.make_attribute(before.name, [], attr_type=empty)
+        return onnx.helper.make_attribute(before.name, value)
+    except (TypeError, ValueError) as error:
+        raise ModelError(f"{where} cannot be written as {value!r}: {error}") from error
 
 
 def _same(attribute: AttributeProto, value: Any) -> bool:

@@ -136,16 +136,18 @@ class Model:
             if not proto.HasField("graph") and not proto.ir_version:
                 raise ModelError(f"{label} is not an ONNX model")
             texts = [text for entry in proto.metadata_props for text in (entry.key, entry.value)]
-            if not all(isinstance(text, str) for text in (*texts, *(entry.domain for entry in proto.opset_import))):
+            if not all(
+                isinstance(text, str) for text in (*texts, *(entry.domain for entry in proto.opset_import))
+            ):
                 raise ModelError(f"{label} has metadata or an operator domain that is not UTF-8")
             storage.embed(proto, external, label)
             model = cls(proto)
-            model.path, model.source_bytes = path, int(data.size) + external.size
             classes = Classes(Graph, Node, Variable, Constant, Stored)
             if proto.HasField("graph"):
                 importer = Importer(classes, label, weights, external, proto.ir_version)
                 model.graph = importer.graph(proto.graph, ChainMap())
                 proto.ClearField("graph")
+            model.path, model.source_bytes = path, int(data.size) + external.size
             for graph in model.graphs():
                 editing.in_order(graph, label)
         except ModelError as error:  # names in a damaged file may hold anything: keep the message on one line

@@ -1,6 +1,7 @@
-"""The models of the ONNX backend test suite, and what becomes of them: ``python -m tests.corpus roundtrip``.
+"""The models of the ONNX backend test suite: ``python -m tests.corpus roundtrip`` says what becomes of them.
 
-In: the installed onnx package; nothing is downloaded. Out: every model with the inputs its test has, or made-up ones.
+In: the installed onnx package; nothing is downloaded. Out: every model with the inputs its test has, or made-
+up ones.
 """
 
 from __future__ import annotations
@@ -52,13 +53,17 @@ def cases() -> Iterator[Case]:
     known = {path.parent.name for path in files}
     for case in made:
         if case.model is not None and case.name not in known:
-            yield Case(case.name, case.model, _named(case.model, case.data_sets[0][0] if case.data_sets else []))
+            yield Case(
+                case.name, case.model, _named(case.model, case.data_sets[0][0] if case.data_sets else [])
+            )
 
 
 def _case_of_file(path: Path) -> Case:
     model = onnx.load(path)
     name = path.relative_to(_DATA).with_suffix("").as_posix()
-    files = sorted(path.parent.glob("test_data_set_0/input_*.pb"), key=lambda file: int(file.stem.split("_")[1]))
+    files = sorted(
+        path.parent.glob("test_data_set_0/input_*.pb"), key=lambda file: int(file.stem.split("_")[1])
+    )
     if not files:
         return Case(name, model, lambda: made_up(model))
     return Case(name, model, _named(model, files))
@@ -141,7 +146,9 @@ def _ort_value(value: np.ndarray) -> onnxruntime.OrtValue:
     data = np.frombuffer(tensor.raw_data, carrier)
     if data.size != value.size:
         raise ValueError("packed types cannot be fed from Python")
-    return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(data.reshape(value.shape), tensor.data_type)
+    return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(
+        data.reshape(value.shape), tensor.data_type
+    )
 
 
 def _bytes_of(value: onnxruntime.OrtValue) -> Any:
@@ -181,9 +188,10 @@ def judge(case: Case) -> dict[str, str]:
     """What load and save make of one model.
 
     Returns:
-        Findings by kind, empty text where all is well: "load", "structure" (saved message differs), "copy" (a tidied
-        copy differs), "values" (weights differ after being touched), "outputs" (bits differ in ONNX Runtime),
-        "touched outputs" (the same after touching all values), "runtime" (ONNX Runtime cannot run the original).
+        Findings by kind, empty text where all is well: "load", "structure" (saved message differs), "copy" (a
+        tidied copy differs), "values" (weights differ after being touched), "outputs" (bits differ in ONNX
+        Runtime), "touched outputs" (the same after touching all values), "runtime" (ONNX Runtime cannot run
+        the original).
     """
     found: dict[str, str] = {}
     try:

@@ -1,4 +1,4 @@
-"""A sample of the backend suite through load, save, copy, tidy and new values; all of it: python -m tests.corpus."""
+"""A sample of the backend suite through load, save, copy, tidy and new values (all of it: tests/corpus.py)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,19 @@ from tests import corpus
 @pytest.fixture(scope="module")
 def findings() -> dict[str, dict[str, str]]:
     """Every seventh model, and all with bodies, sequences, optionals, sparse or narrow tensors."""
-    special = ("if_", "loop", "scan", "sequence", "optional", "sparse", "int4", "int2", "FLOAT8", "FLOAT4", "string")
+    special = (
+        "if_",
+        "loop",
+        "scan",
+        "sequence",
+        "optional",
+        "sparse",
+        "int4",
+        "int2",
+        "FLOAT8",
+        "FLOAT4",
+        "string",
+    )
     return {
         case.name: corpus.judge(case)
         for index, case in enumerate(corpus.cases())
