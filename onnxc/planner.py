@@ -112,6 +112,8 @@ def cut(problem: Problem, price: float, forbidden: set[str]) -> Plan:
                 flow.require(node, SINK)
             elif candidate.mode != "rows" or site.weight.name in problem.storage:
                 flow.require(node, ("weight", site.weight.name))
+        for weight in candidate.weights:
+            flow.require(node, SINK if weight in forbidden else ("weight", weight))
     for key in dict.fromkeys(activation_key(activation) for activation in quantized.values()):
         flow.edge(("values", key), SINK, price * problem.noise.get(key, 0.0))
     for key, activation in quantized.items():
@@ -132,6 +134,7 @@ def cut(problem: Problem, price: float, forbidden: set[str]) -> Plan:
     compute = {name: c for name, c in candidates.items() if ("site", name) in int8}
     stored = {name for kind, name in int8 if kind == "weight"}
     stored |= {s.weight.name for n in compute if (s := sites[n]).weight is not None}
+    stored |= {weight for candidate in compute.values() for weight in candidate.weights}
     rounded = {activation_key(a) for c in compute.values() for a in (*c.reads, *((c.writes,) if c.writes else ()))}
     noise = sum(problem.noise.get(key, 0.0) for key in rounded)
     noise += sum(problem.noise.get(weight_key(name), 0.0) for name in stored)

@@ -36,10 +36,9 @@ def priced(
             if candidate.mode == mode
         }
         applied[mode] = set(compute)
-        stored = frozenset(
-            site.weight.name for site in context.sites if site.name in compute and site.weight is not None
-        )
-        plan = Plan(compute, stored)
+        stored = {site.weight.name for site in context.sites if site.name in compute and site.weight is not None}
+        stored |= {weight for candidate in compute.values() for weight in candidate.weights}
+        plan = Plan(compute, frozenset(stored))
         variants[mode] = lambda plan=plan: build(context.model, plan, codes)
     return measure(
         variants,

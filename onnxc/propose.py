@@ -16,7 +16,7 @@ from onnxc.planner import Problem
 from onnxc.recipe import Recipe
 from onnxc.registry import load_passes
 from onnxc.rewrite import Activation, Candidate, Context, ExactPass, LossyPass, Refusal, weight_codes
-from onnxc.saturation import machine_saturates, overflows
+from onnxc.saturation import machine_saturates, may_overflow, overflows
 from onnxc.sites import Site
 
 Pass = ExactPass | LossyPass
@@ -106,6 +106,7 @@ class Proposals:
         }
         weights = {name for name in self.storage if name in made}
         weights |= {s.weight.name for s in context.sites if s.weight and s.name in self.compute}
+        weights |= {name for found in self.compute.values() for c in found for name in c.weights}
         sources = [replace(a, tensor=name) for (name, _), a in activations.items() if name in made]
         return sources, weights & made
 
@@ -147,7 +148,9 @@ class CodeBook:
         self.readers: dict[str, list[Site]] = {}
         for site in context.sites:
             if site.weight is not None and site.name in proposals.compute:
-                self.readers.setdefault(site.weight.name, []).append(site)
+                further = {name for candidate in proposals.compute[site.name] for name in candidate.weights}
+                for name in (site.weight.name, *sorted(further)):
+                    self.readers.setdefault(name, []).append(site)
 
     def __getitem__(self, name: str) -> Codes:
         if name not in self.made:
@@ -162,7 +165,10 @@ class CodeBook:
         return self.made[name]
 
     def saturates(self, site: Site, codes: Codes) -> bool:
-        """Whether the pair sums of ``site`` overflow 16 bits on its calibration rows."""
+        """Whether the pair sums of ``site`` overflow 16 bits on its calibration rows; of a recurrent one, whose hidden
+        state is not observed, whether they ever can."""
+        if site.kind == "recurrent":
+            return may_overflow(np.moveaxis(codes.values, -1, 0))
         seen = self.context.observations
         rows = seen.rows_of(site)
         if rows is None or site.input.name not in seen.ranges or codes.axis is None or site.node.attrs.get("group", 1) != 1:

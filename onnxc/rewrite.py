@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxc.encoding import Codes, round_to_nearest
-from onnxc.gptq import gptq, second_moment
+from onnxc.gptq import gptq
 from onnxc.model import Constant, Graph, Model, Node, Tensor
+from onnxc.moments import weight_moments
 
 if TYPE_CHECKING:
     from onnxc.data import Sample
@@ -101,7 +102,7 @@ class Candidate:
         specification: what the report says, e.g. "int8 per channel, activations uint8 by squared error".
         reads: activations that must be quantized for it, empty for storage.
         writes: the activation its result is quantized to, None where the result stays float.
-        stored: the codes of the weight it needs, None for joints.
+        weights: weights that it needs as codes besides the site's own: the recurrent one of an LSTM.
         bytes: of the stored weight (storage candidates).
         apply: writes the candidate into a model; storage is applied by the Rewriter itself.
     """
@@ -113,6 +114,7 @@ class Candidate:
     specification: str
     reads: tuple[Activation, ...] = ()
     writes: Activation | None = None
+    weights: tuple[str, ...] = ()
     bytes: int = 0
     apply: Callable[[Rewriter], None] | None = None
 
@@ -307,24 +309,13 @@ def weight_codes(
             needed = (bias / np.float32(step * BIAS_LIMIT)).astype(np.float32)
             smallest = needed if smallest is None else np.maximum(smallest, needed)
     nearest = round_to_nearest(values, weight.channel_axis, levels, smallest)
-    moment = weight_moment(weight, context)
-    if moment is None or nearest.axis is None:
+    moments = weight_moments(weight, context.model, context.sites, context.observations)
+    if moments is None or nearest.axis is None:
         return nearest
     channels_first = np.moveaxis(values, nearest.axis, 0)
-    matrix = np.ascontiguousarray(channels_first.reshape(len(channels_first), -1).T)
-    codes = gptq(matrix, moment, nearest.scale, levels)
-    nearest.values = np.ascontiguousarray(np.moveaxis(codes.T.reshape(channels_first.shape), 0, nearest.axis))
+    groups, depth = moments.shape[:2]
+    matrix = channels_first.reshape(groups, -1, depth).swapaxes(1, 2)
+    codes = gptq(matrix, moments, nearest.scale.reshape(groups, -1), levels)
+    first = codes.swapaxes(1, 2).reshape(channels_first.shape)
+    nearest.values = np.ascontiguousarray(np.moveaxis(first, 0, nearest.axis))
     return nearest
-
-
-def weight_moment(weight: Weight, context: Context) -> NDArray[np.float32] | None:
-    """The second moment [K, K] of what meets ``weight`` at all its sites; None where no rows were seen, or where
-    several groups of a convolution share the weight's rows."""
-    depth = weight.elements // weight.shape[weight.channel_axis] if weight.channel_axis is not None else 0
-    found = [
-        second_moment(rows)
-        for site in context.sites
-        if site.weight is weight and int(site.node.attrs.get("group", 1)) == 1
-        if (rows := context.observations.rows_of(site)) is not None and rows.shape[1] == depth
-    ]
-    return np.asarray(sum(found), np.float32) if found else None

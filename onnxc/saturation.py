@@ -56,6 +56,15 @@ def overflows(site: Site, codes: Codes, rows: NDArray[np.float32], scale: float,
     return bool(np.any((sums > LARGEST) | (sums < -LARGEST - 1)))
 
 
+def may_overflow(codes: NDArray[np.int8]) -> bool:
+    """Whether some input codes make a pair sum of ``codes`` [K, ...] leave 16 bits; pairs lie along the first axis."""
+    depth = len(codes) // 2 * 2
+    first, second = codes[0:depth:2].astype(np.int32), codes[1:depth:2].astype(np.int32)
+    highest = 255 * (np.maximum(first, 0) + np.maximum(second, 0))
+    lowest = 255 * (np.minimum(first, 0) + np.minimum(second, 0))
+    return bool(np.any((highest > LARGEST) | (lowest < -LARGEST - 1)))
+
+
 def as_matrix(site: Site, codes: Codes) -> NDArray[np.int8]:
     """The codes as [K, N] in the order in which the kernel walks K (convolutions: kernel positions, then channels)."""
     values = codes.values

@@ -4,6 +4,7 @@ from .flush_subnormals import FlushSubnormals
 from .merge_duplicates import MergeDuplicates
 from .quantize_dynamic import QuantizeDynamic
 from .quantize_embedding import QuantizeEmbedding
+from .quantize_lstm import QuantizeLstm
 from .quantize_static import QuantizeStatic
 from .raise_opset import RaiseOpset
 from .simplify import Simplify
@@ -16,6 +17,7 @@ PASSES: tuple[type, ...] = (
     MergeDuplicates,
     QuantizeStatic,
     QuantizeDynamic,
+    QuantizeLstm,
     QuantizeEmbedding,
     StoreInt8,
 )

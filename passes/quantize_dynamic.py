@@ -32,9 +32,6 @@ class QuantizeDynamic(LossyPass):
         if site.kind == "convolution" and site.operator == "Conv":
             yield Refusal(self.name, site.name, "ConvInteger is slower than a float Conv (0.04 to 0.8 times, measured)")
             return
-        if site.kind == "recurrent" and context.recipe.ops != "ort":
-            yield Refusal(self.name, site.name, "no standard int8 operator; --ops ort allows DynamicQuantizeLSTM")
-            return
         if site.kind != "linear":
             return
         assert site.weight is not None
