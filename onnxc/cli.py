@@ -24,6 +24,7 @@ EXIT_CODES = (
 )
 INTERRUPTED = 130
 BUG = 70
+NO_MEMORY = 3
 
 
 class Parser(argparse.ArgumentParser):
@@ -53,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OnnxcError as error:
         return complain(str(error), error.exit_code, debug)
     except MemoryError:
-        return complain("out of memory", BUG, debug)
+        return complain("out of memory: the model or its inputs need more than there is", NO_MEMORY, debug)
     except Exception as error:  # noqa: BLE001  # whatever is not an error of ours is our bug
         text = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         hint = "" if debug else " with what --debug prints"

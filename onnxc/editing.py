@@ -190,7 +190,7 @@ def tidy(model: Model) -> None:
         node = stack.pop()
         if node in dead or node.kept or any(count[tensor] for tensor in node.outputs):
             continue
-        inner = [node, *_inside(node)]
+        inner = [item for item in (node, *_inside(node)) if item not in dead]  # each is taken off once
         dead.update(inner)
         for item in inner:
             for body in item.bodies():

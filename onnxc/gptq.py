@@ -22,42 +22,45 @@ def second_moment(rows: Matrix) -> Matrix:
 
 
 def gptq(weight: Matrix, moment: Matrix, scale: Matrix, levels: int, damping: float = DAMPING) -> NDArray[np.int8]:
-    """Codes [K, N] for ``weight`` [K, N] that minimize tr((W - W')T H (W - W')) column by column.
+    """Codes that minimize tr((W - W')T H (W - W')) of every group, column by column.
 
     Args:
-        weight: W.
-        moment: H [K, K], the inputs' second moment.
-        scale: [N], one per output; W' = codes * scale.
+        weight: W, [G, K, N]: G groups of K inputs and N outputs each.
+        moment: H, [G, K, K], the inputs' second moment.
+        scale: [G, N], one per output; W' = codes * scale.
         levels: largest magnitude of a code.
         damping: share of H's mean diagonal that is added to it.
+
+    Returns:
+        [G, K, N]. Groups whose inputs were always zero, or not finite, are rounded to nearest.
     """
-    depth = len(weight)
-    diagonal = np.diag(moment).astype(np.float64)
-    mean = float(diagonal.mean())
-    if not np.isfinite(mean) or mean <= 0.0:
-        return np.clip(np.rint(weight / scale), -levels, levels).astype(np.int8)
-    order = np.argsort(-diagonal, kind="stable")
-    remaining = weight[order].astype(np.float32)
-    damped = moment[np.ix_(order, order)].astype(np.float64)
-    damped[np.diag_indices(depth)] += damping * mean
+    depth = weight.shape[1]
+    diagonal = np.diagonal(moment, axis1=1, axis2=2).astype(np.float64)
+    mean = diagonal.mean(1)
+    idle = ~(np.isfinite(moment).all((1, 2)) & (mean > 0))
+    order = np.argsort(-np.where(idle[:, None], 0.0, diagonal), axis=1, kind="stable")
+    remaining = np.take_along_axis(weight, order[:, :, None], 1).astype(np.float32)
+    damped = np.take_along_axis(np.take_along_axis(moment, order[:, :, None], 1), order[:, None, :], 2).astype(np.float64)
+    damped[idle] = np.eye(depth)
+    damped[:, np.arange(depth), np.arange(depth)] += damping * np.where(idle, 1.0, mean)[:, None]
     factor = inverse_factor(damped)
     codes = np.empty(weight.shape, np.int8)
     for start in range(0, depth, BLOCK):
         stop = min(start + BLOCK, depth)
-        errors = np.empty((stop - start, weight.shape[1]), np.float32)
+        errors = np.empty((len(weight), stop - start, weight.shape[2]), np.float32)
         for row in range(start, stop):
-            rounded = np.clip(np.rint(remaining[row] / scale), -levels, levels)
-            codes[row] = rounded
-            error = (remaining[row] - rounded * scale) / factor[row, row]
-            remaining[row + 1 : stop] -= np.outer(factor[row, row + 1 : stop], error)
-            errors[row - start] = error
-        remaining[stop:] -= factor[start:stop, stop:].T @ errors
+            rounded = np.clip(np.rint(remaining[:, row] / scale), -levels, levels)
+            codes[:, row] = rounded
+            error = (remaining[:, row] - rounded * scale) / factor[:, row, row, None]
+            remaining[:, row + 1 : stop] -= factor[:, row, row + 1 : stop, None] * error[:, None, :]
+            errors[:, row - start] = error
+        remaining[:, stop:] -= factor[:, start:stop, stop:].swapaxes(1, 2) @ errors
     restored = np.empty_like(codes)
-    restored[order] = codes
+    np.put_along_axis(restored, order[:, :, None], codes, 1)
     return restored
 
 
 def inverse_factor(moment: NDArray[np.float64]) -> Matrix:
-    """U [K, K], upper triangular, with UT U = H^-1: GPTQ's updates read it row by row."""
+    """U [G, K, K], upper triangular, with UT U = H^-1: GPTQ's updates read it row by row."""
     lower = np.linalg.cholesky(np.linalg.inv(moment))
-    return np.asarray(lower.T, np.float32)
+    return np.asarray(lower.swapaxes(1, 2), np.float32)

@@ -124,6 +124,7 @@ class Observations:
         ranges: tensor name -> histogram of its values over all samples.
         rows: rows_key(site) -> sampled rows [R, K] of the matrix that multiplies the site's weight (group 0 of a
             convolution's im2col, in the order of the stored weight); linears that read one tensor share them.
+        moments: site name of a grouped convolution -> second moments [G, K, K], summed over sampled rows.
         refined: tensor name -> (low, high) where a range was chosen by its effect on the model's outputs.
         shapes: tensor name -> shape in the first sample.
         samples: how many samples were read; 0 when there was no data.
@@ -133,6 +134,7 @@ class Observations:
     rows: dict[str, Array] = field(default_factory=dict)
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     samples: int = 0
+    moments: dict[str, Array] = field(default_factory=dict)
     refined: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     def limits(self, tensor: str, method: str = "mse", percentile: float = 99.99) -> tuple[float, float]:
@@ -172,6 +174,10 @@ def observe(
     depth = sum(row_length(site) for found in readers.values() for site in found.values())
     kept = int(np.clip(ROW_BYTES / max(4 * depth, 1), FEWEST_ROWS, MOST_ROWS))
     quota = max(1, -(-kept // count))
+    grouped: dict[str, list[Site]] = {}
+    for site in sites:
+        if site.operator == "Conv" and int(site.node.attrs.get("group", 1)) > 1:
+            grouped.setdefault(site.input.name, []).append(site)
     parts: dict[str, list[Array]] = {}
     for group in capture_groups(model, samples, names, options):
         session = Session(with_outputs(model, [n for n in group if n not in inputs]), options)
@@ -183,6 +189,11 @@ def observe(
                 if position == 0:
                     seen.shapes[name] = tuple(values.shape)
                 seen.ranges.setdefault(name, Histogram()).add(values)
+                for site in grouped.get(name, []):
+                    windows = patches(np.asarray(values, np.float32), site, quota, np.random.default_rng(position))
+                    if windows is not None:
+                        found_moment = np.einsum("rgk,rgl->gkl", windows, windows, optimize=True)
+                        seen.moments[site.name] = seen.moments.get(site.name, np.float32(0)) + found_moment
                 for key, site in readers.get(name, {}).items():
                     rows = sampled_rows(site, values, quota, position)
                     if rows is not None and len(rows):
@@ -198,7 +209,7 @@ def row_length(site: Site) -> int:
     if site.weight is None or not (site.kind == "linear" or site.operator == "Conv"):
         return 0
     if site.operator == "Conv":
-        return int(np.prod(site.weight.shape[1:]))
+        return int(np.prod(site.weight.shape[1:])) if int(site.node.attrs.get("group", 1)) == 1 else 0
     axes = matrix_axes(site)
     return site.weight.shape[axes[0]] if axes is not None else 0
 
@@ -253,12 +264,13 @@ def sampled_rows(site: Site, values: NDArray[np.generic], quota: int, seed: int)
         pick = random.permutation(len(matrix))[:quota]
         return np.ascontiguousarray(matrix[np.sort(pick)])
     if site.operator == "Conv" and site.weight is not None:
-        return patches(np.asarray(values, np.float32), site, quota, random)
+        rows = patches(np.asarray(values, np.float32), site, quota, random)
+        return None if rows is None else rows[:, 0]
     return None
 
 
 def patches(values: Array, site: Site, quota: int, random: np.random.Generator) -> Array | None:
-    """``quota`` im2col rows of a convolution's group 0 at random output positions."""
+    """``quota`` im2col rows [quota, G, K] of a convolution's G groups at random output positions."""
     assert site.weight is not None
     shape, attributes = site.weight.shape, site.node.attrs
     spatial = len(shape) - 2
@@ -273,21 +285,19 @@ def patches(values: Array, site: Site, quota: int, random: np.random.Generator) 
             for n, s, k, d in zip(sizes, strides, kernel, dilations, strict=True)
         ]
         pads = [t // 2 for t in total] + [t - t // 2 for t in total]
-    channels = shape[1]
-    padded = np.pad(
-        values[:, :channels], [(0, 0), (0, 0), *zip(pads[:spatial], pads[spatial:], strict=True)]
-    )
+    groups, depth = int(attributes.get("group", 1)), int(np.prod(shape[1:]))
+    padded = np.pad(values, [(0, 0), (0, 0), *zip(pads[:spatial], pads[spatial:], strict=True)])
     counts = [
         (n - (k - 1) * d - 1) // s + 1
         for n, k, d, s in zip(padded.shape[2:], kernel, dilations, strides, strict=True)
     ]
     if min(counts, default=0) < 1:
         return None
-    rows = np.empty((quota, channels * int(np.prod(kernel))), np.float32)
+    rows = np.empty((quota, groups, depth), np.float32)
     for row in range(quota):
         index = [random.integers(len(padded)), slice(None)]
         for axis in range(spatial):
             start = int(random.integers(counts[axis])) * strides[axis]
             index.append(slice(start, start + (kernel[axis] - 1) * dilations[axis] + 1, dilations[axis]))
-        rows[row] = padded[tuple(index)].ravel()
+        rows[row] = padded[tuple(index)].reshape(groups, depth)
     return rows

@@ -186,9 +186,7 @@ def _rewrite(
             place += 8
         elif wire == 5:
             place += 4
-        elif (
-            wire > 5
-        ):  # 3 and 4 open and close a group: only unknown fields are groups, and their fields follow
+        elif wire > 5:  # 3 and 4 open and close a group, which only unknown fields are: its fields follow
             raise _DamageError
     if place != end:
         raise _DamageError

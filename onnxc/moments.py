@@ -1,0 +1,86 @@
+"""The second moment of what meets a weight: measured, or assumed. In: a weight and its sites. Out: H per group.
+
+H = E[x xT] decides how rounding errors add up in the output. With data it is measured on sampled input rows. Without,
+it is assumed from the graph: neighbouring positions of a convolution's kernel see nearly the same value, and inputs
+behind a Relu share a positive mean; so errors that sum to zero over them cancel.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxc.gptq import second_moment
+from onnxc.model import Constant, Model, Tensor
+from onnxc.observe import Observations
+from onnxc.sites import Site, Sites, Weight, clip_range
+
+SPATIAL = 0.8  # assumed correlation of two kernel positions of one channel
+SHARED_MEAN = 0.3  # assumed correlation of two non-negative channels: their means
+LARGEST_ASSUMED = 2048  # K above which a moment is not worth assuming
+NON_NEGATIVE = frozenset({"Relu", "Sigmoid", "HardSigmoid", "Softmax", "Abs", "Exp", "Sqrt", "Softplus"})
+KEEPING = frozenset(
+    {"MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "Reshape", "Flatten", "Transpose", "Squeeze",
+     "Unsqueeze", "Identity", "Resize", "Concat", "Pad", "Slice", "Split"}
+)  # fmt: skip
+
+Moments = NDArray[np.float32]
+
+
+def weight_moments(weight: Weight, model: Model, sites: Sites, seen: Observations) -> Moments | None:
+    """[G, K, K] for the G groups of ``weight`` (1 but for grouped convolutions), K the inputs of one output; None where
+    rounding to nearest is all that can be said."""
+    if weight.channel_axis is None:
+        return None
+    readers = [site for site in sites if site.weight is weight and site.kind in ("linear", "convolution")]
+    readers = [site for site in readers if site.operator != "ConvTranspose"]
+    groups = {int(site.node.attrs.get("group", 1)) for site in readers}
+    depth = weight.elements // weight.shape[weight.channel_axis]
+    if len(groups) != 1 or depth < 2:
+        return None
+    group = groups.pop()
+    measured = [found for site in readers if (found := moment_of(site, seen)) is not None]
+    measured = [found for found in measured if found.shape == (group, depth, depth)]
+    if measured:
+        return np.asarray(sum(measured), np.float32)
+    assumed = [found for site in readers if (found := assumed_moment(site, model)) is not None]
+    return np.repeat(assumed[0][None], group, 0) if assumed else None
+
+
+def moment_of(site: Site, seen: Observations) -> Moments | None:
+    """The measured moments [G, K, K] of one site."""
+    if site.name in seen.moments:
+        return seen.moments[site.name]
+    rows = seen.rows_of(site)
+    return second_moment(rows)[None] if rows is not None else None
+
+
+def assumed_moment(site: Site, model: Model) -> Moments | None:
+    """H [K, K] as far as the graph tells; None where it would be the identity."""
+    assert site.weight is not None
+    positive = non_negative(site.input)
+    positions = int(np.prod(site.weight.shape[2:])) if site.operator == "Conv" else 1
+    channels = site.weight.elements // site.weight.shape[site.weight.channel_axis or 0] // positions
+    depth = channels * positions
+    if (not positive and positions == 1) or depth > LARGEST_ASSUMED:
+        return None
+    mean = SHARED_MEAN if positive else 0.0
+    moment = np.full((depth, depth), mean, np.float32)
+    if positions > 1:
+        moment += np.kron(np.eye(channels, dtype=np.float32), np.full((positions, positions), SPATIAL - mean, np.float32))
+    np.fill_diagonal(moment, 1.0)
+    return moment
+
+
+def non_negative(tensor: Tensor) -> bool:
+    """Whether ``tensor`` cannot be negative, as far as a walk back through pooling and data movement tells."""
+    for _ in range(16):
+        if isinstance(tensor, Constant) or not tensor.inputs:
+            return False
+        node = tensor.inputs[0]
+        if node.op in NON_NEGATIVE or (node.op == "Clip" and clip_range(node)[0] >= 0):
+            return True
+        if node.op not in KEEPING:
+            return False
+        tensor = node.inputs[0]
+    return False
