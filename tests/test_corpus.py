@@ -1,4 +1,4 @@
-"""A sample of the backend suite through load, save, copy, tidy and new values (all of it: tests/corpus.py)."""
+"""A sample of the backend suite through load, save, copy, tidy and new values; all of it: tests/corpus.py."""
 
 from __future__ import annotations
 

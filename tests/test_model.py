@@ -268,6 +268,16 @@ class TestEditing:
         assert [node.op for node in model.graph.nodes] == ["Neg"]
         assert model.graph.weights == []
 
+    def test_tidy_takes_a_reader_off_once(self) -> None:
+        """A node left over in a body, then the whole If: the outer weight is read elsewhere and stays."""
+        model = Model.load(with_branches())
+        weight, x = model.graph.weights[0], model.graph.inputs[0]
+        model.insert("Neg", [weight], ["left"], graph=model.graph.nodes[1].bodies()[0])
+        model.redirect(model.graph.outputs[0], model.insert("Mul", [x, weight], ["z"]).outputs[0])
+        model.tidy()
+        assert [node.op for node in model.graph.nodes] == ["Mul"]
+        assert model.graph.weights == [weight]
+
     def test_a_weight_of_a_body_read_outside_moves_out(self) -> None:
         model = Model.load(with_branches())
         own = model.graph.nodes[1].bodies()[0].weights[0]
