@@ -189,6 +189,8 @@ def observe(
                 if position == 0:
                     seen.shapes[name] = tuple(values.shape)
                 seen.ranges.setdefault(name, Histogram()).add(values)
+                if values.dtype.kind == "f" and not np.isfinite(values).all():  # of no use to a solver
+                    values = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
                 for site in grouped.get(name, []):
                     windows = patches(np.asarray(values, np.float32), site, quota, np.random.default_rng(position))
                     if windows is not None:
@@ -291,7 +293,7 @@ def patches(values: Array, site: Site, quota: int, random: np.random.Generator) 
         (n - (k - 1) * d - 1) // s + 1
         for n, k, d, s in zip(padded.shape[2:], kernel, dilations, strides, strict=True)
     ]
-    if min(counts, default=0) < 1:
+    if min(len(padded), *counts) < 1:
         return None
     rows = np.empty((quota, groups, depth), np.float32)
     for row in range(quota):

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from onnxc.cost import Prices
 from onnxc.encoding import Codes
 from onnxc.errors import RecipeError
+from onnxc.moments import Factors, factor_key
 from onnxc.planner import Problem
 from onnxc.recipe import Recipe
 from onnxc.registry import load_passes
@@ -20,6 +21,7 @@ from onnxc.saturation import machine_saturates, may_overflow, overflows
 from onnxc.sites import Site
 
 Pass = ExactPass | LossyPass
+CHUNK = 1 << 20  # elements looked at in one go
 
 
 @dataclass
@@ -116,8 +118,9 @@ class Proposals:
 
 
 def collect(lossy: list[tuple[LossyPass, bool]], context: Context) -> Proposals:
-    """Ask every lossy pass about every site and weight."""
+    """Ask every lossy pass about every site and weight; what the model's opset or weight does not allow is refused."""
     found = Proposals({}, {}, [], set())
+    weights, sites = not_finite(context)
     for instance, told in lossy:
         own = Context(
             context.model, context.sites, context.observations, context.recipe, context.target, told
@@ -128,6 +131,14 @@ def collect(lossy: list[tuple[LossyPass, bool]], context: Context) -> Proposals:
             if isinstance(answer, Refusal):
                 found.refusals.append(answer)
                 continue
+            reason = None
+            if answer.place in (sites if answer.kind == "compute" else weights):
+                reason = "its weight or bias holds NaN or infinite values"
+            if context.model.opset < instance.opset:
+                reason = f"it needs opset {instance.opset}, the model has {context.model.opset}"
+            if reason is not None:
+                found.refusals.append(Refusal(instance.name, answer.place, reason))
+                continue
             if answer.kind == "compute":
                 found.compute.setdefault(answer.place, []).append(answer)
             else:
@@ -137,12 +148,23 @@ def collect(lossy: list[tuple[LossyPass, bool]], context: Context) -> Proposals:
     return found
 
 
+def not_finite(context: Context) -> tuple[set[str], set[str]]:
+    """Names of the weights that hold NaN or infinite values, which no code stands for, and of the sites that read them."""
+    weights = set()
+    for weight in context.sites.weights:
+        flat = np.asarray(context.model.values(weight.tensor)).reshape(-1)
+        if not all(np.isfinite(flat[start : start + CHUNK]).all() for start in range(0, flat.size, CHUNK)):
+            weights.add(weight.name)
+    return weights, {site.name for site in context.sites if any(t.name in weights for t in site.node.inputs)}
+
+
 class CodeBook:
     """The codes of every weight that a plan may store, made when first asked for."""
 
     def __init__(self, context: Context, proposals: Proposals) -> None:
         self.context = context
         self.made: dict[str, Codes] = {}
+        self.factors = Factors(context.sites, context.observations)
         self.narrow: list[str] = []
         self.weights = {weight.name: weight for weight in context.sites.weights}
         self.readers: dict[str, list[Site]] = {}
@@ -156,11 +178,12 @@ class CodeBook:
         if name not in self.made:
             weight = self.weights[name]
             values: NDArray[np.float32] = np.asarray(self.context.model.values(weight.tensor), np.float32)
-            codes = weight_codes(weight, values, self.context)
+            codes = weight_codes(weight, values, self.context, self.factors)
             if any(self.saturates(site, codes) for site in self.readers.get(name, [])):
                 self.narrow.append(name)
                 if machine_saturates():
-                    codes = weight_codes(weight, values, self.context, self.context.target.safe_weight_levels)
+                    safe = self.context.target.safe_weight_levels
+                    codes = weight_codes(weight, values, self.context, self.factors, safe)
             self.made[name] = codes
         return self.made[name]
 
@@ -178,4 +201,6 @@ class CodeBook:
         return overflows(site, codes, rows, scale, int(np.clip(np.rint(-low / scale), 0, 255)))
 
     def of(self, names: frozenset[str] | set[str]) -> dict[str, Codes]:
-        return {name: self[name] for name in sorted(names)}
+        """The codes of several weights, made in an order in which those that share inputs follow each other."""
+        order = sorted(names, key=lambda name: (factor_key(self.weights[name], self.context.sites), name))
+        return {name: self[name] for name in order}

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from onnxc.encoding import Codes, round_to_nearest
 from onnxc.gptq import gptq
 from onnxc.model import Constant, Graph, Model, Node, Tensor
-from onnxc.moments import weight_moments
+from onnxc.moments import Factors
 
 if TYPE_CHECKING:
     from onnxc.data import Sample
@@ -133,10 +133,16 @@ class Context:
 
 @dataclass(frozen=True)
 class LossyPass(ABC):
-    """A pass that changes numbers, one place at a time."""
+    """A pass that changes numbers, one place at a time.
+
+    Attributes:
+        needs_data: whether it does anything without calibration data.
+        opset: lowest opset of the model that has the operators it writes.
+    """
 
     name: ClassVar[str]
     needs_data: ClassVar[bool] = False
+    opset: ClassVar[int] = 7
 
     def propose(self, site: Site, context: Context) -> Iterable[Candidate | Refusal]:
         """Ways to compute ``site``, or why not."""
@@ -292,7 +298,7 @@ class Rewriter:
 
 
 def weight_codes(
-    weight: Weight, values: NDArray[np.float32], context: Context, levels: int | None = None
+    weight: Weight, values: NDArray[np.float32], context: Context, factors: Factors, levels: int | None = None
 ) -> Codes:
     """The int8 codes of ``weight``: one scale per channel, large enough that an int32 bias stays in range; rounded by
     GPTQ where input rows were seen, else to nearest."""
@@ -309,13 +315,13 @@ def weight_codes(
             needed = (bias / np.float32(step * BIAS_LIMIT)).astype(np.float32)
             smallest = needed if smallest is None else np.maximum(smallest, needed)
     nearest = round_to_nearest(values, weight.channel_axis, levels, smallest)
-    moments = weight_moments(weight, context.model, context.sites, context.observations)
-    if moments is None or nearest.axis is None:
+    factor = factors.of(weight)
+    if factor is None or nearest.axis is None:
         return nearest
     channels_first = np.moveaxis(values, nearest.axis, 0)
-    groups, depth = moments.shape[:2]
+    groups, depth = factor.order.shape
     matrix = channels_first.reshape(groups, -1, depth).swapaxes(1, 2)
-    codes = gptq(matrix, moments, nearest.scale.reshape(groups, -1), levels)
+    codes = gptq(matrix, factor, nearest.scale.reshape(groups, -1), levels)
     first = codes.swapaxes(1, 2).reshape(channels_first.shape)
     nearest.values = np.ascontiguousarray(np.moveaxis(first, 0, nearest.axis))
     return nearest

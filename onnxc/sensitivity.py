@@ -14,7 +14,7 @@ from time import perf_counter
 import numpy as np
 
 from onnxc.encoding import Codes
-from onnxc.model import Model, Tensor, Variable
+from onnxc.model import Model, Node, Tensor, Variable
 from onnxc.observe import Histogram
 from onnxc.rewrite import Activation, Rewriter
 from onnxc.session import Options, Session
@@ -61,8 +61,11 @@ class Probe:
 
     def switch(self, key: str, rewriter: Rewriter, tensor: Tensor, rounded: Tensor) -> None:
         """Every reader of ``tensor`` now reads ``rounded`` while the switch of ``key`` is on."""
-        switch = self.add_input(f"switch_{len(self.switches)}", np.bool_(False))
-        self.switches[key] = switch.name
+        if key not in self.switches:
+            made = self.add_input(f"switch_{len(self.switches)}", np.bool_(False))
+            self.switches[key] = made.name
+            rewriter.tensors[made.name] = made
+        switch = rewriter.tensors[self.switches[key]]
         chosen = self.model.insert("Where", [switch, rounded, tensor], [f"{tensor.name}_chosen"]).outputs[0]
         self.model.redirect(tensor, chosen, only=[n for n in tensor.outputs if id(n) in self.originals])
         rewriter.tensors[tensor.name] = chosen
@@ -73,6 +76,11 @@ def build_probe(model: Model, activations: Sequence[Activation], weights: Mappin
     copy = model.copy()
     probe, rewriter = Probe(copy, {id(node) for node in copy.nodes()}), Rewriter(copy, dict(weights))
     for name in weights:
+        tables = [node for node in rewriter.tensors[name].outputs if node.op == "Gather" and node.inputs[0].name == name]
+        if tables and len(tables) == len(rewriter.tensors[name].outputs):
+            for node in tables:  # a table is never unfolded as a whole
+                probe.switch(weight_key(name), rewriter, node.outputs[0], gathered(rewriter, node, name))
+            continue
         cast = copy.insert("Cast", [rewriter.weight_codes(name)], [f"{name}_cast"], to=1).outputs[0]
         scaled = copy.insert("Mul", [cast, rewriter.weight_scale(name, "broadcast")], [f"{name}_float"]).outputs[0]
         probe.switch(weight_key(name), rewriter, rewriter.tensors[name], scaled)
@@ -90,6 +98,18 @@ def build_probe(model: Model, activations: Sequence[Activation], weights: Mappin
         probe.switch(key, rewriter, tensor, rounded)
     copy.tidy()
     return probe
+
+
+def gathered(rewriter: Rewriter, node: Node, weight: str) -> Tensor:
+    """What ``node`` would gather from the codes of ``weight``, times the scales of the same rows."""
+    insert, indices = rewriter.model.insert, node.inputs[1]
+    axis = node.attrs.get("axis", 0)
+    rows = insert("Gather", [rewriter.weight_codes(weight), indices], [f"{weight}_rows"], axis=axis).outputs[0]
+    floats = insert("Cast", [rows], [f"{weight}_row_floats"], to=1).outputs[0]
+    scales = rewriter.weight_scale(weight, "broadcast")
+    if rewriter.codes[weight].axis == axis:
+        scales = insert("Gather", [scales, indices], [f"{weight}_row_scales"], axis=axis).outputs[0]
+    return insert("Mul", [floats, scales], [f"{weight}_rows_rounded"]).outputs[0]
 
 
 class Meter:
@@ -117,7 +137,8 @@ class Meter:
             results = self.run(sample, changes)
             for name, value in reference.items():
                 other = np.asarray(results[name])
-                found[name] += power(other - value) if other.shape == value.shape else power(value)
+                with np.errstate(invalid="ignore", over="ignore"):  # infinite minus infinite counts as nothing
+                    found[name] += power(other - value) if other.shape == value.shape else power(value)
         return max((value / self.signal[name] for name, value in found.items() if self.signal[name] > 0), default=0.0)
 
     def on(self, key: str) -> dict[str, np.ndarray]:

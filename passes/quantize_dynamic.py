@@ -26,6 +26,7 @@ class QuantizeDynamic(LossyPass):
     """
 
     name: ClassVar[str] = "quantize-dynamic"
+    opset: ClassVar[int] = 11
 
     def propose(self, site: Site, context: Context) -> Iterable[Candidate | Refusal]:
         """One int8 candidate for a linear."""

@@ -31,8 +31,12 @@ class QuantizeEmbedding(LossyPass):
         if site.kind != "embedding":
             return
         assert site.weight is not None
-        if site.weight.channel_axis != 0 or len(site.weight.shape) < 2:
+        rank = len(site.weight.shape)
+        if rank < 2 or int(site.node.attrs.get("axis", 0)) % rank != 0:
             yield Refusal(self.name, site.name, "gathers along another axis than the rows")
+            return
+        if site.weight.channel_axis != 0:
+            yield Refusal(self.name, site.name, "another reader needs the scales of its table along another axis")
             return
         yield Candidate(
             self.name,

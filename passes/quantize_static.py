@@ -36,6 +36,7 @@ class QuantizeStatic(LossyPass):
 
     name: ClassVar[str] = "quantize-static"
     needs_data: ClassVar[bool] = True
+    opset: ClassVar[int] = 13  # scales per channel
 
     range: Literal["mse", "minmax", "percentile"] = "mse"
     percentile: float = 99.99
