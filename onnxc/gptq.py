@@ -7,6 +7,8 @@ Transformers" (2022): the blocked Cholesky form, with the columns of largest sec
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -21,29 +23,46 @@ def second_moment(rows: Matrix) -> Matrix:
     return np.asarray(rows.T @ rows / max(len(rows), 1), np.float32)
 
 
-def gptq(weight: Matrix, moment: Matrix, scale: Matrix, levels: int, damping: float = DAMPING) -> NDArray[np.int8]:
-    """Codes that minimize tr((W - W')T H (W - W')) of every group, column by column.
+@dataclass(frozen=True)
+class Factor:
+    """What GPTQ needs of the inputs; sites that read one tensor share it.
 
-    Args:
-        weight: W, [G, K, N]: G groups of K inputs and N outputs each.
-        moment: H, [G, K, K], the inputs' second moment.
-        scale: [G, N], one per output; W' = codes * scale.
-        levels: largest magnitude of a code.
-        damping: share of H's mean diagonal that is added to it.
-
-    Returns:
-        [G, K, N]. Groups whose inputs were always zero, or not finite, are rounded to nearest.
+    Attributes:
+        order: [G, K], the inputs by falling second moment.
+        upper: [G, K, K], U in that order, UT U = H^-1.
     """
-    depth = weight.shape[1]
+
+    order: NDArray[np.intp]
+    upper: Matrix
+
+
+def factorize(moment: Matrix, damping: float = DAMPING) -> Factor:
+    """The factor of second moments H [G, K, K], with ``damping`` times the mean of H's diagonal added to it.
+
+    A group whose inputs were always zero, or not finite, gets the identity: rounding to nearest.
+    """
+    depth = moment.shape[1]
     diagonal = np.diagonal(moment, axis1=1, axis2=2).astype(np.float64)
     mean = diagonal.mean(1)
     idle = ~(np.isfinite(moment).all((1, 2)) & (mean > 0))
     order = np.argsort(-np.where(idle[:, None], 0.0, diagonal), axis=1, kind="stable")
-    remaining = np.take_along_axis(weight, order[:, :, None], 1).astype(np.float32)
     damped = np.take_along_axis(np.take_along_axis(moment, order[:, :, None], 1), order[:, None, :], 2).astype(np.float64)
     damped[idle] = np.eye(depth)
     damped[:, np.arange(depth), np.arange(depth)] += damping * np.where(idle, 1.0, mean)[:, None]
-    factor = inverse_factor(damped)
+    return Factor(order, inverse_factor(damped))
+
+
+def gptq(weight: Matrix, factor: Factor, scale: Matrix, levels: int) -> NDArray[np.int8]:
+    """Codes [G, K, N] that minimize tr((W - W')T H (W - W')) of every group, column by column.
+
+    Args:
+        weight: W, [G, K, N]: G groups of K inputs and N outputs each.
+        factor: of the inputs' second moments.
+        scale: [G, N], one per output; W' = codes * scale.
+        levels: largest magnitude of a code.
+    """
+    depth, order, upper = weight.shape[1], factor.order, factor.upper
+    remaining = np.take_along_axis(weight, order[:, :, None], 1).astype(np.float32)
     codes = np.empty(weight.shape, np.int8)
     for start in range(0, depth, BLOCK):
         stop = min(start + BLOCK, depth)
@@ -51,10 +70,10 @@ def gptq(weight: Matrix, moment: Matrix, scale: Matrix, levels: int, damping: fl
         for row in range(start, stop):
             rounded = np.clip(np.rint(remaining[:, row] / scale), -levels, levels)
             codes[:, row] = rounded
-            error = (remaining[:, row] - rounded * scale) / factor[:, row, row, None]
-            remaining[:, row + 1 : stop] -= factor[:, row, row + 1 : stop, None] * error[:, None, :]
+            error = (remaining[:, row] - rounded * scale) / upper[:, row, row, None]
+            remaining[:, row + 1 : stop] -= upper[:, row, row + 1 : stop, None] * error[:, None, :]
             errors[:, row - start] = error
-        remaining[:, stop:] -= factor[:, start:stop, stop:].swapaxes(1, 2) @ errors
+        remaining[:, stop:] -= upper[:, start:stop, stop:].swapaxes(1, 2) @ errors
     restored = np.empty_like(codes)
     np.put_along_axis(restored, order[:, :, None], codes, 1)
     return restored

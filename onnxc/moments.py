@@ -10,13 +10,14 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxc.gptq import second_moment
-from onnxc.model import Constant, Model, Tensor
-from onnxc.observe import Observations
+from onnxc.gptq import Factor, factorize, second_moment
+from onnxc.model import Constant, Tensor
+from onnxc.observe import Observations, rows_key
 from onnxc.sites import Site, Sites, Weight, clip_range
 
 SPATIAL = 0.8  # assumed correlation of two kernel positions of one channel
 SHARED_MEAN = 0.3  # assumed correlation of two non-negative channels: their means
+KEPT = 2
 LARGEST_ASSUMED = 2048  # K above which a moment is not worth assuming
 NON_NEGATIVE = frozenset({"Relu", "Sigmoid", "HardSigmoid", "Softmax", "Abs", "Exp", "Sqrt", "Softplus"})
 KEEPING = frozenset(
@@ -27,7 +28,30 @@ KEEPING = frozenset(
 Moments = NDArray[np.float32]
 
 
-def weight_moments(weight: Weight, model: Model, sites: Sites, seen: Observations) -> Moments | None:
+class Factors:
+    """The factors of the last few moments: Q, K and V read one tensor, and share its factor."""
+
+    def __init__(self, sites: Sites, seen: Observations) -> None:
+        self.sites, self.seen = sites, seen
+        self.kept: dict[tuple[str, ...], Factor | None] = {}
+
+    def of(self, weight: Weight) -> Factor | None:
+        """The factor of what meets ``weight``; None where rounding to nearest is all that can be said."""
+        key = factor_key(weight, self.sites)
+        if key not in self.kept:
+            while len(self.kept) >= KEPT:
+                self.kept.pop(next(iter(self.kept)))
+            moments = weight_moments(weight, self.sites, self.seen)
+            self.kept[key] = factorize(moments) if moments is not None else None
+        return self.kept[key]
+
+
+def factor_key(weight: Weight, sites: Sites) -> tuple[str, ...]:
+    """What the moments of ``weight`` depend on."""
+    return tuple(rows_key(site) for site in sites if site.weight is weight and site.kind in ("linear", "convolution"))
+
+
+def weight_moments(weight: Weight, sites: Sites, seen: Observations) -> Moments | None:
     """[G, K, K] for the G groups of ``weight`` (1 but for grouped convolutions), K the inputs of one output; None where
     rounding to nearest is all that can be said."""
     if weight.channel_axis is None:
@@ -43,7 +67,7 @@ def weight_moments(weight: Weight, model: Model, sites: Sites, seen: Observation
     measured = [found for found in measured if found.shape == (group, depth, depth)]
     if measured:
         return np.asarray(sum(measured), np.float32)
-    assumed = [found for site in readers if (found := assumed_moment(site, model)) is not None]
+    assumed = [found for site in readers if (found := assumed_moment(site)) is not None]
     return np.repeat(assumed[0][None], group, 0) if assumed else None
 
 
@@ -55,7 +79,7 @@ def moment_of(site: Site, seen: Observations) -> Moments | None:
     return second_moment(rows)[None] if rows is not None else None
 
 
-def assumed_moment(site: Site, model: Model) -> Moments | None:
+def assumed_moment(site: Site) -> Moments | None:
     """H [K, K] as far as the graph tells; None where it would be the identity."""
     assert site.weight is not None
     positive = non_negative(site.input)
