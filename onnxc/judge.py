@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from onnxc.answers import class_scores
 from onnxc.data import Calibration
+from onnxc.errors import DataError, ModelError
 from onnxc.hooks import Evaluation
 from onnxc.model import Model
 from onnxc.planner import Plan
@@ -64,9 +66,13 @@ class Judge:
             self.score = self.evaluation.reference(session)
 
     def judge(self, model: Model) -> tuple[Quality, float | None, str | None]:
-        """Quality, score, and the floor that ``model`` misses (None: none). The hook runs only if outputs allow it."""
-        session = Session(model, self.options)
-        quality = self.reference.judge(session)
+        """Quality, score, and the floor that ``model`` misses (None: none). The hook runs only if outputs allow it;
+        a model that does not run although the original does misses every floor."""
+        try:
+            session = Session(model, self.options)
+            quality = self.reference.judge(session)
+        except (ModelError, DataError) as error:
+            return Quality(sqnr_db=-math.inf, problem=str(error)), None, f"a plan does not run: {error}"
         score = None
         if self.evaluation is not None and self.score is not None:
             missed = floor_met(quality, self.budget, generated=self.samples.generated, score=(self.score, self.score))

@@ -164,9 +164,11 @@ def observe(
     """Run ``samples`` once per capture group and collect ranges of ``tensors`` and rows of ``sites``."""
     seen = Observations(samples=count)
     names = list(dict.fromkeys(t.name for t in tensors))
+    inputs = {t.name for t in model.graph.inputs}
+    fed = set(next(iter(samples), {}))
+    names = [name for name in names if name not in inputs or name in fed]  # inputs with defaults need not be given
     if not names or not count:
         return seen
-    inputs = {t.name for t in model.graph.inputs}
     readers: dict[str, dict[str, Site]] = {}
     for site in sites:
         if row_length(site):
