@@ -17,7 +17,7 @@ from onnxc.planner import Problem
 from onnxc.recipe import Recipe
 from onnxc.registry import load_passes
 from onnxc.rewrite import Activation, Candidate, Context, ExactPass, LossyPass, Refusal, weight_codes
-from onnxc.saturation import machine_saturates, may_overflow, overflows
+from onnxc.saturation import as_matrix, machine_saturates, may_overflow, overflows
 from onnxc.sites import Site
 
 Pass = ExactPass | LossyPass
@@ -188,12 +188,14 @@ class CodeBook:
         return self.made[name]
 
     def saturates(self, site: Site, codes: Codes) -> bool:
-        """Whether the pair sums of ``site`` overflow 16 bits on its calibration rows; of a recurrent one, whose hidden
-        state is not observed, whether they ever can."""
+        """Whether the pair sums of ``site`` overflow 16 bits on its calibration rows; where no rows were seen, as of
+        the hidden state of a recurrent one, whether they ever can (on trained models that was 20 dB)."""
         if site.kind == "recurrent":
             return may_overflow(np.moveaxis(codes.values, -1, 0))
         seen = self.context.observations
         rows = seen.rows_of(site)
+        if rows is None and site.kind == "linear":
+            return may_overflow(as_matrix(site, codes))
         if rows is None or site.input.name not in seen.ranges or codes.axis is None or site.node.attrs.get("group", 1) != 1:
             return False
         low, high = seen.limits(site.input.name)
