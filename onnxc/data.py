@@ -164,6 +164,8 @@ class Check:
                 f"{what} has rank {array.ndim} ({_axes(array.shape)}), but the model takes rank "
                 f"{len(info.shape)} ({_axes(info.shape)})"
             )
+        if not array.size and 0 not in info.shape:
+            raise DataError(f"{what} has shape {_axes(array.shape)}, which holds nothing")
         for axis, (size, fixed) in enumerate(zip(array.shape, info.shape, strict=False)):
             if isinstance(fixed, int) and fixed >= 0 and size != fixed:
                 raise DataError(

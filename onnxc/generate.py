@@ -54,6 +54,9 @@ def generated_samples(
     return _Generator(model, session, shapes, batch, seed).samples(count)
 
 
+_ABORTING = frozenset({"LSTM", "GRU"})
+
+
 @dataclass(frozen=True)
 class _Input:
     info: TensorInfo
@@ -74,6 +77,7 @@ class _Generator:
         self._seed = seed
         self._reason = "nothing could be tried"
         self._shapes = dict(shapes)
+        self._aborts = any(node.op in _ABORTING for node in model.nodes())
         known = {each.name: each for each in model.graph.inputs}
         wanted = demands(model)
         names = [each.name for each in session.inputs]
@@ -291,6 +295,8 @@ class _Generator:
             )
             sample[name] = value if each.info.numpy is None else np.asarray(value)
         try:
+            if self._aborts and any(np.size(value) == 0 for value in sample.values()):
+                raise DataError("an input is empty, on which ONNX Runtime's LSTM and GRU end the process")
             self._session.run(sample)
         except InputError as error:
             shown = ", ".join(f"{name}: {_shown(np.shape(value))}" for name, value in sample.items())

@@ -186,7 +186,7 @@ def test_errors_are_one_line_with_their_exit_code(
     [
         (ModelError("the file\nis odd"), 3, "onnxc: error: the file is odd"),
         (ZeroDivisionError("by zero"), 70, "this is a bug in onnxc"),
-        (MemoryError(), 70, "out of memory"),
+        (MemoryError(), 3, "out of memory"),
         (KeyboardInterrupt(), 130, "interrupted"),
     ],
 )

@@ -17,8 +17,8 @@ LAYERS = """
     inspection compiler summary
     deliver judge price propose search
     planner
-    cost sensitivity saturation observe exactness
-    rewrite encoding sites shapes
+    cost sensitivity saturation exactness
+    rewrite moments gptq encoding observe sites shapes
     validate
     report tables
     quality answers kernels
