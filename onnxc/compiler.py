@@ -29,7 +29,7 @@ from onnxc import __version__
 from onnxc.cost import PriceFile
 from onnxc.data import Calibration, generate
 from onnxc.deliver import gate, write
-from onnxc.errors import BudgetError, UsageError
+from onnxc.errors import BudgetError, DataError, ModelError, UsageError
 from onnxc.exactness import Exactness
 from onnxc.hooks import Evaluation
 from onnxc.inputs import index_limits
@@ -46,6 +46,7 @@ from onnxc.search import Trial, search
 from onnxc.sensitivity import measure
 from onnxc.session import Options, Session, runtime_version
 from onnxc.sites import Sites, find, name_nodes
+from onnxc.storage import drop_pages
 from onnxc.summary import summarize
 from onnxc.targets import target as target_named
 
@@ -201,6 +202,7 @@ def simplified(run: Run) -> Model:
             continue
         model = copy
     name_nodes(model)
+    drop_pages()
     return model
 
 
@@ -209,7 +211,12 @@ def proposed(run: Run, model: Model) -> tuple[Context, Proposals, CodeBook]:
     where = target_named(run.recipe.target)
     found = find(model, where)
     run.say("observing activations")
-    context = Context(model, found, observed(run.samples, model, found, run.options), run.recipe, where)
+    try:
+        seen = observed(run.samples, model, found, run.options)
+    except (ModelError, DataError) as error:  # a tensor inside cannot be an output: no ranges, all else goes on
+        run.notes.append(f"activations could not be observed: {error}")
+        seen = Observations()
+    context = Context(model, found, seen, run.recipe, where)
     proposals = collect(run.chosen.lossy, context)
     return context, proposals, CodeBook(context, proposals)
 
@@ -241,7 +248,12 @@ def planned(
         activations, weights = proposals.roundings(context)
         samples = run.samples.take(min(PROBES, len(run.samples)))
         seen = context.observations
-        noise, refined = measure(context.model, activations, codes.of(weights), samples, run.options, seen.ranges)
+        try:
+            noise, refined = measure(context.model, activations, codes.of(weights), samples, run.options, seen.ranges)
+        except (ModelError, DataError) as error:
+            run.notes.append(f"the noise of single roundings could not be measured: {error}")
+            return
+        drop_pages()
         seen.refined.update(refined)
         problem.noise, problem.compute = noise, collect(run.chosen.lossy, context).compute
 

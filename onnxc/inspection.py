@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from onnxc.data import generate
-from onnxc.errors import DataError, ModelError
+from onnxc.errors import DataError, InputError, ModelError
 from onnxc.model import Constant, Model
 from onnxc.observe import Observations
 from onnxc.propose import collect, passes_of
@@ -86,11 +86,19 @@ def inspect(path: str | Path, *, recipe: Recipe = Recipe()) -> Inspection:
             if isinstance(tensor, Constant)
         ),
     )
+    passes = passes_of(recipe)
+    try:
+        for exact in passes.exact:
+            exact.run(model)
+    except InputError as error:
+        result.notes.append(f"sites are those of the file as it is: {error}")
+        model = Model.load(path)
+    graph = model.graph
     name_nodes(model)
     where = target(recipe.target)
     sites = find(model, where)
     shapes = _shapes(model, [site for site in sites if site.graph is graph and site.weight], recipe, result)
-    proposals = collect(passes_of(recipe).lossy, Context(model, sites, Observations(), recipe, where))
+    proposals = collect(passes.lossy, Context(model, sites, Observations(), recipe, where))
     report = Report()
     reasons: dict[str, str] = {}
     for refusal in proposals.refusals:
@@ -116,7 +124,7 @@ def inspect(path: str | Path, *, recipe: Recipe = Recipe()) -> Inspection:
         )
     result.refusals = report.refusals
     if not result.rows:
-        result.notes.append("no site: there is no float32 weight that an operator known to onnxc reads")
+        result.notes.insert(0, "no site: there is no float32 weight that an operator known to onnxc reads")
     return result
 
 

@@ -17,6 +17,7 @@ from onnxc.recipe import Budget
 from onnxc.rewrite import Rewriter
 from onnxc.search import Trial
 from onnxc.session import Options, Session
+from onnxc.storage import drop_pages
 
 
 def build(model: Model, plan: Plan, codes: CodeBook) -> Model:
@@ -29,6 +30,7 @@ def build(model: Model, plan: Plan, codes: CodeBook) -> Model:
     for name in sorted(plan.stored):
         rewriter.unfold(name)
     copy.tidy()
+    drop_pages()
     return copy
 
 

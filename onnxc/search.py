@@ -92,10 +92,18 @@ def search(
             scale = max(scale, trial.noise / candidate.noise)
         else:  # the noise is as wanted, another floor is missed
             ceiling = min(ceiling, trial.noise) * 0.5
-    if best is None:
-        best = judge(Plan())
-        tried.append(best)
-    return best, tried
+    for last in (storage_only(problem), Plan()):
+        if best is None:
+            tried.append(judge(last))
+            best = tried[-1] if tried[-1].missed is None else None
+    return best or tried[-1], tried
+
+
+def storage_only(problem: Problem) -> Plan:
+    """Every operator as it was, every weight that may be as codes."""
+    rows = {name: c for name, found in problem.compute.items() for c in found if c.mode == "rows"}
+    names = frozenset(set(problem.storage) - problem.forbidden)
+    return Plan(rows, names | {site.weight.name for site in problem.found if site.name in rows and site.weight})
 
 
 def worth(problem: Problem, candidate: Plan) -> float:

@@ -81,9 +81,8 @@ def build_probe(model: Model, activations: Sequence[Activation], weights: Mappin
             for node in tables:  # a table is never unfolded as a whole
                 probe.switch(weight_key(name), rewriter, node.outputs[0], gathered(rewriter, node, name))
             continue
-        cast = copy.insert("Cast", [rewriter.weight_codes(name)], [f"{name}_cast"], to=1).outputs[0]
-        scaled = copy.insert("Mul", [cast, rewriter.weight_scale(name, "broadcast")], [f"{name}_float"]).outputs[0]
-        probe.switch(weight_key(name), rewriter, rewriter.tensors[name], scaled)
+        # DequantizeLinear is never folded: the rounded weight exists only while it is read
+        probe.switch(weight_key(name), rewriter, rewriter.tensors[name], rewriter.dequantized(name))
     for activation in activations:
         tensor, key = rewriter.tensors[activation.tensor], activation_key(activation)
         if activation.dynamic:
@@ -153,7 +152,7 @@ def measure(
     samples: Sequence[Mapping[str, np.ndarray]],
     options: Options,
     ranges: Mapping[str, Histogram],
-    seconds: float = 12.0,
+    seconds: float = 8.0,
 ) -> tuple[Noise, dict[str, tuple[float, float]]]:
     """The noise of each rounding alone, and better ranges for the activations that hurt most.
 
@@ -168,6 +167,7 @@ def measure(
     Returns:
         key -> noise power over signal power of the worst float output; tensor -> refined (low, high).
     """
+    samples = sorted(samples, key=lambda each: -sum(np.size(value) for value in each.values()))  # long ones say most
     probe = build_probe(model, activations, weights)
     start = perf_counter()
     meter = Meter(probe, samples[:1], options)

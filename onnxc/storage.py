@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import mmap
 import os
 import re
 import secrets
 import stat
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -24,6 +26,7 @@ from onnxc.errors import ModelError
 from onnxc.tensors import DATA_FIELDS, Array, Bytes, decode, flat_bytes, payload_bytes
 from onnxc.wire import LARGE, Weights
 
+_maps: weakref.WeakSet[mmap.mmap] = weakref.WeakSet()
 PROTOBUF_LIMIT = (1 << 31) - 1  # bytes of a message; larger models need external data
 
 
@@ -45,11 +48,20 @@ def map_file(path: Path, role: str = "") -> Bytes:
             raise ModelError(f"{role}{path} is not a regular file")
         if status.st_size == 0:
             raise ModelError(f"{role}{path} is empty")
-        return np.memmap(path, np.uint8, "r").view(np.ndarray)
+        mapped = np.memmap(path, np.uint8, "r")
+        _maps.add(mapped.base)  # the mmap itself
+        return mapped.view(np.ndarray)
     except FileNotFoundError:
         raise ModelError(f"{role}{path} does not exist") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL byte in the name
         raise ModelError(f"{role}{path} cannot be read: {_reason(error)}") from None
+
+
+def drop_pages() -> None:
+    """Give back the memory of mapped files, which only caches the disk; what is read again is read from there."""
+    for mapped in list(_maps):
+        if hasattr(mapped, "madvise") and hasattr(mmap, "MADV_DONTNEED"):
+            mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def _reason(error: Exception) -> str:

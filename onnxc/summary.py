@@ -9,6 +9,7 @@ from pathlib import Path
 
 from onnxc.deliver import Delivery
 from onnxc.judge import Judge
+from onnxc.kernels import leftover_weights, operators
 from onnxc.planner import Plan, Problem
 from onnxc.propose import CodeBook, Proposals
 from onnxc.quality import Quality, relative_drop
@@ -16,7 +17,7 @@ from onnxc.report import Report, SiteRow
 from onnxc.rewrite import Context
 from onnxc.session import Session, load_cost
 from onnxc.sites import Site, matrix_axes
-from onnxc.validate import Comparison, leftover_weights, operators
+from onnxc.validate import Comparison
 
 
 def summarize(
