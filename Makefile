@@ -4,13 +4,14 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test tiny lint format fuzz benchmark clean
+.PHONY: help setup demo test tiny lint format fuzz corpus benchmark clean
 
 help:
 	@echo "make demo    compress a trained model (MODEL=residual_cnn, or any other of models/)"
 	@echo "make test    all tests            make tiny   the 60 second ring"
 	@echo "make lint    ruff and mypy        make format ruff format"
 	@echo "make fuzz    damaged files for SECONDS=600 seconds"
+	@echo "make corpus  every model of the ONNX backend suite through load, simplify and optimize"
 	@echo "make benchmark   side by side with ONNX Runtime's own quantizers, on models/"
 
 # The stamp is younger than pyproject.toml when the environment is up to date.
@@ -53,6 +54,12 @@ format: $(STAMP)
 SECONDS ?= 600
 fuzz: $(STAMP)
 	ONNXC_FUZZ_SECONDS=$(SECONDS) $(BIN)/python -m pytest -m fuzz $(ARGS)
+
+# Every model of the ONNX backend suite: load and save, simplify, optimize.
+corpus: $(STAMP)
+	$(BIN)/python -m tests.corpus
+	$(BIN)/python -m tests.corpus_simplify
+	$(BIN)/python -m tests.corpus_optimize
 
 clean:
 	rm -rf $(VENV) build dist demo *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
