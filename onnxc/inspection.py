@@ -175,6 +175,8 @@ def _shapes(
     except (ModelError, DataError) as error:
         result.notes.append(f"multiply-accumulates are not known: {error}")
         return {}
+    if not sites:
+        return shapes
     shown = ", ".join(
         f"{name} {'x'.join(map(str, np.shape(array))) or 'scalar'}" for name, array in sample.items()
     )
