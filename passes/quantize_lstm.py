@@ -1,9 +1,9 @@
 """LSTM in int8: codes of both weights, the input and the hidden state quantized at run time.
 
     LSTM(x, W [D, 4H, I], R [D, 4H, H], ...)
-    becomes   com.microsoft.DynamicQuantizeLSTM(x, W_q [D, I, 4H], R_q [D, H, 4H], ..., scales and zero points [D, 4H])
+    becomes   com.microsoft.DynamicQuantizeLSTM(x, W_q [D, I, 4H], R_q [D, H, 4H], ..., scales, zero points)
 
-In: a recurrent site. Out: one candidate with ``--ops ort``, or the reason why not. No standard operator does it.
+In: a recurrent site. Out: one candidate with ``--ops ort``, or the reason why not: no standard operator does it.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class QuantizeLstm(LossyPass):
 
     1. LSTM in every direction, with initial states, sequence lengths, peepholes, clip and any activations.
     2. Also in the bodies of If/Loop/Scan; no calibration data is needed.
-    3. It must not act on GRU and RNN, which have no int8 operator, on layout=1, which DynamicQuantizeLSTM lacks,
-       or where the operators must be standard ones.
+    3. It must not act on GRU and RNN, which have no int8 operator, on layout=1, which DynamicQuantizeLSTM
+       lacks, or where the operators must be standard ones.
     """
 
     name: ClassVar[str] = "quantize-lstm"
@@ -99,7 +99,7 @@ def apply(rewriter: Rewriter, site: Site) -> None:
 
 
 def parts(rewriter: Rewriter, tensor: Tensor, graph: Graph) -> tuple[Tensor, Tensor, Tensor]:
-    """The codes [D, K, 4H], transposed once at load, scales and zero points [D, 4H] of a weight [D, 4H, K]."""
+    """Codes [D, K, 4H], transposed once at load, scales and zero points [D, 4H] of a weight [D, 4H, K]."""
     model, name, codes = rewriter.model, tensor.name, rewriter.codes[tensor.name]
     scale = np.tile(codes.scale, (codes.values.shape[0], 1))
     turned = model.insert(
