@@ -175,7 +175,8 @@ def observe(
             readers.setdefault(site.input.name, {}).setdefault(rows_key(site), site)
     depth = sum(row_length(site) for found in readers.values() for site in found.values())
     kept = int(np.clip(ROW_BYTES / max(4 * depth, 1), FEWEST_ROWS, MOST_ROWS))
-    quota = max(1, -(-kept // count))
+    every = -(-count // kept)  # of very many samples not each gives rows
+    quota = max(1, kept // -(-count // every))
     grouped: dict[str, list[Site]] = {}
     for site in sites:
         if site.operator == "Conv" and int(site.node.attrs.get("group", 1)) > 1:
@@ -191,6 +192,8 @@ def observe(
                 if position == 0:
                     seen.shapes[name] = tuple(values.shape)
                 seen.ranges.setdefault(name, Histogram()).add(values)
+                if position % every:
+                    continue
                 if values.dtype.kind == "f" and not np.isfinite(values).all():  # of no use to a solver
                     values = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
                 for site in grouped.get(name, []):
@@ -288,7 +291,8 @@ def patches(values: Array, site: Site, quota: int, random: np.random.Generator) 
             max((-(-n // s) - 1) * s + (k - 1) * d + 1 - n, 0)
             for n, s, k, d in zip(sizes, strides, kernel, dilations, strict=True)
         ]
-        pads = [t // 2 for t in total] + [t - t // 2 for t in total]
+        fewer, more = [t // 2 for t in total], [t - t // 2 for t in total]
+        pads = fewer + more if attributes["auto_pad"] == "SAME_UPPER" else more + fewer
     groups, depth = int(attributes.get("group", 1)), int(np.prod(shape[1:]))
     padded = np.pad(values, [(0, 0), (0, 0), *zip(pads[:spatial], pads[spatial:], strict=True)])
     counts = [

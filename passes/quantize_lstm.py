@@ -3,7 +3,7 @@
     LSTM(x, W [D, 4H, I], R [D, 4H, H], ...)
     becomes   com.microsoft.DynamicQuantizeLSTM(x, W_q [D, I, 4H], R_q [D, H, 4H], ..., scales, zero points)
 
-In: a recurrent site. Out: one candidate with ``--ops ort``, or the reason why not: no standard operator does it.
+In: a recurrent site. Out: one candidate with ``--ops ort``, or the reason why not.
 """
 
 from __future__ import annotations
