@@ -68,7 +68,7 @@ def search(
     say(f"{first.missed}: looking for what hurts most")
     sensitivities()
     best: Trial | None = None
-    scale, ceiling, seen = 1.0, allowed * HEADROOM, set[object]()
+    scale, ceiling, step, seen = 1.0, allowed * HEADROOM, 0.8, set[object]()
     while len(tried) < trials:
         candidate = under(problem, ceiling / scale)
         if candidate.key in seen:
@@ -90,8 +90,8 @@ def search(
             break
         elif candidate.noise > 0 and trial.noise > ceiling:
             scale = max(scale, trial.noise / candidate.noise)
-        else:  # the noise is as wanted, another floor is missed
-            ceiling = min(ceiling, trial.noise) * 0.5
+        else:  # the noise is as wanted, another floor is missed: small steps first, a score may turn on one item
+            ceiling, step = min(ceiling, trial.noise) * step, max(step - 0.1, 0.4)
     for last in (storage_only(problem), Plan()):
         if best is None:
             tried.append(judge(last))
@@ -147,12 +147,14 @@ def repair(problem: Problem, start: Plan, noise: float) -> Plan | None:
     """Put sites and weights of ``start`` back, one after another, until its predicted noise fits; None if it never
     does. Each step takes what loses least for the noise that goes."""
     forbidden, current = set(problem.forbidden), start
+    told = problem.told | {s.weight.name for s in problem.found if s.name in problem.told and s.weight is not None}
+    told |= {name for site in problem.told & set(start.compute) for name in start.compute[site].weights}
     for _ in range(REPAIRS):
         if current.noise <= noise:
             return current
         cheapest: tuple[float, Plan, str] | None = None
         for name in (*current.compute, *sorted(current.stored)):
-            if name in problem.told:
+            if name in told:
                 continue
             without = plan(replace(problem, forbidden=forbidden | {name}), start.price)
             gone = current.noise - without.noise

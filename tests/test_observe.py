@@ -1,4 +1,4 @@
-"""Histograms are exact whatever the order, ranges are what their method says, and everything kept is bounded."""
+"""Histograms are exact whatever the order, ranges are what their method says, what is kept is bounded."""
 
 from __future__ import annotations
 
