@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -22,6 +24,7 @@ EXIT_CODES = (
     "exit codes: 0 done; 1 a limit was not met, OUT was not written; 2 usage; 3 bad input; 130 Ctrl-C; "
     "70 a bug in onnxc"
 )
+BAD_INPUT = 3
 INTERRUPTED = 130
 BUG = 70
 NO_MEMORY = 3
@@ -38,6 +41,7 @@ class Parser(argparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     debug = False
+    pressed = _note_interrupts()
     try:
         parsed = parser().parse_args(arguments)
         debug = getattr(parsed, "debug", False)
@@ -55,10 +59,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return complain(str(error), error.exit_code, debug)
     except MemoryError:
         return complain("out of memory: the model or its inputs need more than there is", NO_MEMORY, debug)
+    except OSError as error:  # what we know how to name is an OnnxcError; this is a temporary folder or the like
+        where = f" ({error.filename})" if error.filename else ""
+        return complain(f"the system refuses: {error.strerror or error}{where}; nothing was written", BAD_INPUT, debug)
     except Exception as error:  # noqa: BLE001  # whatever is not an error of ours is our bug
+        if pressed:  # an extension that is being imported turns Ctrl-C into an error of its own
+            return complain("interrupted; nothing was written", INTERRUPTED, debug)
         text = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         hint = "" if debug else " with what --debug prints"
         return complain(f"this is a bug in onnxc, please report it{hint}: {text}", BUG, debug)
+
+
+def _note_interrupts() -> list[int]:
+    """A list that is not empty once Ctrl-C was pressed; it raises KeyboardInterrupt as always."""
+    pressed: list[int] = []
+
+    def note(number: int, frame: object) -> None:
+        pressed.append(number)
+        raise KeyboardInterrupt
+
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        with contextlib.suppress(ValueError):  # not in the main thread
+            signal.signal(signal.SIGINT, note)
+    return pressed
 
 
 def complain(message: str, code: int, debug: bool) -> int:

@@ -10,6 +10,7 @@ from pathlib import Path
 import onnx
 
 from onnxc.cost import PriceFile
+from onnxc.errors import ModelError
 from onnxc.judge import Judge
 from onnxc.model import Model
 from onnxc.search import Trial
@@ -91,7 +92,10 @@ def write(
     source = original.path
     if delivery.trial is None and source is not None and source.stat().st_size == original.source_bytes:
         content = source.read_bytes()
-        replace_file(Path(output), lambda file: file.write(content) and None)
+        try:
+            replace_file(Path(output), lambda file: file.write(content) and None)
+        except OSError as error:
+            raise ModelError(f"{output} cannot be written: {error.strerror or error}") from error
     else:
         model.save(Path(output), external_data=external_data)
     return None
