@@ -17,8 +17,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -51,6 +53,7 @@ from onnxc.summary import summarize
 from onnxc.targets import target as target_named
 
 Progress = Callable[[str], None]
+RANGES = (("minmax", 100.0), ("percentile", 99.99), ("percentile", 99.999))  # other choices than least squares
 PROBES = 4  # samples for the noise of single roundings
 
 
@@ -176,13 +179,17 @@ def opened(
 
 
 def check_output(source: str | Path | onnx.ModelProto, output: Path) -> None:
-    """UsageError when OUT is IN, a folder, or in a folder that is not there."""
+    """UsageError when OUT is IN, is no file, or is in a folder that is not there or may not be written to."""
     if isinstance(source, str | Path) and output.exists() and Path(source).exists() and output.samefile(source):
         raise UsageError(f"IN and OUT are the same file '{output}'; write the result elsewhere")
     if output.is_dir():
         raise UsageError(f"'{output}' is a folder; name a file to write")
     if not output.absolute().parent.is_dir():
         raise UsageError(f"the folder '{output.absolute().parent}' of OUT does not exist; create it first")
+    if not os.access(output.absolute().parent, os.W_OK):
+        raise UsageError(f"nothing may be written to the folder '{output.absolute().parent}' of OUT")
+    if output.exists() and not output.is_file():
+        raise UsageError(f"OUT '{output}' is not a regular file and is not replaced by a model")
 
 
 def simplified(run: Run) -> Model:
@@ -245,11 +252,12 @@ def planned(
 
     def sensitivities() -> None:
         run.say("measuring what each rounding does to the outputs")
+        ranges("", 0.0)
         activations, weights = proposals.roundings(context)
         samples = run.samples.take(min(PROBES, len(run.samples)))
         seen = context.observations
         try:
-            noise, refined = measure(context.model, activations, codes.of(weights), samples, run.options, seen.ranges)
+            noise, refined = measure(context.model, activations, codes.of(weights, proposals.compute), samples, run.options, seen.ranges)
         except (ModelError, DataError) as error:
             run.notes.append(f"the noise of single roundings could not be measured: {error}")
             return
@@ -257,8 +265,16 @@ def planned(
         seen.refined.update(refined)
         problem.noise, problem.compute = noise, collect(run.chosen.lossy, context).compute
 
+    def ranges(method: str, percentile: float) -> None:
+        seen = context.observations
+        seen.refined = {name: seen.ranges[name].limits(method, percentile) for name in seen.ranges} if method else {}
+        problem.compute = collect(run.chosen.lossy, context).compute
+
+    variants = [partial(ranges, *choice) for choice in RANGES] if context.observations.ranges else []
+
     def trials() -> Iterator[Trial]:
-        best, _ = search(problem, judged, sensitivities, 10 ** (-run.judge.lowest_sqnr / 10), say=run.say)
+        allowed = 10 ** (-run.judge.lowest_sqnr / 10)
+        best, _ = search(problem, judged, sensitivities, allowed, variants, say=run.say)
         yield best
         rows = {name: c for name, c in best.plan.compute.items() if c.mode == "rows"}
         for lesser in (replace(best.plan, compute=rows), Plan()):

@@ -23,7 +23,7 @@ from onnxc.storage import drop_pages
 def build(model: Model, plan: Plan, codes: CodeBook) -> Model:
     """``model`` with ``plan`` applied, a copy. The order of sites is the file's, so names come out the same."""
     copy = model.copy()
-    rewriter = Rewriter(copy, codes.of(plan.stored))
+    rewriter = Rewriter(copy, codes.of(plan.stored, plan.compute))
     for candidate in plan.compute.values():
         if candidate.apply is not None:
             candidate.apply(rewriter)

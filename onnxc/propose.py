@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, get_args, get_type_hints
 
@@ -159,33 +159,51 @@ def not_finite(context: Context) -> tuple[set[str], set[str]]:
 
 
 class CodeBook:
-    """The codes of every weight that a plan may store, made when first asked for."""
+    """The codes of every weight that a plan may store, made when first asked for.
+
+    Where this machine's kernels add pairs in 16 bits, a weight whose site runs in int8 and would overflow gets 7 bits;
+    the same weight behind a float site keeps 8.
+
+    Attributes:
+        overflowing: weights that overflow at one of their sites, on any machine of that kind.
+    """
 
     def __init__(self, context: Context, proposals: Proposals) -> None:
         self.context = context
-        self.made: dict[str, Codes] = {}
+        self.made: dict[tuple[str, bool], Codes] = {}
+        self.overflowing: set[str] = set()
         self.factors = Factors(context.sites, context.observations)
-        self.narrow: list[str] = []
         self.weights = {weight.name: weight for weight in context.sites.weights}
         self.readers: dict[str, list[Site]] = {}
         for site in context.sites:
             if site.weight is not None and site.name in proposals.compute:
-                further = {name for candidate in proposals.compute[site.name] for name in candidate.weights}
-                for name in (site.weight.name, *sorted(further)):
-                    self.readers.setdefault(name, []).append(site)
+                self.readers.setdefault(site.weight.name, []).append(site)
 
-    def __getitem__(self, name: str) -> Codes:
-        if name not in self.made:
-            weight = self.weights[name]
-            values: NDArray[np.float32] = np.asarray(self.context.model.values(weight.tensor), np.float32)
-            codes = weight_codes(weight, values, self.context, self.factors)
-            if any(self.saturates(site, codes) for site in self.readers.get(name, [])):
-                self.narrow.append(name)
-                if machine_saturates():
-                    safe = self.context.target.safe_weight_levels
-                    codes = weight_codes(weight, values, self.context, self.factors, safe)
-            self.made[name] = codes
-        return self.made[name]
+    def codes(self, name: str, *, computed: bool) -> Codes:
+        """The codes of a weight; ``computed``: an int8 kernel multiplies them."""
+        codes = self.rounded(name, narrow=False)
+        if not computed:
+            return codes
+        if (name, True) in self.made:
+            return self.made[name, True]
+        if any(self.saturates(site, codes) for site in self.readers.get(name, [])):
+            self.overflowing.add(name)
+            if machine_saturates():
+                codes = self.rounded(name, narrow=True)
+        self.made[name, True] = codes
+        return codes
+
+    def rounded(self, name: str, *, narrow: bool) -> Codes:
+        """8-bit codes, or 7-bit ones."""
+        if not narrow and (name, False) in self.made:
+            return self.made[name, False]
+        weight, target = self.weights[name], self.context.target
+        values: NDArray[np.float32] = np.asarray(self.context.model.values(weight.tensor), np.float32)
+        levels = target.safe_weight_levels if narrow else target.weight_levels
+        codes = weight_codes(weight, values, self.context, self.factors, levels)
+        if not narrow:
+            self.made[name, False] = codes
+        return codes
 
     def saturates(self, site: Site, codes: Codes) -> bool:
         """Whether the pair sums of ``site`` overflow 16 bits on its calibration rows; where no rows were seen, as of
@@ -202,7 +220,11 @@ class CodeBook:
         scale = max((high - low) / 255.0, 1e-12)
         return overflows(site, codes, rows, scale, int(np.clip(np.rint(-low / scale), 0, 255)))
 
-    def of(self, names: frozenset[str] | set[str]) -> dict[str, Codes]:
-        """The codes of several weights, made in an order in which those that share inputs follow each other."""
+    def of(self, names: frozenset[str] | set[str], sites: Collection[str]) -> dict[str, Codes]:
+        """The codes of several weights, where ``sites`` run in int8; those that share inputs are made one after the
+        other."""
         order = sorted(names, key=lambda name: (factor_key(self.weights[name], self.context.sites), name))
-        return {name: self[name] for name in order}
+        return {
+            name: self.codes(name, computed=any(site.name in sites for site in self.readers.get(name, [])))
+            for name in order
+        }

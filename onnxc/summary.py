@@ -35,14 +35,16 @@ def summarize(
     report.changed = delivery.trial is not None
     plan = delivery.trial.plan if delivery.trial is not None else Plan()
     report.rows = rows(context, proposals, problem, plan)
+    int8 = [site for site in context.sites if site.name in plan.compute]
     for refusal in proposals.refusals:
         if refusal.place not in plan.compute:
             report.refuse(refusal.pass_name, refusal.reason, refusal.place)
     report.notes += delivery.rejected
-    if codes.narrow:
-        shown = ", ".join(codes.narrow[:3]) + (" ..." if len(codes.narrow) > 3 else "")
+    narrow = sorted(name for name in codes.overflowing if any(s.weight and s.weight.name == name for s in int8))
+    if narrow:
+        shown = ", ".join(narrow[:3]) + (" ..." if len(narrow) > 3 else "")
         report.notes.append(
-            f"{len(codes.narrow)} weights would overflow 16-bit pair sums on processors without int8 dot products "
+            f"{len(narrow)} weights would overflow 16-bit pair sums on processors without int8 dot products "
             f"({shown}); where this machine is one of them they are stored with 7 bits"
         )
     if any(a.dynamic for c in plan.compute.values() for a in c.reads):
