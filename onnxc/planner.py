@@ -18,6 +18,7 @@ from onnxc.model import Tensor
 from onnxc.rewrite import Activation, Candidate
 from onnxc.sensitivity import Noise, activation_key, weight_key
 from onnxc.sites import Site, Sites, Weight
+from onnxc.targets import ABSORBED, MOVED_THROUGH, QUANTIZED_AT_LOAD
 
 Vertex = tuple[str, str]
 SOURCE: Vertex = ("source", "")
@@ -224,22 +225,40 @@ def predicted_seconds(problem: Problem, compute: Mapping[str, Candidate]) -> flo
 
 
 def silently_quantized(found: Sites, chosen: Plan) -> set[str]:
-    """Int8 readers of float Conv and Gemm sites that stand between a DQ and a Q.
+    """Int8 readers of float sites that stand between a DQ and a Q.
 
-    ONNX Runtime quantizes the float weight of such a node per tensor at load, whatever the file says; its readers
-    must stay float too, so that no Q follows it.
+    ONNX Runtime quantizes the float weight of such a node per tensor at load, whatever the file says, and moves DQ
+    and Q through data movement and activations towards it; its readers must stay float too, so that no Q follows.
     """
     codes = {c.writes.tensor for c in chosen.compute.values() if c.writes}
     entered = {a.tensor for c in chosen.compute.values() for a in c.reads if not a.dynamic}
     trapped: set[str] = set()
     for site in found:
-        if site.operator not in ("Conv", "Gemm") or site.name in chosen.compute:
+        if site.name in chosen.compute or not (site.operator in QUANTIZED_AT_LOAD or site.tail and site.bias):
             continue
-        tensor: Tensor = site.input
-        if tensor.name in codes and site.result.name in entered:
-            trapped |= {
-                name
-                for name, c in chosen.compute.items()
-                if any(a.tensor == site.result.name and not a.dynamic for a in c.reads)
-            }
+        if not came_from(site.input, codes):
+            continue
+        reached = {tensor.name for tensor in moved_on(site.result)} & entered
+        trapped |= {
+            name for name, c in chosen.compute.items() if any(a.tensor in reached and not a.dynamic for a in c.reads)
+        }
     return trapped
+
+
+def came_from(tensor: Tensor, codes: set[str]) -> bool:
+    """Whether ``tensor``, or what data movement made it from, is one of ``codes``."""
+    while tensor.name not in codes:
+        if not tensor.inputs or tensor.inputs[0].op not in MOVED_THROUGH:
+            return False
+        tensor = tensor.inputs[0].inputs[0]
+    return True
+
+
+def moved_on(tensor: Tensor) -> list[Tensor]:
+    """``tensor`` and everything that data movement and absorbed activations make of it."""
+    reached = [tensor]
+    for each in reached:
+        for reader in each.outputs:
+            if reader.op in MOVED_THROUGH | ABSORBED and reader.inputs[0] is each:
+                reached += reader.outputs
+    return reached

@@ -10,6 +10,13 @@ from dataclasses import dataclass
 
 from onnxc.errors import UsageError
 
+# What ONNX Runtime does by itself, on every target. Seen in optimized graphs: a float weight of these operators
+# between a DQ and a Q becomes int8 per tensor (a MatMul with its Add is a Gemm by then) ...
+QUANTIZED_AT_LOAD = frozenset({"Conv", "ConvTranspose", "Gemm"})
+# ... and DQ and Q move towards each other through these.
+MOVED_THROUGH = frozenset({"Reshape", "Squeeze", "Unsqueeze", "Transpose", "Slice", "MaxPool"})
+ABSORBED = frozenset({"Relu", "Clip"})
+
 
 @dataclass(frozen=True)
 class Target:
@@ -35,7 +42,7 @@ class Target:
     carriers: frozenset[str] = frozenset(
         {"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "DepthToSpace", "Slice", "Split"}
     )
-    absorbed: frozenset[str] = frozenset({"Relu", "Clip"})
+    absorbed: frozenset[str] = ABSORBED
     linears: frozenset[str] = frozenset({"MatMul", "Gemm"})
     smallest_linear: int = 64 * 64
     weight_levels: int = 127

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import numpy as np
 import pytest
@@ -150,7 +150,7 @@ def test_the_cut_is_the_best_of_all_assignments(problem: Problem, price: float) 
 @settings(max_examples=25, deadline=None)
 def test_a_higher_price_never_gives_more_noise(problem: Problem) -> None:
     noises = [plan(problem, price).noise for price in (0.0, 0.01, 0.1, 1.0, 10.0, 100.0, 1e6)]
-    assert all(later <= earlier + 1e-12 for earlier, later in zip(noises, noises[1:], strict=False))
+    assert all(later <= earlier + 1e-12 for earlier, later in pairwise(noises))
     assert noises[-1] <= 1e-6 + min(noises)
 
 

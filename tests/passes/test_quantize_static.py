@@ -345,6 +345,63 @@ class TestConvolutions:
         assert "QLinearConv" in integers
         assert stays not in found.plan.compute
 
+    @pytest.mark.parametrize(
+        ("nodes", "stays"),
+        [
+            (
+                [node("Transpose", "a", "t", perm=[0, 1, 3, 2]), conv("t", "b", 1), conv("b", "y", 2)],
+                ["t_node", "b_node"],
+            ),
+            (
+                [conv("a", "b", 1), node("Transpose", "b", "t", perm=[0, 1, 3, 2]), conv("t", "y", 2)],
+                ["b_node"],
+            ),
+            (
+                [
+                    node("MaxPool", "a", "t", kernel_shape=[3, 3], pads=[1] * 4),
+                    conv("t", "b", 1),
+                    conv("b", "y", 2),
+                ],
+                ["t_node", "b_node"],
+            ),
+            ([node("ConvTranspose", "a w1", "b", pads=[1] * 4), conv("b", "y", 2)], ["b_node"]),
+        ],
+    )
+    def test_nor_where_codes_travel_through_data_movement(
+        self, nodes: list[NodeProto], stays: list[str]
+    ) -> None:
+        weights = {f"w{i}": weight(16, 16, 3, 3) for i in range(3)} | {
+            f"b{i}": weight(16, scale=0.1) for i in range(3)
+        }
+        proto = model([conv("x", "a"), *nodes], {"x": BATCH}, {"y": None}, weights)
+        found = emitted(proto, samples(x=BATCH), STATIC, without=stays)
+        assert found.kernels["QLinearConv"] == len(found.plan.compute) == 1
+        assert found.leftovers == []
+
+    @pytest.mark.parametrize(
+        "nodes",
+        [
+            [node("Gemm", "f v vb", "h")],
+            [node("Gemm", "f v vb", "g"), node("Relu", "g", "h")],
+            [node("MatMul", "f v", "g"), node("Add", "g vb", "h")],
+            [node("MatMul", "f v", "g"), node("Add", "g vb", "s"), node("Relu", "s", "h")],
+        ],
+    )
+    def test_nor_a_float_linear_whose_bias_makes_it_a_gemm(self, nodes: list[NodeProto]) -> None:
+        pool = [conv("x", "c"), node("GlobalAveragePool", "c", "p"), node("Flatten", "p", "f")]
+        head = node("Gemm", "h u", "y")
+        weights = {
+            "w0": weight(16, 16, 3, 3),
+            "b0": weight(16),
+            "v": weight(16, 64),
+            "vb": weight(64),
+            "u": weight(64, 32),
+        }
+        proto = model([*pool, *nodes, head], {"x": BATCH}, {"y": None}, weights)
+        found = emitted(proto, samples(x=BATCH), STATIC, without=[nodes[0].name])
+        assert found.kernels["QGemm"] == 0
+        assert found.kernels["Gemm"] + found.kernels["FusedGemm"] == 2
+
     def test_an_output_of_the_graph_inside_a_chain_keeps_its_name_and_values(self) -> None:
         nodes = [conv("x", "c"), node("Relu", "c", "seen"), conv("seen", "y", 1)]
         weights = {n: weight(16, 16, 3, 3) for n in ("w0", "w1")} | {
