@@ -28,12 +28,14 @@ def open_session(path: Path) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-def one_round(session: Any, samples: Sequence[Sample]) -> float:
-    """Seconds for all samples, one after the other."""
-    start = time.perf_counter()
+def one_round(session: Any, samples: Sequence[Sample]) -> list[float]:
+    """Seconds of each sample, one after the other."""
+    seconds = []
     for sample in samples:
+        start = time.perf_counter()
         session.run(None, sample)
-    return time.perf_counter() - start
+        seconds.append(time.perf_counter() - start)
+    return seconds
 
 
 def speeds(
@@ -41,8 +43,9 @@ def speeds(
 ) -> dict[str, dict[str, float]]:
     """How many times as fast as ``original`` each of ``others`` is, all of them interleaved in this process.
 
-    A round runs every session once over all samples, in an order that rotates; a ratio is the original's time
-    over the other's within one round. Given are the median of the rounds, and their 10th and 90th percentile.
+    A round runs every session once over all samples, in an order that rotates; its ratio is the median over the
+    samples of the original's time over the other's, so that a run which the system interrupted does not count.
+    Given are the median of the rounds' ratios, and their 10th and 90th percentile.
     """
     sessions = {"": open_session(original), **{name: open_session(path) for name, path in others.items()}}
     for session in sessions.values():
@@ -56,9 +59,9 @@ def speeds(
         order = names[turn:] + names[:turn]
         taken = {name: one_round(sessions[name], samples) for name in (order if rounds % 2 else order[::-1])}
         for name in others:
-            ratios[name].append(taken[""] / taken[name])
+            ratios[name].append(statistics.median(a / b for a, b in zip(taken[""], taken[name], strict=True)))
         for name in names:
-            milliseconds[name].append(1000 * taken[name] / len(samples))
+            milliseconds[name].append(1000 * statistics.median(taken[name]))
         rounds += 1
     return {
         name: {
