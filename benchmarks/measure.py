@@ -43,9 +43,9 @@ def speeds(
 ) -> dict[str, dict[str, float]]:
     """How many times as fast as ``original`` each of ``others`` is, all of them interleaved in this process.
 
-    A round runs every session once over all samples, in an order that rotates; its ratio is the median over the
-    samples of the original's time over the other's, so that a run which the system interrupted does not count.
-    Given are the median of the rounds' ratios, and their 10th and 90th percentile.
+    A round runs every session once over all samples, in an order that rotates; its ratio is the median over
+    the samples of the original's time over the other's, so that a run which the system interrupted does not
+    count. Given are the median of the rounds' ratios, and their 10th and 90th percentile.
     """
     sessions = {"": open_session(original), **{name: open_session(path) for name, path in others.items()}}
     for session in sessions.values():
