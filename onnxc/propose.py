@@ -177,7 +177,9 @@ class CodeBook:
         self.readers: dict[str, list[Site]] = {}
         for site in context.sites:
             if site.weight is not None and site.name in proposals.compute:
-                self.readers.setdefault(site.weight.name, []).append(site)
+                further = {name for candidate in proposals.compute[site.name] for name in candidate.weights}
+                for name in (site.weight.name, *sorted(further)):
+                    self.readers.setdefault(name, []).append(site)
 
     def codes(self, name: str, *, computed: bool) -> Codes:
         """The codes of a weight; ``computed``: an int8 kernel multiplies them."""

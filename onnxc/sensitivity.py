@@ -43,11 +43,9 @@ class Probe:
         switches: key -> name of its switch (a bool scalar).
         parameters: key of a static activation -> names of its scale and zero point inputs.
         resting: every further input with the value it has when nothing is rounded.
-        originals: ids of the nodes that were there before: those read what is rounded.
     """
 
     model: Model
-    originals: set[int] = field(default_factory=set)
     switches: dict[str, str] = field(default_factory=dict)
     parameters: dict[str, tuple[str, str]] = field(default_factory=dict)
     resting: dict[str, np.ndarray] = field(default_factory=dict)
@@ -67,14 +65,15 @@ class Probe:
             rewriter.tensors[made.name] = made
         switch = rewriter.tensors[self.switches[key]]
         chosen = self.model.insert("Where", [switch, rounded, tensor], [f"{tensor.name}_chosen"]).outputs[0]
-        self.model.redirect(tensor, chosen, only=[n for n in tensor.outputs if id(n) in self.originals])
-        rewriter.tensors[tensor.name] = chosen
+        name = tensor.name  # an output of the graph hands it on to what replaces it
+        self.model.redirect(tensor, chosen)
+        rewriter.tensors[name] = chosen
 
 
 def build_probe(model: Model, activations: Sequence[Activation], weights: Mapping[str, Codes]) -> Probe:
     """Put every rounding of ``activations`` and ``weights`` behind a switch."""
     copy = model.copy()
-    probe, rewriter = Probe(copy, {id(node) for node in copy.nodes()}), Rewriter(copy, dict(weights))
+    probe, rewriter = Probe(copy), Rewriter(copy, dict(weights))
     for name in weights:
         tables = [node for node in rewriter.tensors[name].outputs if node.op == "Gather" and node.inputs[0].name == name]
         if tables and len(tables) == len(rewriter.tensors[name].outputs):

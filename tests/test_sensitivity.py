@@ -1,0 +1,132 @@
+"""The noise of one rounding alone is what a model with only that rounding shows."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from onnxc.passes.quantize_dynamic import QuantizeDynamic
+from onnxc.passes.quantize_embedding import QuantizeEmbedding
+from onnxc.passes.quantize_static import QuantizeStatic
+from onnxc.passes.store_int8 import StoreInt8
+from onnxc.propose import CodeBook
+from onnxc.sensitivity import Meter, activation_key, build_probe, measure, power, weight_key
+from onnxc.session import Options, Session
+from tests.emission import Sample, emitted, model, node, proposed, random, samples, weight
+
+NODES = [node("MatMul", "x w", "m"), node("Relu", "m", "r"), node("MatMul", "r v", "y")]
+PROTO = model(NODES, {"x": [8, 32]}, {"y": None}, {"w": weight(32, 48), "v": weight(48, 16)})
+DATA = samples(3, x=[8, 32])
+
+
+def measured() -> dict[str, float]:
+    context, found = proposed(PROTO, DATA, QuantizeStatic(), QuantizeDynamic(), StoreInt8())
+    activations, weights = found.roundings(context)
+    codes = CodeBook(context, found).of(weights, found.compute)
+    noise, _ = measure(context.model, activations, codes, DATA, Options(), context.observations.ranges)
+    return noise
+
+
+def test_each_rounding_has_its_noise() -> None:
+    noise = measured()
+    expected = {"static x", "static r", "dynamic x", "dynamic r", "weight w", "weight v"}
+    assert set(noise) == expected
+    assert all(1e-7 < value < 1e-2 for value in noise.values())
+
+
+@pytest.mark.parametrize("name", ["w", "v"])
+def test_a_weight_alone(name: str) -> None:
+    other = {"w": "v", "v": "w"}[name]
+    found = emitted(PROTO, DATA, StoreInt8(), without=[other])
+    assert found.plan.stored == {name}
+    codes = found.codes.of({name}, {})
+    noise, _ = measure(found.context.model, [], codes, DATA, Options(), {})
+    assert 10 * np.log10(1 / noise[weight_key(name)]) == pytest.approx(found.sqnr_db, abs=0.01)
+
+
+def test_an_activation_alone() -> None:
+    """Quantized by hand: x to the codes of its range."""
+    context, found = proposed(PROTO, DATA, QuantizeStatic())
+    (activation,) = found.compute["m_node"][0].reads
+    probe = build_probe(context.model, [activation], {})
+    meter = Meter(probe, DATA, Options())
+    scale, zero = float(activation.scale), float(activation.zero_point)
+    session = Session(context.model)
+    signal = noise = 0.0
+    for sample in DATA:
+        rounded = (np.clip(np.rint(sample["x"] / scale) + zero, 0, 255) - zero) * scale
+        expected, got = session.run(sample)["y"], session.run({"x": rounded.astype(np.float32)})["y"]
+        signal, noise = signal + power(expected), noise + power(got - expected)
+    assert meter.noise(meter.on(activation_key(activation))) == pytest.approx(noise / signal, rel=0.02)
+    assert meter.noise({}) == 0
+
+
+def test_noises_add() -> None:
+    noise = measured()
+    static = emitted(PROTO, DATA, QuantizeStatic())
+    together = sum(noise[key] for key in ("static x", "static r", "weight w", "weight v"))
+    assert 10 * np.log10(1 / together) == pytest.approx(static.sqnr_db, abs=2)
+
+
+def test_a_tensor_behind_data_movement_counts_once() -> None:
+    nodes = [
+        node("Conv", "x w0", "a", pads=[1] * 4),
+        node("Transpose", "a", "t", perm=[0, 1, 3, 2]),
+        node("Conv", "t w1", "y", pads=[1] * 4),
+    ]
+    proto = model(
+        nodes, {"x": [1, 8, 6, 6]}, {"y": None}, {"w0": weight(8, 8, 3, 3), "w1": weight(8, 8, 3, 3)}
+    )
+    context, found = proposed(proto, samples(2, x=[1, 8, 6, 6]), QuantizeStatic())
+    activations, _ = found.roundings(context)
+    assert sorted(activation_key(each) for each in activations) == ["static a", "static x", "static y"]
+
+
+def test_a_table_is_rounded_row_by_row() -> None:
+    data: list[Sample] = [{"ids": random.integers(0, 50, (6,))}]
+    proto = model(
+        [node("Gather", "table ids", "y")],
+        {"ids": [6]},
+        {"y": None},
+        {"table": weight(50, 8)},
+        integers=["ids"],
+    )
+    found = emitted(proto, data, QuantizeEmbedding())
+    noise, _ = measure(found.context.model, [], found.codes.of({"table"}, {}), data, Options(), {})
+    assert 10 * np.log10(1 / noise["weight table"]) == pytest.approx(found.sqnr_db, abs=0.01)
+
+
+def test_a_range_is_refined_on_the_outputs() -> None:
+    """Column 0 of x holds rare huge values that the weight ignores: cutting them off is better for the answer."""
+    values = weight(32, 16)
+    values[0] = 0
+    proto = model([node("MatMul", "x w", "y")], {"x": [64, 32]}, {"y": None}, {"w": values})
+    data = samples(2, x=[64, 32])
+    for each in data:
+        each["x"][::8, 0] = 1000
+    context, found = proposed(proto, data, QuantizeStatic())
+    activations, _ = found.roundings(context)
+    noise, refined = measure(context.model, activations, {}, data, Options(), context.observations.ranges)
+    assert refined["x"][1] < 600 < context.observations.ranges["x"].limits()[1]
+    context.observations.refined.update(refined)
+    again, _ = measure(context.model, activations, {}, data, Options(), context.observations.ranges)
+    assert noise["static x"] <= again["static x"]
+
+
+def test_outputs_that_are_not_finite_do_not_hide_the_others() -> None:
+    nodes = [*NODES, node("Log", "y", "z")]
+    proto = model(nodes, {"x": [8, 32]}, {"z": None, "y": None}, {"w": weight(32, 48), "v": weight(48, 16)})
+    context, found = proposed(proto, DATA, QuantizeStatic())
+    activations, _ = found.roundings(context)
+    noise, _ = measure(context.model, activations, {}, DATA, Options(), context.observations.ranges)
+    assert all(np.isfinite(value) for value in noise.values())
+    assert min(noise.values()) > 0
+
+
+def test_the_rounding_of_an_output_of_the_graph_counts() -> None:
+    proto = model([node("Conv", "x w", "y")], {"x": [1, 8, 6, 6]}, {"y": None}, {"w": weight(8, 8, 3, 3)})
+    data = samples(2, x=[1, 8, 6, 6])
+    context, found = proposed(proto, data, QuantizeStatic())
+    activations, _ = found.roundings(context)
+    noise, _ = measure(context.model, activations, {}, data, Options(), context.observations.ranges)
+    assert noise["static y"] > 1e-6
