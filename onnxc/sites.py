@@ -192,6 +192,8 @@ def find(model: Model, target: Target) -> Sites:
             for position, tensor in enumerate(node.inputs):
                 if not isinstance(tensor, Constant) or tensor.name in graph_inputs or not is_float(tensor):
                     continue
+                if 0 in tensor.shape:
+                    continue
                 weight = weights.get(id(tensor))
                 if weight is None:
                     weight = weights[id(tensor)] = Weight(tensor, home_of(model, tensor, graph))
