@@ -146,7 +146,7 @@ PAGE = """<!-- written by benchmarks/run.py -->
 One thread of {processor}; {made}.
 
 *size* is a share of the original's bytes. *times as fast* is the original's time over the new model's: all
-results for a model are interleaved in one process, one sample a run, and the median of the rounds is given
+results for a model are interleaved in one process, one sample a run; given is the median of the rounds,
 with their 10th and 90th percentile. *score* is the accuracy on test items that no tool has seen. Every tool
 got the same 128 calibration samples; onnxc was also given the score on other items. Differences of a few
 percent are noise, more so where the spread is wide.
