@@ -257,7 +257,15 @@ def planned(
         samples = run.samples.take(min(PROBES, len(run.samples)))
         seen = context.observations
         try:
-            noise, refined = measure(context.model, activations, codes.of(weights, proposals.compute), samples, run.options, seen.ranges)
+            noise, refined = measure(
+                context.model,
+                activations,
+                codes.of(weights, proposals.compute),
+                samples,
+                run.options,
+                seen.ranges,
+                run.prices.entries,
+            )
         except (ModelError, DataError) as error:
             run.notes.append(f"the noise of single roundings could not be measured: {error}")
             return

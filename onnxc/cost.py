@@ -209,7 +209,9 @@ def profile(
         start = perf_counter()
         session.run(sample)
         spent += perf_counter() - start
-    for _ in range(int(np.clip(seconds / max(spent, 1e-6), 5, 100))):
+    loops = any(node.bodies() for model in variants.values() for node in model.nodes() if node.attrs)
+    most = 10 if loops else 100  # a profile has an entry per kernel call, in loops per turn
+    for _ in range(int(np.clip(seconds / max(spent, 1e-6), 5, most))):
         for session in sessions.values():
             session.run(sample)
     names = owner_names(variants[FLOAT], found)

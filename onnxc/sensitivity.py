@@ -7,17 +7,19 @@ outputs that each causes. Noise powers of different roundings add, so a plan's n
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
 from time import perf_counter
 
 import numpy as np
 
+from onnxc.cost import cpu_name
 from onnxc.encoding import Codes
 from onnxc.model import Model, Node, Tensor, Variable
 from onnxc.observe import Histogram
 from onnxc.rewrite import Activation, Rewriter
-from onnxc.session import Options, Session
+from onnxc.session import Options, Session, runtime_version
 
 Noise = dict[str, float]
 MOST_REFINED = 16
@@ -151,6 +153,7 @@ def measure(
     samples: Sequence[Mapping[str, np.ndarray]],
     options: Options,
     ranges: Mapping[str, Histogram],
+    prices: MutableMapping[str, float] | None = None,
     seconds: float = 8.0,
 ) -> tuple[Noise, dict[str, tuple[float, float]]]:
     """The noise of each rounding alone, and better ranges for the activations that hurt most.
@@ -162,6 +165,8 @@ def measure(
         model: the simplified model; activations and weights of its main graph.
         samples: as many are used as fit in about ``seconds`` (at least one).
         ranges: histograms of the activations.
+        prices: entries of the price file: how long a rounding takes is kept there, so that what is left out for want
+            of time is the same in every run.
 
     Returns:
         key -> noise power over signal power of the worst float output; tensor -> refined (low, high).
@@ -171,20 +176,24 @@ def measure(
     start = perf_counter()
     meter = Meter(probe, samples[:1], options)
     noise = {key: meter.noise(meter.on(key)) for key in probe.switches}
-    once = perf_counter() - start
-    count = int(np.clip(seconds / 2 / max(once, 1e-6), 1, len(samples)))
+    taken = max(perf_counter() - start, 1e-6)
+    once = taken if prices is None else prices.setdefault(pace_key(probe, samples, options), taken)
+    count = int(np.clip(seconds / 2 / once, 1, len(samples)))
     if count > 1:
         meter = Meter(probe, samples[:count], options)
         noise = {key: meter.noise(meter.on(key)) for key in probe.switches}
+    trials = int(seconds / 2 / (once * count / max(len(noise), 1)))
     refined: dict[str, tuple[float, float]] = {}
     total = sum(noise.values())
     worst = sorted((a for a in activations if not a.dynamic), key=lambda a: -noise[activation_key(a)])
     for activation in worst[:MOST_REFINED]:
         key = activation_key(activation)
-        if noise[key] < SMALL_SHARE * total or perf_counter() - start > seconds:
+        options_there = alternatives(ranges[activation.tensor])
+        trials -= len(options_there)
+        if noise[key] < SMALL_SHARE * total or trials < 0:
             break
         low, high = activation.low, activation.high
-        for option in alternatives(ranges[activation.tensor]):
+        for option in options_there:
             trial = replace(activation, low=option[0], high=option[1])
             scale, zero = probe.parameters[key]
             changes = {scale: np.asarray(trial.scale), zero: np.asarray(trial.zero_point)}
@@ -193,6 +202,13 @@ def measure(
         if (low, high) != (activation.low, activation.high):
             refined[activation.tensor] = (low, high)
     return noise, refined
+
+
+def pace_key(probe: Probe, samples: Sequence[Mapping[str, np.ndarray]], options: Options) -> str:
+    """The entry of the price file for the seconds that all roundings of a probe take on its first sample."""
+    what = [*probe.switches, *(f"{name}{np.shape(value)}" for name, value in samples[0].items())]
+    digest = hashlib.sha256("\n".join(what).encode()).hexdigest()[:16]
+    return f"probe {digest} | {options.threads} threads | onnxruntime {runtime_version()} | {cpu_name()}"
 
 
 def alternatives(histogram: Histogram) -> list[tuple[float, float]]:

@@ -9,9 +9,11 @@ from .quantize_static import QuantizeStatic
 from .raise_opset import RaiseOpset
 from .simplify import Simplify
 from .store_int8 import StoreInt8
+from .strip_debug import StripDebug
 
 PASSES: tuple[type, ...] = (
     Simplify,
+    StripDebug,
     RaiseOpset,
     FlushSubnormals,
     MergeDuplicates,
