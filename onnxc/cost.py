@@ -58,6 +58,8 @@ class PriceFile:
             try:
                 found = json.loads(place.read_text())
                 entries = {str(key): float(value) for key, value in found["prices"].items()}
+                if not all(0 <= value < np.inf for value in entries.values()):
+                    raise ValueError
             except (OSError, ValueError, KeyError, TypeError, AttributeError):
                 if path:
                     raise DataError(f"'{place}' is not a price file; delete it or name another one") from None

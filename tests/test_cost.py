@@ -1,0 +1,259 @@
+"""Kernel times go back to their sites, prices survive a file, and the same prices give the same plan and bytes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from onnxc import cost
+from onnxc.cost import FLOAT, PriceFile, measure, owner_names, owners_of, site_key
+from onnxc.errors import DataError
+from onnxc.judge import build
+from onnxc.model import Model
+from onnxc.passes.quantize_dynamic import QuantizeDynamic
+from onnxc.passes.quantize_static import QuantizeStatic
+from onnxc.price import priced
+from onnxc.propose import CodeBook
+from onnxc.session import Options, Session
+from tests.emission import Emission, emitted, model, node, proposed, samples, weight
+
+SHAPE = [1, 16, 12, 12]
+
+
+def convolutions() -> onnx.ModelProto:
+    """Conv, Relu, Conv, Add, Relu, pool, MatMul, Add."""
+    nodes = [
+        node("Conv", "x w0 b0", "c0", pads=[1] * 4),
+        node("Relu", "c0", "r0"),
+        node("Conv", "r0 w1 b1", "c1", pads=[1] * 4),
+        node("Add", "c1 r0", "s"),
+        node("Relu", "s", "r1"),
+        node("GlobalAveragePool", "r1", "p"),
+        node("Flatten", "p", "f"),
+        node("MatMul", "f w2", "m"),
+        node("Add", "m b2", "y"),
+    ]
+    weights = {f"w{i}": weight(16, 16, 3, 3) for i in range(2)} | {f"b{i}": weight(16) for i in range(2)}
+    weights |= {"w2": weight(16, 400), "b2": weight(400)}
+    return model(nodes, {"x": SHAPE}, {"y": None}, weights)
+
+
+def owned(found: Emission) -> dict[str, set[str]]:
+    """Site -> operators of its kernels in the graph that runs."""
+    names = owner_names(found.context.model, found.context.sites)
+    optimized = found.session.optimized()
+    owners = owners_of(optimized, names)
+    result: dict[str, set[str]] = {}
+    for each in optimized.graph.node:
+        result.setdefault(owners.get(each.name, ""), set()).add(each.op_type)
+    return result
+
+
+class TestOwners:
+    def test_float_kernels(self) -> None:
+        """A fused Conv, its change of layout, and a MatMul that became a Gemm with its Add belong to their sites."""
+        found = owned(emitted(convolutions(), samples(1, x=SHAPE)))
+        assert "Conv" in found["c0_node"]
+        assert "Conv" in found["c1_node"]  # the residual Add is a part of it
+        assert found["m_node"] <= {"Gemm", "FusedGemm", "MatMul", "Add"}
+        assert found["m_node"]
+        assert not {"Conv", "FusedConv", "Gemm", "MatMul"} & found.get("", set())
+
+    def test_static_kernels(self) -> None:
+        found = owned(emitted(convolutions(), samples(2, x=SHAPE), QuantizeStatic()))
+        assert "QLinearConv" in found["c0_node"]
+        assert "QLinearConv" in found["c1_node"]
+        assert "QLinearAdd" in found["s_node"]
+        assert found["m_node"] == {"QGemm"}
+        assert found[""] <= {"QuantizeLinear", "DequantizeLinear"}  # boundaries are priced by element
+
+    def test_layout_kernels_belong_to_who_needs_them(self) -> None:
+        found = owned(emitted(convolutions(), samples(2, x=SHAPE), QuantizeStatic()))
+        assert any("Transpose" in kernels for site, kernels in found.items() if site)
+
+    def test_dynamic_kernels(self) -> None:
+        nodes = [node("MatMul", f"x w{i}", f"m{i}") for i in range(2)] + [node("Sum", "m0 m1", "y")]
+        proto = model(nodes, {"x": [8, 96]}, {"y": None}, {f"w{i}": weight(96, 96) for i in range(2)})
+        found = owned(emitted(proto, samples(2, x=[8, 96]), QuantizeDynamic()))
+        assert found["m0_node"] | found["m1_node"] == {"DynamicQuantizeLinear", "MatMulIntegerToFloat"}
+        assert "MatMulIntegerToFloat" in found["m0_node"]
+        assert "MatMulIntegerToFloat" in found["m1_node"]
+        assert found[""] == {"Sum"}
+
+    def test_names_that_begin_alike_are_not_confused(self) -> None:
+        names = {"MatMul": "MatMul", "MatMul_1": "MatMul_1", "MatMul_1_out": "MatMul_1", "Softmax": ""}
+        kernels = [
+            "MatMul",
+            "MatMul_1",
+            "MatMul_1_int8",
+            "MatMul_scaled",
+            "Softmax",
+            "Softmax_2",
+            "unknown",
+            "MatMul_1/x",
+        ]
+        made = [onnx.helper.make_node("Kernel", [], [f"o{i}"], name=name) for i, name in enumerate(kernels)]
+        graph = onnx.helper.make_graph(made, "g", [], [])
+        owners = owners_of(onnx.helper.make_model(graph), names)
+        assert owners == {
+            "MatMul": "MatMul",
+            "MatMul_scaled": "MatMul",
+            "MatMul_1": "MatMul_1",
+            "MatMul_1_int8": "MatMul_1",
+            "MatMul_1/x": "MatMul_1",
+        }
+
+
+class TestPriceFile:
+    def test_round_trip(self, tmp_path: Path) -> None:
+        path = tmp_path / "deep" / "prices.json"
+        prices = PriceFile.open(path)
+        assert prices.entries == {}
+        prices.entries |= {"b": 1 / 3, "a": 1e-9}
+        prices.save()
+        assert PriceFile.open(path).entries == {"a": 1e-9, "b": 1 / 3}
+        assert PriceFile.open(path, fresh=True).entries == {}
+        assert [each.name for each in path.parent.iterdir()] == ["prices.json"]
+
+    @pytest.mark.parametrize(
+        "content",
+        [
+            b"",
+            b"not json",
+            b"[]",
+            b"{}",
+            b'{"prices": []}',
+            b'{"prices": {"a": "fast"}}',
+            b"\xff\xfe\x00",
+            b'{"prices": {"a": NaN}}',
+            b'{"prices": {"a": -1}}',
+            b'{"prices": {"a": Infinity}}',
+        ],
+    )
+    def test_a_damaged_file_is_bad_data(self, tmp_path: Path, content: bytes) -> None:
+        path = tmp_path / "prices.json"
+        path.write_bytes(content)
+        with pytest.raises(DataError, match=r"is not a price file") as error:
+            PriceFile.open(path)
+        assert "\n" not in str(error.value)
+        assert path.read_bytes() == content
+
+    def test_a_folder_is_bad_data(self, tmp_path: Path) -> None:
+        with pytest.raises(DataError, match=r"is not a price file"):
+            PriceFile.open(tmp_path)
+
+    def test_the_users_own_damaged_cache_is_measured_again(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        cost.default_path().parent.mkdir()
+        cost.default_path().write_text("not json")
+        assert PriceFile.open(None).entries == {}
+
+    def test_a_place_that_cannot_be_written_is_no_failure(self, tmp_path: Path) -> None:
+        (tmp_path / "file").write_text("")
+        prices = PriceFile.open(tmp_path / "file" / "prices.json")
+        prices.entries["a"] = 1.0
+        prices.save()
+
+
+class TestPrices:
+    def test_known_prices_are_not_measured_again(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        data = samples(2, x=SHAPE)
+        context, found = proposed(convolutions(), data, QuantizeStatic())
+        prices = PriceFile.open(tmp_path / "prices.json")
+
+        class Taken:
+            def take(self, count: int) -> list[dict[str, np.ndarray]]:
+                return data[:count]
+
+        arguments = (context, found, CodeBook(context, found), Taken(), Options())
+        first = priced(*arguments, prices)  # type: ignore[arg-type]  # all that pricing asks of the data is take()
+        assert set(first.sites) == {site.name for site in context.sites}
+        assert all(first.sites[name].keys() == {FLOAT, "static"} for name in found.compute)
+        assert 0 < sum(times[FLOAT] for times in first.sites.values()) <= first.total * 1.01
+        prices.save()
+
+        def never(*_: object) -> dict[str, dict[str, float]]:
+            raise AssertionError("measured again")
+
+        monkeypatch.setattr(cost, "profile", never)
+        again = priced(*arguments, PriceFile.open(prices.path))  # type: ignore[arg-type]  # see above
+        assert again == first
+
+    def test_equal_sites_have_one_price(self) -> None:
+        nodes = [node("MatMul", "x w0", "m"), node("MatMul", "m w1", "y")]
+        proto = model(nodes, {"x": [8, 32]}, {"y": None}, {f"w{i}": weight(32, 32) for i in range(2)})
+        data = samples(1, x=[8, 32])
+        context, _ = proposed(proto, data, QuantizeStatic())
+        prices = PriceFile(Path("unused"))
+        found = measure(
+            {FLOAT: lambda: context.model},
+            context.sites,
+            {},
+            data[0],
+            context.observations.shapes,
+            Options(),
+            prices,
+            0.01,
+        )
+        one, two = (found.sites[name][FLOAT] for name in ("m_node", "y_node"))
+        assert one == two > 0
+
+    def test_what_a_price_depends_on(self) -> None:
+        context, _ = proposed(convolutions(), samples(1, x=SHAPE), QuantizeStatic())
+        first, second = [site for site in context.sites if site.operator == "Conv"]
+        shapes: Mapping[str, tuple[int, ...]] = context.observations.shapes
+        keys = {
+            site_key(first, shapes, FLOAT, Options()),
+            site_key(first, shapes, "static", Options()),
+            site_key(first, shapes, FLOAT, Options(threads=2)),
+            site_key(first, {**shapes, "x": (2, 16, 12, 12)}, FLOAT, Options()),
+            site_key(second, shapes, FLOAT, Options()),  # no Relu behind it
+        }
+        assert len(keys) == 5
+
+
+SCRIPT = """
+import sys, numpy, onnxc
+report = onnxc.optimize(sys.argv[1], sys.argv[2], calib=sys.argv[3], prices=sys.argv[4],
+                        budget=onnxc.Budget(min_sqnr=36.0))
+"""
+
+
+def test_the_same_prices_give_the_same_bytes_whatever_the_hash_seed(tmp_path: Path) -> None:
+    """The floor is high enough that every rounding alone is measured and the plan is searched for."""
+    onnx.save(convolutions(), tmp_path / "in.onnx")
+    np.savez(tmp_path / "calib.npz", x=np.stack([each["x"] for each in samples(4, x=SHAPE)]))
+    made = []
+    for seed in ("0", "1"):
+        arguments = [
+            str(tmp_path / name) for name in ("in.onnx", f"out{seed}.onnx", "calib.npz", "prices.json")
+        ]
+        subprocess.run(
+            [sys.executable, "-c", SCRIPT, *arguments],
+            check=True,
+            timeout=120,
+            env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join(sys.path)},
+        )
+        made.append((tmp_path / f"out{seed}.onnx").read_bytes())
+        entries = json.loads((tmp_path / "prices.json").read_text())["prices"]
+        assert all(value >= 0 for value in entries.values())
+    assert made[0] == made[1]
+
+
+def test_a_plan_is_built_the_same_twice() -> None:
+    found = emitted(convolutions(), samples(2, x=SHAPE), QuantizeStatic())
+    again: Model = build(found.context.model, found.plan, found.codes)
+    assert again.serialized() == found.model.serialized()
+    assert Session(again).outputs == found.session.outputs
