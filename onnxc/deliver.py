@@ -6,12 +6,14 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import onnx
 
 from onnxc.cost import PriceFile
 from onnxc.errors import ModelError
 from onnxc.judge import Judge
+from onnxc.kernels import operators
 from onnxc.model import Model
 from onnxc.search import Trial
 from onnxc.session import Session, measure_ratio
@@ -21,6 +23,7 @@ from onnxc.timing import Ratio
 SLOWEST = 0.98
 SAMPLES = 16
 SECONDS = 3.0
+ATTEMPTS = 3  # a busy machine must not decide: slower is believed when it is measured so often
 
 
 @dataclass
@@ -40,26 +43,40 @@ class Delivery:
     rejected: list[str] = field(default_factory=list)
 
 
-def speed_of(judge: Judge, model: Model, prices: PriceFile) -> Ratio:
-    """The interleaved ratio of the original to ``model``, from the price file where it is known."""
-    key = f"ratio {hashlib.sha256(model.serialized()).hexdigest()[:24]} {judge.options.threads} threads"
+def speed_of(judge: Judge, path: Path, prices: PriceFile) -> Ratio:
+    """The interleaved ratio of the original to the model at ``path``, from the price file where it is known."""
+    key = f"ratio {digest(path)} {judge.options.threads} threads"
     parts = ("", " low", " high", " original", " new")
     if all(f"{key}{part}" in prices.entries for part in parts):
         return Ratio(*(prices.entries[f"{key}{part}"] for part in parts))
     first = Session(judge.original.path or judge.original, judge.options)
-    second = Session(model, judge.options)
+    second = Session(path, judge.options)
     feeds = judge.samples.take(min(SAMPLES, len(judge.samples)))
-    for _ in range(2):  # a busy machine must not decide: slower is believed when it is measured twice
-        ratio = measure_ratio(first, second, feeds, seconds=SECONDS)
-        if ratio.median >= SLOWEST:
-            break
+    found = []
+    while len(found) < ATTEMPTS and (not found or found[-1].median < SLOWEST):
+        found.append(measure_ratio(first, second, feeds, seconds=SECONDS))
+    ratio = max(found, key=lambda each: each.median)
     values = (ratio.median, ratio.low, ratio.high, ratio.seconds_a, ratio.seconds_b)
     prices.entries |= {f"{key}{part}": value for part, value in zip(parts, values, strict=True)}
     return ratio
 
 
+def digest(path: Path) -> str:
+    """Of the file at ``path`` and of everything beside it: its external data."""
+    made = hashlib.sha256()
+    for each in sorted(path.parent.iterdir()):
+        with each.open("rb") as file:
+            while chunk := file.read(1 << 22):
+                made.update(chunk)
+    return made.hexdigest()[:24]
+
+
 def gate(judge: Judge, trials: Iterable[Trial], prices: PriceFile, receipt: Mapping[str, str]) -> Delivery:
-    """The first of ``trials`` that holds the floor, is smaller than the input and not slower; else the input itself."""
+    """The first of ``trials`` that holds the floor, is smaller than the input and not slower; else the input itself.
+
+    A model in which ONNX Runtime runs the same kernels as in the original, or fewer, is not slower whatever a busy
+    machine measures.
+    """
     rejected: list[str] = []
     limit = judge.original.source_bytes
     for trial in trials:
@@ -67,16 +84,24 @@ def gate(judge: Judge, trials: Iterable[Trial], prices: PriceFile, receipt: Mapp
             rejected.append(trial.missed)
             continue
         trial.model.metadata.update(receipt)
-        size = len(trial.model.serialized())
         what = f"the plan with {len(trial.plan.compute)} sites in int8"
-        if size >= limit:
-            rejected.append(f"{what} takes {size:,} bytes, no fewer than the input")
-            continue
-        ratio = speed_of(judge, trial.model, prices)
-        if ratio.median >= SLOWEST:
-            return Delivery(trial, size, ratio, rejected)
+        with TemporaryDirectory(prefix="onnxc-", ignore_cleanup_errors=True) as folder:
+            path = Path(folder, "new.onnx")
+            size = trial.model.save(path)
+            if size >= limit:
+                rejected.append(f"{what} takes {size:,} bytes, no fewer than the input")
+                continue
+            ratio = speed_of(judge, path, prices)
+            if ratio.median >= SLOWEST or same_kernels(judge, path):
+                return Delivery(trial, size, ratio, rejected)
         rejected.append(f"{what} runs {ratio.median:.2f} times as fast as the input")
     return Delivery(None, limit, None, rejected)
+
+
+def same_kernels(judge: Judge, path: Path) -> bool:
+    """Whether the model at ``path`` runs no kernel more than the original."""
+    before = operators(Session(judge.original.path or judge.original, judge.options, dump=True).optimized())
+    return not operators(Session(path, judge.options, dump=True).optimized()) - before
 
 
 def write(
@@ -93,7 +118,7 @@ def write(
     if delivery.trial is None and source is not None and source.stat().st_size == original.source_bytes:
         content = source.read_bytes()
         try:
-            replace_file(Path(output), lambda file: file.write(content) and None)
+            replace_file(Path(output), lambda file: file.writelines([content]))
         except OSError as error:
             raise ModelError(f"{output} cannot be written: {error.strerror or error}") from error
     else:

@@ -41,7 +41,9 @@ def priced(
             if candidate.mode == mode
         }
         applied[mode] = set(compute)
-        stored = {site.weight.name for site in context.sites if site.name in compute and site.weight is not None}
+        stored = {
+            site.weight.name for site in context.sites if site.name in compute and site.weight is not None
+        }
         stored |= {weight for candidate in compute.values() for weight in candidate.weights}
         plan = Plan(compute, frozenset(stored))
         variants[mode] = lambda plan=plan: build(context.model, plan, codes)
@@ -54,7 +56,9 @@ def priced(
             raise
     for name, found in proposals.compute.items():
         lost = [candidate for candidate in found if candidate.mode in broken]
-        proposals.refusals += [Refusal(c.pass_name, name, f"the model would not run: {broken[c.mode]}") for c in lost]
+        proposals.refusals += [
+            Refusal(c.pass_name, name, f"the model would not run: {broken[c.mode]}") for c in lost
+        ]
         found[:] = [candidate for candidate in found if candidate not in lost]
     return priced(context, proposals, codes, samples, options, prices)
 
