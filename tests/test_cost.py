@@ -1,4 +1,4 @@
-"""Kernel times go back to their sites, prices survive a file, and the same prices give the same plan and bytes."""
+"""Kernel times go back to their sites, prices survive a file, the same prices give the same plan and bytes."""
 
 from __future__ import annotations
 
