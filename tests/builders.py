@@ -1,6 +1,6 @@
 """Small models of every awkward kind, for the tests that put models through ``optimize``.
 
-In: nothing. Out: ``MODELS``: name -> function that makes the ModelProto. Weights come from one seeded generator.
+In: nothing. Out: ``MODELS``: name -> function that makes the ModelProto, the same one every time.
 """
 
 from __future__ import annotations
@@ -48,21 +48,39 @@ class Builder:
     def ints(self, *values: int) -> str:
         return self.value(np.array(values, np.int64))
 
-    def add(self, op: str, *inputs: str, out: str | Sequence[str] | None = None, domain: str = "", **attributes: Any) -> str:
+    def add(
+        self,
+        op: str,
+        *inputs: str,
+        out: str | Sequence[str] | None = None,
+        domain: str = "",
+        **attributes: Any,
+    ) -> str:
         """A node; the name of its first output."""
         outputs = [out] if isinstance(out, str) else list(out or [self.name(op.lower())])
         self.nodes.append(
-            helper.make_node(op, list(inputs), outputs, name=f"{op}_of_{outputs[0]}", domain=domain, **attributes)
+            helper.make_node(
+                op, list(inputs), outputs, name=f"{op}_of_{outputs[0]}", domain=domain, **attributes
+            )
         )
         return outputs[0]
 
     def graph(self, inputs: Sequence[Any], outputs: Sequence[Any], name: str = "g") -> GraphProto:
         return helper.make_graph(
-            self.nodes, name, [info(*each) for each in inputs], [info(*each) for each in outputs], self.initializers
+            self.nodes,
+            name,
+            [info(*each) for each in inputs],
+            [info(*each) for each in outputs],
+            self.initializers,
         )
 
     def model(
-        self, inputs: Sequence[Any], outputs: Sequence[Any], opset: int = 17, ir: int = 8, domains: Sequence[str] = ()
+        self,
+        inputs: Sequence[Any],
+        outputs: Sequence[Any],
+        opset: int = 17,
+        ir: int = 8,
+        domains: Sequence[str] = (),
     ) -> ModelProto:
         imports = [helper.make_opsetid("", opset), *(helper.make_opsetid(each, 1) for each in domains)]
         return helper.make_model(self.graph(inputs, outputs), opset_imports=imports, ir_version=ir)
@@ -79,7 +97,9 @@ X: tuple[str, int, list[Any]] = ("x", F, ["n", 64])
 IMAGE: tuple[str, int, list[Any]] = ("x", F, ["n", 8, 12, 12])
 
 
-def body(make: Callable[[Builder], str], seed: int, shape: list[Any], inputs: Sequence[Any] = ()) -> GraphProto:
+def body(
+    make: Callable[[Builder], str], seed: int, shape: list[Any], inputs: Sequence[Any] = ()
+) -> GraphProto:
     """A body with weights of its own whose one output is what ``make`` returns."""
     builder = Builder(seed)
     builder.count = 1000 * seed
@@ -98,7 +118,9 @@ def plain_linear() -> ModelProto:
 @model
 def small_cnn() -> ModelProto:
     b = Builder(1)
-    h = b.add("Relu", b.add("Conv", "x", b.weight(16, 8, 3, 3, scale=0.1), b.weight(16, scale=0.1), pads=[1] * 4))
+    h = b.add(
+        "Relu", b.add("Conv", "x", b.weight(16, 8, 3, 3, scale=0.1), b.weight(16, scale=0.1), pads=[1] * 4)
+    )
     side = b.add("Conv", h, b.weight(16, 16, 3, 3, scale=0.1), pads=[1] * 4)
     scale, shift, mean = (b.weight(16, scale=0.1) for _ in range(3))
     side = b.add("BatchNormalization", side, scale, shift, mean, b.value(np.ones(16, np.float32)))
@@ -114,9 +136,17 @@ def small_cnn() -> ModelProto:
 def attention() -> ModelProto:
     b = Builder(2)
     q, k, v = (b.add("MatMul", "x", b.weight(64, 64)) for _ in range(3))
-    scores = b.add("Mul", b.add("MatMul", q, b.add("Transpose", k, perm=[0, 2, 1])), b.value(np.float32(0.125)))
+    scores = b.add(
+        "Mul", b.add("MatMul", q, b.add("Transpose", k, perm=[0, 2, 1])), b.value(np.float32(0.125))
+    )
     mixed = b.add("MatMul", b.add("MatMul", b.add("Softmax", scores, axis=-1), v), b.weight(64, 64))
-    h = b.add("LayerNormalization", b.add("Add", mixed, "x"), b.value(np.ones(64, np.float32)), b.weight(64), axis=-1)
+    h = b.add(
+        "LayerNormalization",
+        b.add("Add", mixed, "x"),
+        b.value(np.ones(64, np.float32)),
+        b.weight(64),
+        axis=-1,
+    )
     h = b.add("MatMul", h, b.weight(64, 128))
     h = b.add("Mul", h, b.add("Sigmoid", h))
     b.add("MatMul", h, b.weight(128, 64), out="y")
@@ -156,11 +186,22 @@ def scan_body() -> ModelProto:
     b = Builder(6)
     c = Builder(7)
     c.count = 500
-    mixed = c.add("Add", c.add("MatMul", "state", c.weight(64, 64)), c.add("MatMul", "step", c.weight(32, 64)))
+    mixed = c.add(
+        "Add", c.add("MatMul", "state", c.weight(64, 64)), c.add("MatMul", "step", c.weight(32, 64))
+    )
     c.add("Tanh", mixed, out="next")
     c.add("Identity", "next", out="seen")
-    inner = c.graph([("state", F, [1, 64]), ("step", F, [1, 32])], [("next", F, [1, 64]), ("seen", F, [1, 64])])
-    b.add("Scan", b.value(np.zeros((1, 64), np.float32)), "x", out=["last", "all"], body=inner, num_scan_inputs=1)
+    inner = c.graph(
+        [("state", F, [1, 64]), ("step", F, [1, 32])], [("next", F, [1, 64]), ("seen", F, [1, 64])]
+    )
+    b.add(
+        "Scan",
+        b.value(np.zeros((1, 64), np.float32)),
+        "x",
+        out=["last", "all"],
+        body=inner,
+        num_scan_inputs=1,
+    )
     b.add("MatMul", "all", b.weight(64, 96), out="y")
     return b.model([("x", F, [5, 1, 32])], [("y", F, [5, 1, 96]), ("last", F, [1, 64])])
 
@@ -168,7 +209,13 @@ def scan_body() -> ModelProto:
 @model
 def local_function() -> ModelProto:
     b = Builder(8)
-    b.add("Dense", b.add("Dense", "x", b.weight(64, 64), domain="mine"), b.weight(64, 96), out="y", domain="mine")
+    b.add(
+        "Dense",
+        b.add("Dense", "x", b.weight(64, 64), domain="mine"),
+        b.weight(64, 96),
+        out="y",
+        domain="mine",
+    )
     made = b.model([X], [("y", F, ["n", 96])], domains=["mine"])
     nodes = [helper.make_node("MatMul", ["a", "w"], ["p"]), helper.make_node("Relu", ["p"], ["q"])]
     opset = [helper.make_opsetid("", 17)]
@@ -204,7 +251,12 @@ def shared_weight() -> ModelProto:
     left = b.add("MatMul", w, b.add("Transpose", "x", perm=[1, 0]))
     right = b.add("MatMul", "x", w)
     gemm = b.add("Gemm", right, w, transB=1)
-    b.add("Add", b.add("Add", b.add("Transpose", left, perm=[1, 0]), gemm), b.add("Mul", right, b.add("ReduceMean", w)), out="y")
+    b.add(
+        "Add",
+        b.add("Add", b.add("Transpose", left, perm=[1, 0]), gemm),
+        b.add("Mul", right, b.add("ReduceMean", w)),
+        out="y",
+    )
     return b.model([X], [("y", F, ["n", 64])])
 
 
@@ -254,7 +306,12 @@ def no_rows() -> ModelProto:
 def empty_weight() -> ModelProto:
     b = Builder(15)
     h = b.add("Concat", "x", b.value(np.zeros((0, 64), np.float32)), axis=0)
-    b.add("MatMul", b.add("MatMul", h, b.value(np.zeros((64, 0), np.float32))), b.value(np.zeros((0, 64), np.float32)), out="y")
+    b.add(
+        "MatMul",
+        b.add("MatMul", h, b.value(np.zeros((64, 0), np.float32))),
+        b.value(np.zeros((0, 64), np.float32)),
+        out="y",
+    )
     return b.model([X], [("y", F, None)])
 
 
@@ -270,9 +327,18 @@ def scalar_output() -> ModelProto:
 def string_input() -> ModelProto:
     b = Builder(17)
     words = ["alpha", "beta", "gamma", "delta"]
-    ids = b.add("LabelEncoder", "s", domain="ai.onnx.ml", keys_strings=words, values_int64s=[1, 2, 3, 4], default_int64=0)
+    ids = b.add(
+        "LabelEncoder",
+        "s",
+        domain="ai.onnx.ml",
+        keys_strings=words,
+        values_int64s=[1, 2, 3, 4],
+        default_int64=0,
+    )
     b.add("MatMul", b.add("Gather", b.weight(100, 64, scale=0.5), ids), b.weight(64, 64), out="y")
-    made = b.model([("s", TensorProto.STRING, ["n"])], [("y", F, ["n", 64]), ("copy", TensorProto.STRING, ["n"])])
+    made = b.model(
+        [("s", TensorProto.STRING, ["n"])], [("y", F, ["n", 64]), ("copy", TensorProto.STRING, ["n"])]
+    )
     made.graph.node.append(helper.make_node("Identity", ["s"], ["copy"]))
     made.opset_import.append(helper.make_opsetid("ai.onnx.ml", 2))
     return made
@@ -344,7 +410,13 @@ def already_qdq() -> ModelProto:
     scale, zero = b.value(np.float32(0.05)), b.value(np.uint8(128))
     h = b.add("DequantizeLinear", b.add("QuantizeLinear", "x", scale, zero), scale, zero)
     codes = b.value(b.random.integers(-127, 128, (64, 64)).astype(np.int8))
-    w = b.add("DequantizeLinear", codes, b.value(np.full(64, 0.002, np.float32)), b.value(np.zeros(64, np.int8)), axis=1)
+    w = b.add(
+        "DequantizeLinear",
+        codes,
+        b.value(np.full(64, 0.002, np.float32)),
+        b.value(np.zeros(64, np.int8)),
+        axis=1,
+    )
     h = b.add("MatMul", h, w)
     h = b.add("DequantizeLinear", b.add("QuantizeLinear", h, scale, zero), scale, zero)
     b.add("MatMul", h, b.weight(64, 96), out="y")
@@ -400,7 +472,10 @@ def zero_weights() -> ModelProto:
 @model
 def zero_convolution() -> ModelProto:
     b = Builder(28)
-    h = b.add("Relu", b.add("Conv", "x", b.value(np.zeros((16, 8, 3, 3), np.float32)), b.value(np.zeros(16, np.float32))))
+    h = b.add(
+        "Relu",
+        b.add("Conv", "x", b.value(np.zeros((16, 8, 3, 3), np.float32)), b.value(np.zeros(16, np.float32))),
+    )
     b.add("Conv", h, b.weight(8, 16, 3, 3, scale=0.1), out="y")
     return b.model([IMAGE], [("y", F, None)])
 
@@ -408,7 +483,10 @@ def zero_convolution() -> ModelProto:
 @model
 def conv1d() -> ModelProto:
     b = Builder(29)
-    h = b.add("Relu", b.add("Conv", "x", b.weight(32, 16, 3, scale=0.1), b.weight(32), auto_pad="SAME_UPPER", strides=[2]))
+    h = b.add(
+        "Relu",
+        b.add("Conv", "x", b.weight(32, 16, 3, scale=0.1), b.weight(32), auto_pad="SAME_UPPER", strides=[2]),
+    )
     b.add("Conv", h, b.weight(16, 32, 5, scale=0.1), out="y", dilations=[2])
     return b.model([("x", F, ["n", 16, 40])], [("y", F, None)])
 
@@ -434,8 +512,15 @@ def conv_transpose() -> ModelProto:
 @model
 def grouped() -> ModelProto:
     b = Builder(32)
-    h = b.add("Clip", b.add("Conv", "x", b.weight(16, 4, 3, 3, scale=0.1), group=2), b.value(np.float32(0)), b.value(np.float32(6)))
-    h = b.add("Relu", b.add("Conv", h, b.weight(16, 1, 3, 3, scale=0.3), b.weight(16), group=16, pads=[1] * 4))
+    h = b.add(
+        "Clip",
+        b.add("Conv", "x", b.weight(16, 4, 3, 3, scale=0.1), group=2),
+        b.value(np.float32(0)),
+        b.value(np.float32(6)),
+    )
+    h = b.add(
+        "Relu", b.add("Conv", h, b.weight(16, 1, 3, 3, scale=0.3), b.weight(16), group=16, pads=[1] * 4)
+    )
     h = b.add("Conv", h, b.weight(32, 1, 3, 3, scale=0.3), group=16)
     b.add("Conv", h, b.weight(8, 32, 1, 1, scale=0.2), out="y")
     return b.model([IMAGE], [("y", F, None)])
@@ -458,7 +543,7 @@ def island_outputs() -> ModelProto:
 
 @model
 def odd_joints() -> ModelProto:
-    """Joints with constants, with the same operand twice, with broadcasting, and data movement of all kinds."""
+    """Joints with constants, with one operand twice, with broadcasting, and data movement of all kinds."""
     b = Builder(34)
     h = b.add("Conv", "x", b.weight(8, 8, 3, 3, scale=0.1), pads=[1] * 4)
     h = b.add("Add", b.add("Add", h, h), b.weight(8, 1, 1))
@@ -472,7 +557,12 @@ def odd_joints() -> ModelProto:
     h = b.add("LeakyRelu", h, alpha=0.1)
     pooled, where = b.name("pool"), b.name("where")
     b.add("MaxPool", h, out=[pooled, where], kernel_shape=[2, 2], strides=[2, 2])
-    h = b.add("Clip", b.add("Conv", pooled, b.weight(8, 4, 1, 1, scale=0.3)), b.value(np.float32(-1)), b.value(np.float32(1)))
+    h = b.add(
+        "Clip",
+        b.add("Conv", pooled, b.weight(8, 4, 1, 1, scale=0.3)),
+        b.value(np.float32(-1)),
+        b.value(np.float32(1)),
+    )
     h = b.add("Resize", h, "", b.value(np.array([1, 1, 2, 2], np.float32)), mode="nearest")
     h = b.add("Pad", h, b.ints(0, 0, 1, 1, 0, 0, 1, 1))
     h = b.add("Transpose", b.add("Conv", h, b.weight(8, 8, 3, 3, scale=0.1)), perm=[0, 2, 3, 1])
@@ -519,12 +609,32 @@ def everything_dynamic() -> ModelProto:
 def recurrent() -> ModelProto:
     b = Builder(38)
     length = b.name("h")
-    b.add("LSTM", "x", b.weight(2, 128, 16, scale=0.2), b.weight(2, 128, 32, scale=0.2), b.weight(2, 256, scale=0.1),
-          out=[length, "state", "cell"], hidden_size=32, direction="bidirectional")
+    b.add(
+        "LSTM",
+        "x",
+        b.weight(2, 128, 16, scale=0.2),
+        b.weight(2, 128, 32, scale=0.2),
+        b.weight(2, 256, scale=0.1),
+        out=[length, "state", "cell"],
+        hidden_size=32,
+        direction="bidirectional",
+    )
     h = b.add("Reshape", b.add("Transpose", length, perm=[0, 2, 1, 3]), b.ints(0, 0, 64))
-    gru = b.add("GRU", h, b.weight(1, 96, 64, scale=0.2), b.weight(1, 96, 32, scale=0.2), hidden_size=32, linear_before_reset=1)
+    gru = b.add(
+        "GRU",
+        h,
+        b.weight(1, 96, 64, scale=0.2),
+        b.weight(1, 96, 32, scale=0.2),
+        hidden_size=32,
+        linear_before_reset=1,
+    )
     h = b.add("Squeeze", gru, b.ints(1))
-    b.add("Squeeze", b.add("RNN", h, b.weight(1, 32, 32, scale=0.2), b.weight(1, 32, 32, scale=0.2), hidden_size=32), b.ints(1), out="y")
+    b.add(
+        "Squeeze",
+        b.add("RNN", h, b.weight(1, 32, 32, scale=0.2), b.weight(1, 32, 32, scale=0.2), hidden_size=32),
+        b.ints(1),
+        out="y",
+    )
     return b.model([("x", F, ["t", "n", 16])], [("y", F, None), ("state", F, None), ("cell", F, None)])
 
 
@@ -535,7 +645,9 @@ def not_finite() -> ModelProto:
     w = b.random.standard_normal((64, 96)).astype(np.float32) / 8
     w[3, 4], w[5, 6], w[7, 8] = np.nan, np.inf, -np.inf
     h = b.add("MatMul", "x", b.value(w))
-    b.add("MatMul", b.add("Clip", h, b.value(np.float32(-3)), b.value(np.float32(3))), b.weight(96, 64), out="y")
+    b.add(
+        "MatMul", b.add("Clip", h, b.value(np.float32(-3)), b.value(np.float32(3))), b.weight(96, 64), out="y"
+    )
     b.add("Identity", h, out="z")
     return b.model([X], [("y", F, ["n", 64]), ("z", F, ["n", 96])])
 
@@ -559,8 +671,17 @@ def extreme_weights() -> ModelProto:
     w[:, 1] *= np.float32(1e-38)
     w[:, 2] = np.float32(1e-45)
     w[0, 3] = np.float32(3e38)
-    b.add("Tanh", b.add("Add", b.add("MatMul", "x", b.value(w)), b.value(np.full(64, 1e20, np.float32))), out="y")
-    h = b.add("Conv", b.add("Reshape", "x", b.ints(-1, 1, 8, 8)), b.weight(16, 1, 3, 3, scale=1e-20), b.value(np.full(16, 1e10, np.float32)))
+    b.add(
+        "Tanh",
+        b.add("Add", b.add("MatMul", "x", b.value(w)), b.value(np.full(64, 1e20, np.float32))),
+        out="y",
+    )
+    h = b.add(
+        "Conv",
+        b.add("Reshape", "x", b.ints(-1, 1, 8, 8)),
+        b.weight(16, 1, 3, 3, scale=1e-20),
+        b.value(np.full(16, 1e10, np.float32)),
+    )
     b.add("Relu", h, out="z")
     return b.model([X], [("y", F, ["n", 64]), ("z", F, None)])
 
@@ -642,7 +763,9 @@ def embeddings() -> ModelProto:
     table = b.weight(64, 64, scale=0.5)
     rows = b.add("Gather", table, "ids")
     columns = b.add("Transpose", b.add("Gather", table, "ids", axis=1), perm=[1, 0])
-    third = b.add("ReduceSum", b.add("Gather", b.weight(64, 4, 64, scale=0.5), "ids", axis=-3), b.ints(1), keepdims=0)
+    third = b.add(
+        "ReduceSum", b.add("Gather", b.weight(64, 4, 64, scale=0.5), "ids", axis=-3), b.ints(1), keepdims=0
+    )
     line = b.add("Unsqueeze", b.add("Gather", b.weight(64), b.add("Neg", "ids")), b.ints(1))
     h = b.add("Add", b.add("Add", rows, columns), b.add("Mul", third, line))
     b.add("MatMul", h, b.weight(64, 64), out="y")
@@ -672,7 +795,9 @@ def sparse_weight() -> ModelProto:
     places = np.sort(b.random.choice(64 * 64, 200, replace=False)).astype(np.int64)
     b.add("MatMul", b.add("MatMul", "x", "sparse"), b.weight(64, 64), out="y")
     made = b.model([X], [("y", F, ["n", 64])], ir=11)
-    made.graph.sparse_initializer.append(helper.make_sparse_tensor(values, numpy_helper.from_array(places, "places"), [64, 64]))
+    made.graph.sparse_initializer.append(
+        helper.make_sparse_tensor(values, numpy_helper.from_array(places, "places"), [64, 64])
+    )
     return made
 
 

@@ -1,8 +1,8 @@
-"""What ``optimize`` without data makes of the models of the ONNX backend suite: ``python -m tests.corpus_optimize``.
+"""What ``optimize`` without data makes of the ONNX backend suite: ``python -m tests.corpus_optimize``.
 
-In: the installed onnx package. Out: how many were compressed, stayed as they were, or were refused because ONNX
-Runtime does not run them. Failures (exit code 1): an exception that is not one of onnxc's, a refusal of a model that
-runs, a wrong output on the suite's own inputs, a larger file.
+In: the installed onnx package. Out: how many models were compressed, stayed as they were, or were refused
+because ONNX Runtime does not run them. Failures (exit code 1): an exception that is not one of onnxc's, a
+refusal of a model that runs, a wrong output on the suite's own inputs, a larger file.
 """
 
 from __future__ import annotations
@@ -39,7 +39,11 @@ def judge(case: Case, folder: Path) -> str:
             return f"crash: exit code {error.exit_code}: {error}"
         if "give --calib PATH" in str(error):
             return "refused: no generated input runs"
-        return f"refused though it runs: {error}" if _outputs(case.model, case) else "refused: not run by ONNX Runtime"
+        return (
+            f"refused though it runs: {error}"
+            if _outputs(case.model, case)
+            else "refused: not run by ONNX Runtime"
+        )
     except Exception as error:  # noqa: BLE001  # whatever it is, it is a finding
         return f"crash: {type(error).__name__}: {str(error)[:300]}"
     if target.stat().st_size > source.stat().st_size:
@@ -67,15 +71,20 @@ def _judge_output(case: Case, report: Report, made: ModelProto) -> str:
 
 
 def _interface(model: ModelProto) -> list[str]:
-    """Inputs and outputs as text. Before IR version 4 initializers had to be listed as inputs: those do not count."""
+    """Inputs and outputs as text, without the initializers that had to be inputs before IR version 4."""
     held = {tensor.name for tensor in model.graph.initializer}
     inputs = [each for each in model.graph.input if each.name not in held]
     return [f"{each.name} {each.type}" for each in (*inputs, *model.graph.output)]
 
 
 def _differs(wanted: Any, got: Any, exact: bool) -> str | None:
-    """None when ``got`` is as near as its kind asks for: equal to float rounding, or above the quality floor."""
-    if exact or not isinstance(wanted, np.ndarray) or wanted.dtype.kind != "f" or wanted.shape != np.shape(got):
+    """None when ``got`` is as near as it must be: equal to float rounding, or above the quality floor."""
+    if (
+        exact
+        or not isinstance(wanted, np.ndarray)
+        or wanted.dtype.kind != "f"
+        or wanted.shape != np.shape(got)
+    ):
         return difference(wanted, got)
     old, new = np.asarray(wanted, np.float64), np.asarray(got, np.float64)
     noise = float(((old - new) ** 2).sum())

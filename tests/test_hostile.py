@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import onnx
 import pytest
-from onnx import ModelProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, helper, numpy_helper
 
 import onnxc
 from onnxc import cli, storage
@@ -54,7 +54,10 @@ def refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., s
 
 def snapshot(folder: Path) -> dict[str, bytes | None]:
     """Everything in a folder but what a hook's import leaves, and the prices, which may stay."""
-    found = {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+    found = {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
+        for path in folder.rglob("*")
+    }
     return {name: data for name, data in found.items() if "__pycache__" not in name and name != "prices.json"}
 
 
@@ -105,11 +108,13 @@ GOOD = builders.plain_linear().SerializeToString()
         (damaged(lambda m: setattr(m.opset_import[0], "version", 999)), "opset"),
     ],
     ids=[
-        "empty", "text", "zeros", "half", "head", "picture", "no graph", "dangling", "cycle", "custom", "huge", "negative",
-        "twice", "opset 5", "opset 999",
+        "empty", "text", "zeros", "half", "head", "picture", "no graph", "dangling", "cycle", "custom",
+        "huge", "negative", "twice", "opset 5", "opset 999",
     ],
 )  # fmt: skip
-def test_files_that_are_no_sound_model(content: bytes, says: str, folder: Path, refused: Callable[..., str]) -> None:
+def test_files_that_are_no_sound_model(
+    content: bytes, says: str, folder: Path, refused: Callable[..., str]
+) -> None:
     assert says in refused(3, source=write(folder, content))
 
 
@@ -119,7 +124,9 @@ def test_a_flipped_bit_is_refused_or_harmless(folder: Path, capsys: pytest.Captu
         data = bytearray(GOOD)
         data[-int(place)] ^= 1 << int(random.integers(8))
         write(folder, bytes(data))
-        code = cli.main(["optimize", str(folder / "bad.onnx"), str(folder / "out.onnx"), "--quiet", "--dry-run"])
+        code = cli.main(
+            ["optimize", str(folder / "bad.onnx"), str(folder / "out.onnx"), "--quiet", "--dry-run"]
+        )
         assert code in (0, 3)
         assert len(capsys.readouterr().err.splitlines()) == (code == 3)
 
@@ -264,7 +271,9 @@ def test_flags_that_cannot_be(
     (folder / "recipe.toml").write_text("size = [")
     before = snapshot(folder)
     flags = [str(folder / "recipe.toml") if flag == "RECIPE" else flag for flag in flags]
-    assert cli.main(["optimize", str(folder / "in.onnx"), str(folder / "out.onnx"), "--quiet", *flags]) == code
+    assert (
+        cli.main(["optimize", str(folder / "in.onnx"), str(folder / "out.onnx"), "--quiet", *flags]) == code
+    )
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1
     assert says in lines[0]
@@ -340,13 +349,14 @@ def test_a_full_disk_leaves_what_was_there(
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")
 @pytest.mark.parametrize("wait", [0.3, 0.9, 1.5, 2.2])
-def test_control_c_at_any_moment(
-    wait: float, folder: Path, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_control_c_at_any_moment(wait: float, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     (folder / "in.onnx").write_bytes(builders.attention().SerializeToString())
     (folder / "out.onnx").write_bytes(b"before")
     before = snapshot(folder)
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache"))}
+    environment = os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache")),
+    }
     command = [sys.executable, "-m", "onnxc", "optimize", "in.onnx", "out.onnx", "--batch", "8", "--fresh"]
     temporary = tmp_path_factory.mktemp("temporary")
     with subprocess.Popen(
@@ -360,7 +370,9 @@ def test_control_c_at_any_moment(
         assert child.wait(20) == 130
     assert "Traceback" not in said
     assert snapshot(folder) == before
-    assert not [path for path in temporary.iterdir() if path.name != ".ses"]  # ONNX Runtime leaves it at import
+    assert not [
+        path for path in temporary.iterdir() if path.name != ".ses"
+    ]  # ONNX Runtime leaves it at import
 
 
 def test_custom_operators_are_named_with_the_way_out(folder: Path, refused: Callable[..., str]) -> None:
@@ -369,7 +381,9 @@ def test_custom_operators_are_named_with_the_way_out(folder: Path, refused: Call
     assert "--custom-ops" in line
 
 
-def test_weights_that_are_not_finite_stay_as_they_are(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_weights_that_are_not_finite_stay_as_they_are(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for name in ("not_finite", "not_finite_convolution", "extreme_weights"):
         made = builders.MODELS[name]()
         write(folder, made)

@@ -1,4 +1,4 @@
-"""Random small graphs through optimize: whatever the graph, the result holds the floor and is the same every time."""
+"""Random small graphs through optimize: the result holds the floor and is the same every time."""
 
 from __future__ import annotations
 
@@ -20,7 +20,20 @@ from tests.builders import Builder, F
 from tests.unpriced import pretend_everything_pays
 
 ROWS = ["linear", "gemm", "gelu", "relu", "residual", "norm", "concat", "reshape", "softmax", "clip", "twice"]
-IMAGES = ["conv", "depthwise", "grouped", "strided", "relu", "residual", "concat", "pool", "clip", "swish", "scale", "bn"]
+IMAGES = [
+    "conv",
+    "depthwise",
+    "grouped",
+    "strided",
+    "relu",
+    "residual",
+    "concat",
+    "pool",
+    "clip",
+    "swish",
+    "scale",
+    "bn",
+]
 
 
 def rows_model(steps: list[str], seed: int) -> tuple[ModelProto, tuple[int, ...]]:
@@ -90,8 +103,17 @@ def images_model(steps: list[str], seed: int) -> tuple[ModelProto, tuple[int, ..
         elif step == "scale":
             h = b.add("Mul", h, b.add("Sigmoid", b.add("GlobalAveragePool", h)))
         elif step == "bn":
-            parts = [b.value((1 + 0.1 * b.random.standard_normal(channels)).astype(np.float32)) for _ in range(2)]
-            h = b.add("BatchNormalization", h, parts[0], b.weight(channels, scale=0.1), b.weight(channels, scale=0.1), parts[1])
+            parts = [
+                b.value((1 + 0.1 * b.random.standard_normal(channels)).astype(np.float32)) for _ in range(2)
+            ]
+            h = b.add(
+                "BatchNormalization",
+                h,
+                parts[0],
+                b.weight(channels, scale=0.1),
+                b.weight(channels, scale=0.1),
+                parts[1],
+            )
     if seed % 2:
         h = b.add("Flatten", b.add("GlobalAveragePool", h))
         h = b.add("Gemm", h, b.weight(12, channels), b.weight(12), transB=1)

@@ -1,4 +1,4 @@
-"""Awkward models through optimize: within the floor, never larger, same interface, again and again the same bytes."""
+"""Awkward models through optimize: within the floor, never larger, same interface, the same bytes again."""
 
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ LOWEST_DB = 15.0  # on inputs that optimize() has not seen; its own floor of 20 
 UNREPEATABLE = {"random_outputs"}
 MODELS: dict[str, Callable[[], ModelProto]] = {
     **builders.MODELS,
-    **{f"opset_{opset}": lambda opset=opset: builders.of_opset(opset) for opset in (7, 8, 9, 10, 12, 15, 19, 21, 24)},
+    **{
+        f"opset_{opset}": lambda opset=opset: builders.of_opset(opset)
+        for opset in (7, 8, 9, 10, 12, 15, 19, 21, 24)
+    },
     **{f"ir_{ir}": lambda ir=ir: builders.of_opset(11, ir) for ir in (3, 4, 6, 10)},
 }
 REFUSED = {"same_node_names": "same node name"}
@@ -51,7 +54,9 @@ def hold(source: Path, result: Path, name: str) -> None:
     if name in UNREPEATABLE:
         return
     reference, made = Session(source), Session(result)
-    assert [(i.name, i.dtype, i.shape) for i in reference.inputs] == [(i.name, i.dtype, i.shape) for i in made.inputs]
+    assert [(i.name, i.dtype, i.shape) for i in reference.inputs] == [
+        (i.name, i.dtype, i.shape) for i in made.inputs
+    ]
     assert [(o.name, o.dtype) for o in reference.outputs] == [(o.name, o.dtype) for o in made.outputs]
     found = ReferenceOutputs(reference, samples(source, 77), class_scores(Model.load(source))).judge(made)
     assert found.problem is None
