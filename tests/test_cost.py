@@ -1,4 +1,4 @@
-"""Kernel times go back to their sites, prices survive a file, the same prices give the same plan and bytes."""
+"""Kernel times go back to their sites, prices survive a file, the same prices give the same bytes."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def owned(found: Emission) -> dict[str, set[str]]:
 
 class TestOwners:
     def test_float_kernels(self) -> None:
-        """A fused Conv, its change of layout, and a MatMul that became a Gemm with its Add belong to their sites."""
+        """A fused Conv, its change of layout, a MatMul that became a Gemm with its Add: each has its site."""
         found = owned(emitted(convolutions(), samples(1, x=SHAPE)))
         assert "Conv" in found["c0_node"]
         assert "Conv" in found["c1_node"]  # the residual Add is a part of it

@@ -99,7 +99,7 @@ def test_seven_bit_codes_never_overflow(seed: int) -> None:
 
 @pytest.mark.parametrize("operator", ["MatMul", "Gemm", "Conv"])
 def test_neighbours_in_the_kernels_order_are_paired(operator: str) -> None:
-    """Two large codes overflow side by side along K (for a convolution: in neighbouring channels), not apart."""
+    """Two large codes overflow side by side along K (of a convolution: neighbouring channels), not apart."""
     matrix = np.zeros((16, 2), np.int8)  # [K, N]; a convolution's K is 2 x 2 positions of 4 channels
     matrix[4:6, 1] = 127
     apart = np.zeros((16, 2), np.int8)

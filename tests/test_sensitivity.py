@@ -97,7 +97,7 @@ def test_a_table_is_rounded_row_by_row() -> None:
 
 
 def test_a_range_is_refined_on_the_outputs() -> None:
-    """Column 0 of x holds rare huge values that the weight ignores: cutting them off is better for the answer."""
+    """Column 0 of x holds rare huge values that the weight ignores: the answer is better without them."""
     values = weight(32, 16)
     values[0] = 0
     proto = model([node("MatMul", "x w", "y")], {"x": [64, 32]}, {"y": None}, {"w": values})
