@@ -113,8 +113,8 @@ def cut(problem: Problem, price: float, forbidden: set[str]) -> Plan:
                 flow.require(node, SINK)
             elif candidate.mode != "rows" or site.weight.name in problem.storage:
                 flow.require(node, ("weight", site.weight.name))
-        for weight in candidate.weights:
-            flow.require(node, SINK if weight in forbidden else ("weight", weight))
+        for further in candidate.weights:
+            flow.require(node, SINK if further in forbidden else ("weight", further))
     for key in dict.fromkeys(activation_key(activation) for activation in quantized.values()):
         flow.edge(("values", key), SINK, price * problem.noise.get(key, 0.0))
     for key, activation in quantized.items():
@@ -137,8 +137,8 @@ def cut(problem: Problem, price: float, forbidden: set[str]) -> Plan:
     stored |= {s.weight.name for n in compute if (s := sites[n]).weight is not None}
     stored |= {weight for candidate in compute.values() for weight in candidate.weights}
     rounded = {activation_key(a) for c in compute.values() for a in (*c.reads, *((c.writes,) if c.writes else ()))}
-    noise = sum(problem.noise.get(key, 0.0) for key in rounded)
-    noise += sum(problem.noise.get(weight_key(name), 0.0) for name in stored)
+    noise = sum(problem.noise.get(key, 0.0) for key in sorted(rounded))
+    noise += sum(problem.noise.get(weight_key(name), 0.0) for name in sorted(stored))
     return Plan(compute, frozenset(stored), noise, predicted_seconds(problem, compute), price)
 
 
@@ -234,7 +234,7 @@ def silently_quantized(found: Sites, chosen: Plan) -> set[str]:
     entered = {a.tensor for c in chosen.compute.values() for a in c.reads if not a.dynamic}
     trapped: set[str] = set()
     for site in found:
-        if site.name in chosen.compute or not (site.operator in QUANTIZED_AT_LOAD or site.tail and site.bias):
+        if site.name in chosen.compute or not (site.operator in QUANTIZED_AT_LOAD or (site.tail and site.bias)):
             continue
         if not came_from(site.input, codes):
             continue

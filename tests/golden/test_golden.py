@@ -1,7 +1,7 @@
 """Golden graphs: what each pass writes for a small model, as text, so that review sees a change of emission.
 
 ``pytest tests/golden --refresh-golden`` writes them anew. Initializers are replaced by type, shape and mean
-magnitude to two digits: ranges and GPTQ depend on the last bits of a machine's arithmetic, structure does not.
+magnitude to two digits: ranges and GPTQ depend on the last bits of arithmetic, the structure does not.
 """
 
 from __future__ import annotations
