@@ -98,7 +98,7 @@ class Proposals:
     told: set[str]
 
     def roundings(self, context: Context) -> tuple[list[Activation], set[str]]:
-        """Every quantized activation and every weight of the main graph that some candidate rounds."""
+        """Every quantized activation of the main graph, and every weight, that some candidate rounds."""
         made = {t.name for node in context.model.graph.nodes for t in (*node.inputs, *node.outputs)}
         activations = {
             (a.source or a.tensor, a.dynamic): a
@@ -106,11 +106,11 @@ class Proposals:
             for c in found
             for a in (*c.reads, *((c.writes,) if c.writes else ()))
         }
-        weights = {name for name in self.storage if name in made}
+        weights = set(self.storage)
         weights |= {s.weight.name for s in context.sites if s.weight and s.name in self.compute}
         weights |= {name for found in self.compute.values() for c in found for name in c.weights}
         sources = [replace(a, tensor=name) for (name, _), a in activations.items() if name in made]
-        return sources, weights & made
+        return sources, weights
 
     def problem(self, context: Context, prices: Prices) -> Problem:
         elements = {n: int(np.prod(s)) if s else 1 for n, s in context.observations.shapes.items()}

@@ -76,7 +76,7 @@ def search(
     say(f"{first.missed}: looking for what hurts most")
     sensitivities()
     best: Trial | None = None
-    scale, ceiling, step, seen = 1.0, allowed * HEADROOM, 0.8, set[object]()
+    scale, ceiling, step, retried, seen = 1.0, allowed * HEADROOM, 0.8, False, set[object]()
     while len(tried) < trials:
         candidate = under(problem, ceiling / scale)
         if candidate.key in seen:
@@ -95,7 +95,9 @@ def search(
             scale = max(trial.noise / candidate.noise, scale / 4) if candidate.noise > 0 else scale
             ceiling = min(allowed * HEADROOM, ceiling * 2)
         elif best is not None:
-            break
+            if retried or candidate.noise <= 0:
+                break
+            retried, scale = True, trial.noise / candidate.noise * 1.05
         elif candidate.noise > 0 and trial.noise > ceiling:
             scale = max(scale, trial.noise / candidate.noise)
         else:  # the noise is as wanted, another floor is missed: small steps first, a score may turn on one item

@@ -20,6 +20,7 @@ from onnxc.model import Model, Node, Tensor, Variable
 from onnxc.observe import Histogram
 from onnxc.rewrite import Activation, Rewriter
 from onnxc.session import Options, Session, runtime_version
+from onnxc.storage import drop_pages
 
 Noise = dict[str, float]
 MOST_REFINED = 16
@@ -173,6 +174,7 @@ def measure(
     """
     samples = sorted(samples, key=lambda each: -sum(np.size(value) for value in each.values()))  # long ones say most
     probe = build_probe(model, activations, weights)
+    drop_pages()
     start = perf_counter()
     meter = Meter(probe, samples[:1], options)
     noise = {key: meter.noise(meter.on(key)) for key in probe.switches}

@@ -130,7 +130,7 @@ class Sites:
 
 
 def name_nodes(model: Model) -> None:
-    """Give every node a unique name, so that reports and profiles can speak of it."""
+    """Give every node and every tensor a name of its own, so that plans, reports and profiles can speak of it."""
     seen: set[str] = set()
     for node in model.nodes():
         wanted = node.name or f"{node.op}_{node.outputs[0].name if node.outputs else ''}"
@@ -140,6 +140,11 @@ def name_nodes(model: Model) -> None:
             name = f"{wanted}_{count}"
         node.name = name
         seen.add(name)
+    owners: dict[str, Tensor] = {}
+    for graph in model.graphs():  # two branches may use one name for two tensors; ours go by name
+        for tensor in graph.tensors_inside():
+            if owners.setdefault(tensor.name, tensor) is not tensor:
+                tensor.name = model.unique(tensor.name)
 
 
 def is_float(tensor: Tensor) -> bool:

@@ -7,12 +7,14 @@ external data are followed only inside the model's own folder.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import hashlib
 import mmap
 import os
 import re
 import secrets
 import stat
+import sys
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -26,6 +28,7 @@ from onnxc.errors import ModelError
 from onnxc.tensors import DATA_FIELDS, Array, Bytes, decode, flat_bytes, payload_bytes
 from onnxc.wire import LARGE, Weights
 
+_process = ctypes.CDLL(None) if sys.platform == "linux" else None
 _maps: weakref.WeakSet[mmap.mmap] = weakref.WeakSet()
 PROTOBUF_LIMIT = (1 << 31) - 1  # bytes of a message; larger models need external data
 
@@ -58,10 +61,14 @@ def map_file(path: Path, role: str = "") -> Bytes:
 
 
 def drop_pages() -> None:
-    """Give back the memory of mapped files, which only caches the disk; what is read again is read from there."""
+    """Give memory back to the system: pages of mapped files, which only cache the disk, and what sessions that are
+    gone have left in the allocator's pockets (glibc keeps it otherwise)."""
     for mapped in list(_maps):
         if hasattr(mapped, "madvise") and hasattr(mmap, "MADV_DONTNEED"):
             mapped.madvise(mmap.MADV_DONTNEED)
+    trim = getattr(_process, "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def _reason(error: Exception) -> str:
