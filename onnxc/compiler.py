@@ -19,7 +19,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -44,7 +44,7 @@ from onnxc.propose import Chosen, CodeBook, Proposals, collect, passes_of
 from onnxc.recipe import Budget, PassRequest, Recipe, load_recipe, parse_passes
 from onnxc.report import Report
 from onnxc.rewrite import Context
-from onnxc.search import Trial, search
+from onnxc.search import Trial, search, storage_only
 from onnxc.sensitivity import measure
 from onnxc.session import Options, Session, runtime_version
 from onnxc.sites import Sites, find, name_nodes
@@ -129,13 +129,15 @@ def optimize(
     run = opened(model, output, wanted, calib, eval, shapes or {}, batch, PriceFile.open(prices, fresh=fresh), say)
     context, proposals, codes = proposed(run, simplified(run))
     problem, trials = planned(run, context, proposals, codes)
-    say("measuring speed")
-    delivery = gate(run.judge, trials, run.prices, receipt(run))
-    say("writing")
+    stamp = receipt(run)
+    delivery = gate(run.judge, trials, run.prices, stamp, say)
+    say("measuring the result")
     run.prices.save()
     report = summarize(context, proposals, codes, problem, run.judge, delivery, run.notes)
     report.input, report.output = str(run.original.path or "model"), str(output) if output is not None else None
+    report.recipe, report.receipt = asdict(wanted), stamp if report.changed else {}
     if not report.missed:
+        say("writing")
         report.model = write(run.original, delivery, output, external_data=wanted.external_data)
     report.seconds = perf_counter() - start
     if report.missed:
@@ -285,8 +287,10 @@ def planned(
         best, _ = search(problem, judged, sensitivities, allowed, variants, say=run.say)
         yield best
         rows = {name: c for name, c in best.plan.compute.items() if c.mode == "rows"}
-        for lesser in (replace(best.plan, compute=rows), Plan()):
-            if lesser.key != best.plan.key:
+        seen = {best.plan.key}
+        for lesser in (storage_only(problem), replace(best.plan, compute=rows), Plan()):
+            if lesser.key not in seen:
+                seen.add(lesser.key)
                 yield judged(lesser)
 
     return problem, trials()

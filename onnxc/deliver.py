@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -71,14 +71,21 @@ def digest(path: Path) -> str:
     return made.hexdigest()[:24]
 
 
-def gate(judge: Judge, trials: Iterable[Trial], prices: PriceFile, receipt: Mapping[str, str]) -> Delivery:
-    """The first of ``trials`` that holds the floor, is smaller than the input and not slower; else the input itself.
+def gate(
+    judge: Judge,
+    trials: Iterable[Trial],
+    prices: PriceFile,
+    receipt: Mapping[str, str],
+    say: Callable[[str], None] = lambda message: None,
+) -> Delivery:
+    """The first of ``trials`` that holds the floor, is smaller than the input, not slower, and within the limits of
+    size and speed; the first of those before the limits where none is within them; else the input itself.
 
     A model in which ONNX Runtime runs the same kernels as in the original, or fewer, is not slower whatever a busy
     machine measures.
     """
     rejected: list[str] = []
-    limit = judge.original.source_bytes
+    limit, found = judge.original.source_bytes, list[Delivery]()
     for trial in trials:
         if trial.missed is not None:
             rejected.append(trial.missed)
@@ -91,11 +98,18 @@ def gate(judge: Judge, trials: Iterable[Trial], prices: PriceFile, receipt: Mapp
             if size >= limit:
                 rejected.append(f"{what} takes {size:,} bytes, no fewer than the input")
                 continue
+            say("measuring speed")
             ratio = speed_of(judge, path, prices)
-            if ratio.median >= SLOWEST or same_kernels(judge, path):
-                return Delivery(trial, size, ratio, rejected)
-        rejected.append(f"{what} runs {ratio.median:.2f} times as fast as the input")
-    return Delivery(None, limit, None, rejected)
+            if ratio.median < SLOWEST and not same_kernels(judge, path):
+                rejected.append(f"{what} runs {ratio.median:.2f} times as fast as the input")
+                continue
+        found.append(Delivery(trial, size, ratio, rejected))
+        budget = judge.budget
+        if (budget.size is None or size <= budget.size * limit) and (
+            budget.speed is None or ratio.median >= budget.speed
+        ):
+            return found[-1]
+    return found[0] if found else Delivery(None, limit, None, rejected)
 
 
 def same_kernels(judge: Judge, path: Path) -> bool:

@@ -77,6 +77,11 @@ def round_to_nearest(
     return codes
 
 
+def half_bytes(weight: Weight) -> int:
+    """Bytes of ``weight`` as float16 in the file, with the node that unfolds it."""
+    return 2 * prod(weight.shape) + UNFOLD_BYTES // 2 + 3 * len(weight.name)
+
+
 def stored_bytes(weight: Weight, *, unfold: bool = True) -> int:
     """Bytes of ``weight`` as int8 codes in the file: codes, scales, and the nodes that unfold them."""
     channels = weight.shape[weight.channel_axis] if weight.channel_axis is not None else 1

@@ -29,6 +29,8 @@ def build(model: Model, plan: Plan, codes: CodeBook) -> Model:
             candidate.apply(rewriter)
     for name in sorted(plan.stored):
         rewriter.unfold(name)
+    for name in sorted(plan.halves):
+        rewriter.halve(name)
     copy.tidy()
     drop_pages()
     return copy

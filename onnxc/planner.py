@@ -32,7 +32,7 @@ class Plan:
 
     Attributes:
         compute: site name -> chosen candidate; sites that stay float are absent.
-        stored: names of the weights that are stored as codes.
+        stored: names of the weights that are stored as codes; halves: of those stored as float16.
         noise: predicted noise power over signal power of the worst output; 0 where nothing was measured.
         seconds: predicted time per run.
         price: the multiplier it is optimal for.
@@ -40,13 +40,14 @@ class Plan:
 
     compute: Mapping[str, Candidate] = field(default_factory=dict)
     stored: frozenset[str] = frozenset()
+    halves: frozenset[str] = frozenset()
     noise: float = 0.0
     seconds: float = 0.0
     price: float = 0.0
 
     @property
     def key(self) -> tuple[object, ...]:
-        return tuple(sorted((s, c.mode) for s, c in self.compute.items())), tuple(sorted(self.stored))
+        return tuple(sorted((s, c.mode) for s, c in self.compute.items())), (tuple(sorted(self.stored)), tuple(sorted(self.halves)))
 
 
 @dataclass
@@ -60,6 +61,7 @@ class Problem:
         prices: measured seconds.
         elements: tensor name -> elements per run, for the price of a boundary.
         noise: measured noise of each rounding alone; empty until it is needed.
+        halves: weight name -> its float16 storage, taken where codes are not.
         forbidden: sites that must stay float, and weights that must stay float32.
         told: sites and weights whose candidate was asked for by name: chosen whether or not it pays.
     """
@@ -70,6 +72,7 @@ class Problem:
     prices: Prices
     elements: Mapping[str, int]
     noise: Noise = field(default_factory=dict)
+    halves: Mapping[str, Candidate] = field(default_factory=dict)
     forbidden: set[str] = field(default_factory=set)
     told: set[str] = field(default_factory=set)
 
@@ -139,7 +142,8 @@ def cut(problem: Problem, price: float, forbidden: set[str]) -> Plan:
     rounded = {activation_key(a) for c in compute.values() for a in (*c.reads, *((c.writes,) if c.writes else ()))}
     noise = sum(problem.noise.get(key, 0.0) for key in sorted(rounded))
     noise += sum(problem.noise.get(weight_key(name), 0.0) for name in sorted(stored))
-    return Plan(compute, frozenset(stored), noise, predicted_seconds(problem, compute), price)
+    halves = frozenset(set(problem.halves) - stored)
+    return Plan(compute, frozenset(stored), halves, noise, predicted_seconds(problem, compute), price)
 
 
 def choice(problem: Problem, name: str, price: float) -> Candidate | None:
@@ -212,8 +216,23 @@ class Flow:
         if weight.name in problem.told:
             self.require(SOURCE, node)
         if storage is not None:
-            self.edge(SOURCE, node, (weight.bytes - storage.bytes) / bytes_total)
+            self.edge(SOURCE, node, (fallback_bytes(problem, weight) - storage.bytes) / bytes_total)
         self.edge(node, SINK, price * problem.noise.get(weight_key(weight.name), 0.0))
+
+
+def fallback_bytes(problem: Problem, weight: Weight) -> int:
+    """Bytes of ``weight`` where it is not stored as codes."""
+    half = problem.halves.get(weight.name)
+    return half.bytes if half is not None else weight.bytes
+
+
+def stored_share(problem: Problem, plan: Plan) -> float:
+    """Bytes of all weights under ``plan``, as a share of their bytes in float32."""
+    total, kept = sum(weight.bytes for weight in problem.found.weights) or 1, 0
+    for weight in problem.found.weights:
+        storage = problem.storage.get(weight.name) if weight.name in plan.stored else None
+        kept += storage.bytes if storage else fallback_bytes(problem, weight)
+    return kept / total
 
 
 def predicted_seconds(problem: Problem, compute: Mapping[str, Candidate]) -> float:

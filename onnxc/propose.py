@@ -87,13 +87,14 @@ class Proposals:
 
     Attributes:
         compute: site name -> candidates, one per mode.
-        storage: weight name -> storage candidate.
+        storage: weight name -> its int8 storage; halves: its float16 storage, for weights that int8 hurts too much.
         refusals: why not.
         told: places whose candidate was asked for with fields.
     """
 
     compute: dict[str, list[Candidate]]
     storage: dict[str, Candidate]
+    halves: dict[str, Candidate]
     refusals: list[Refusal]
     told: set[str]
 
@@ -114,12 +115,12 @@ class Proposals:
 
     def problem(self, context: Context, prices: Prices) -> Problem:
         elements = {n: int(np.prod(s)) if s else 1 for n, s in context.observations.shapes.items()}
-        return Problem(context.sites, self.compute, self.storage, prices, elements, told=self.told)
+        return Problem(context.sites, self.compute, self.storage, prices, elements, halves=self.halves, told=self.told)
 
 
 def collect(lossy: list[tuple[LossyPass, bool]], context: Context) -> Proposals:
     """Ask every lossy pass about every site and weight; what the model's opset or weight does not allow is refused."""
-    found = Proposals({}, {}, [], set())
+    found = Proposals({}, {}, {}, [], set())
     weights, sites = not_finite(context)
     for instance, told in lossy:
         own = Context(
@@ -142,8 +143,8 @@ def collect(lossy: list[tuple[LossyPass, bool]], context: Context) -> Proposals:
             if answer.kind == "compute":
                 found.compute.setdefault(answer.place, []).append(answer)
             else:
-                found.storage.setdefault(answer.place, answer)
-            if told:
+                (found.halves if answer.mode == "float16" else found.storage).setdefault(answer.place, answer)
+            if told and answer.mode != "float16":
                 found.told.add(answer.place)
     return found
 

@@ -98,7 +98,7 @@ class Candidate:
         pass_name: the pass that proposes it.
         kind: "compute" (of a site) or "storage" (of a weight).
         place: the site's node name or the weight's name.
-        mode: "static", "dynamic", "rows" (compute), "int8" (storage).
+        mode: "static", "dynamic", "rows" (compute), "int8", "float16" (storage).
         specification: what the report says, e.g. "int8 per channel, activations uint8 by squared error".
         reads: activations that must be quantized for it, empty for storage.
         writes: the activation its result is quantized to, None where the result stays float.
@@ -231,6 +231,15 @@ class Rewriter:
         ).outputs[0]
         scaled.dtype, scaled.shape = np.dtype(np.float32), list(self.codes[weight].values.shape)
         self.model.redirect(tensor, scaled)
+
+    def halve(self, weight: str) -> None:
+        """Let every reader of ``weight`` read Cast(float16), which ONNX Runtime folds at load."""
+        tensor = self.tensors[weight]
+        values = np.asarray(self.model.values(tensor)).astype(np.float16)
+        half = self.model.constant(f"{weight}_half", values)
+        cast = self.model.insert("Cast", [half], [f"{weight}_unfolded"], name=f"{weight}_unfolded", to=1).outputs[0]
+        cast.dtype, cast.shape = np.dtype(np.float32), list(values.shape)
+        self.model.redirect(tensor, cast)
 
     def quantized(self, activation: Activation) -> Tensor:
         """DequantizeLinear(QuantizeLinear(tensor)), made once per tensor."""

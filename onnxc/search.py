@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from onnxc.model import Model
-from onnxc.planner import Plan, Problem, plan
+from onnxc.planner import Plan, Problem, plan, stored_share
 from onnxc.quality import Quality
 
 TRIALS = 10
@@ -113,19 +113,13 @@ def storage_only(problem: Problem) -> Plan:
     """Every operator as it was, every weight that may be as codes."""
     rows = {name: c for name, found in problem.compute.items() for c in found if c.mode == "rows"}
     names = frozenset(set(problem.storage) - problem.forbidden)
-    return Plan(rows, names | {site.weight.name for site in problem.found if site.name in rows and site.weight})
+    names |= {site.weight.name for site in problem.found if site.name in rows and site.weight}
+    return Plan(rows, names, frozenset(set(problem.halves) - names))
 
 
 def worth(problem: Problem, candidate: Plan) -> float:
     """Predicted bytes times seconds, each as a share of the original's: least is best."""
-    total = sum(weight.bytes for weight in problem.found.weights) or 1
-    saved = sum(w.bytes - problem.storage[w.name].bytes for w in problem.found.weights if w.name in stored(problem, candidate))
-    return (1 - saved / total) * candidate.seconds / max(problem.prices.total, 1e-9)
-
-
-def stored(problem: Problem, candidate: Plan) -> set[str]:
-    """Weights that the plan stores as codes and that have a priced encoding."""
-    return set(candidate.stored) & set(problem.storage)
+    return stored_share(problem, candidate) * candidate.seconds / max(problem.prices.total, 1e-9)
 
 
 def under(problem: Problem, noise: float) -> Plan:

@@ -14,7 +14,7 @@ from onnxc.planner import Plan, Problem
 from onnxc.propose import CodeBook, Proposals
 from onnxc.quality import Quality, relative_drop
 from onnxc.report import Report, SiteRow
-from onnxc.rewrite import Context
+from onnxc.rewrite import Candidate, Context
 from onnxc.session import Session, load_cost
 from onnxc.sites import Site, matrix_axes
 from onnxc.validate import Comparison
@@ -62,10 +62,10 @@ def missed(judge: Judge, delivery: Delivery) -> list[str]:
     found = []
     share = delivery.size / judge.original.source_bytes
     if judge.budget.size is not None and share > judge.budget.size:
-        found.append(f"the smallest model within the quality floor has {share:.1%} of the size, not {judge.budget.size:.1%}")
+        found.append(f"the best model found within the quality floor has {share:.1%} of the size, not {judge.budget.size:.1%}")
     speed = delivery.ratio.median if delivery.ratio is not None else 1.0
     if judge.budget.speed is not None and speed < judge.budget.speed:
-        found.append(f"the fastest model within the quality floor is {speed:.2f} times as fast, not {judge.budget.speed:g}")
+        found.append(f"the best model found within the quality floor is {speed:.2f} times as fast, not {judge.budget.speed:g}")
     return found
 
 
@@ -110,19 +110,13 @@ def rows(context: Context, proposals: Proposals, problem: Problem, plan: Plan) -
     for weight in context.sites.weights:
         if weight.name in covered or len(weight.shape) < 2:
             continue
-        stored = weight.name in plan.stored
-        found.append(
-            SiteRow(
-                weight.name,
-                str(weight.readers[0][0].op),
-                weight.shape,
-                weight.bytes,
-                proposals.storage[weight.name].bytes if stored else weight.bytes,
-                choice="store-int8" if stored else "float",
-                specification="int8 codes, unfolded at load" if stored else "",
-                reason="" if stored else reasons.get(weight.name, "stored as it was"),
-            )
-        )
+        storage = storage_of(weight.name, problem, plan)
+        row = SiteRow(weight.name, str(weight.readers[0][0].op), weight.shape, weight.bytes, weight.bytes)
+        row.reason = reasons.get(weight.name, "stored as it was")
+        if storage is not None:
+            row.choice, row.specification, row.bytes_after = storage.pass_name, storage.specification, storage.bytes
+            row.reason = ""
+        found.append(row)
     return found
 
 
@@ -132,12 +126,12 @@ def site_row(
     """What was decided about one site; the bytes of a shared weight count at its first reader."""
     assert site.weight is not None
     candidate, stored = plan.compute.get(site.name), site.weight.name in plan.stored
-    storage = problem.storage.get(site.weight.name)
+    storage = storage_of(site.weight.name, problem, plan)
     before = problem.prices.of(site.name, "float")
     row = SiteRow(site.name, site.operator, site.weight.shape)
     row.bytes_before = site.weight.bytes if first else 0
     row.bytes_after = row.bytes_before
-    if stored and first:
+    if first and (stored or storage):
         row.bytes_after = storage.bytes if storage else site.weight.elements
     row.macs = multiplications(site, context)
     row.milliseconds_before = before * 1e3 if before is not None else None
@@ -147,8 +141,8 @@ def site_row(
         after = problem.prices.of(site.name, candidate.mode)
         row.milliseconds_after = after * 1e3 if after is not None else row.milliseconds_after
         return row
-    if stored:
-        row.choice, row.specification = "store-int8", "int8 codes, unfolded at load"
+    if storage is not None:
+        row.choice, row.specification = storage.pass_name, storage.specification
     row.reason = reasons.get(site.name, "")
     modes = [c.mode for c in problem.compute.get(site.name, ())]
     after = min((p for m in modes if (p := problem.prices.of(site.name, m)) is not None), default=None)
@@ -157,6 +151,13 @@ def site_row(
         row.reason = "int8 would cost more accuracy than allowed, or leave its island" if faster else ""
         row.reason = row.reason or f"int8 is not faster here ({before * 1e6:.0f} to {after * 1e6:.0f} microseconds)"
     return row
+
+
+def storage_of(weight: str, problem: Problem, plan: Plan) -> Candidate | None:
+    """How the plan stores a weight, None where it stays float32 or has no candidate of its own."""
+    if weight in plan.stored:
+        return problem.storage.get(weight)
+    return problem.halves.get(weight) if weight in plan.halves else None
 
 
 def multiplications(site: Site, context: Context) -> int | None:

@@ -8,6 +8,7 @@ from .quantize_lstm import QuantizeLstm
 from .quantize_static import QuantizeStatic
 from .raise_opset import RaiseOpset
 from .simplify import Simplify
+from .store_float16 import StoreFloat16
 from .store_int8 import StoreInt8
 from .strip_debug import StripDebug
 
@@ -22,4 +23,5 @@ PASSES: tuple[type, ...] = (
     QuantizeLstm,
     QuantizeEmbedding,
     StoreInt8,
+    StoreFloat16,
 )

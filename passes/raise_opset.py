@@ -31,16 +31,22 @@ class RaiseOpset(ExactPass):
     """Convert the default domain's operators to a newer version with ONNX's version converter.
 
     1. Models below ``version``; newer ones are left as they are, other domains always.
-    2. Left alone when there is no operator of that domain. Refused when the converter fails, when outputs
+    2. Left alone when no operator in it has codes per channel to gain. Refused when the converter fails, when outputs
        change (it has errors), or when a body of If, Loop or Scan
        holds an operator that changed in between: the converter does not look into bodies.
 
     Attributes:
         version: the opset to reach; 13 is the lowest with scales per channel.
+        gaining: operators of which one must be there, separated by spaces; none: raise any model.
     """
 
     name: ClassVar[str] = "raise-opset"
     version: int = 13
+    gaining: str = "MatMul Gemm Conv ConvTranspose Gather LSTM GRU RNN"
+
+    def _gains(self, model: Model) -> bool:
+        wanted = self.gaining.split()
+        return not wanted or any(node.op in wanted for node in model.nodes())
 
     def run(self, model: Model) -> Outcome:
         """Edit ``model`` in place, checked on generated inputs."""
@@ -49,7 +55,7 @@ class RaiseOpset(ExactPass):
     def run_checked(self, model: Model, samples: Sequence[Sample] | None, options: Options) -> Outcome:
         """Edit ``model`` in place; ``samples`` are inputs to check it with, made up when there are none."""
         old = model.opset
-        if old >= self.version:
+        if old >= self.version or not self._gains(model):
             return Outcome()
         made = samples if samples is not None else lambda session: generate(model, session, count=3).take(3)
         try:

@@ -203,7 +203,7 @@ def test_an_old_opset_is_raised_with_its_axes_and_meanings() -> None:
         opset=11,
     )
     model.graph.outputs[0].shape = None
-    after(RaiseOpset(), model, ROWS, 1)
+    after(RaiseOpset(gaining=""), model, ROWS, 1)
     assert model.opset == 13
     assert model.ir_version >= 7
 
@@ -214,7 +214,7 @@ def test_an_opset_stays_when_a_body_would_change_its_meaning() -> None:
     for node in model.nodes():
         if node.op == "Neg":
             node.op = "Softmax"
-    outcome = RaiseOpset(17).run(model)
+    outcome = RaiseOpset(17, gaining="").run(model)
     assert outcome.changed == 0
     assert "Softmax in a body" in outcome.notes[0]
     assert model.opset == 12
