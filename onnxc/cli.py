@@ -59,9 +59,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return complain(str(error), error.exit_code, debug)
     except MemoryError:
         return complain("out of memory: the model or its inputs need more than there is", NO_MEMORY, debug)
-    except OSError as error:  # what we know how to name is an OnnxcError; this is a temporary folder or the like
+    except (
+        OSError
+    ) as error:  # what we know how to name is an OnnxcError; this is a temporary folder or the like
         where = f" ({error.filename})" if error.filename else ""
-        return complain(f"the system refuses: {error.strerror or error}{where}; nothing was written", BAD_INPUT, debug)
+        return complain(
+            f"the system refuses: {error.strerror or error}{where}; nothing was written", BAD_INPUT, debug
+        )
     except Exception as error:  # noqa: BLE001  # whatever is not an error of ours is our bug
         if pressed:  # an extension that is being imported turns Ctrl-C into an error of its own
             return complain("interrupted; nothing was written", INTERRUPTED, debug)

@@ -1,16 +1,16 @@
 """The walk through the compiler. In: a model and what the user asked for. Out: a Report, and the file.
 
-    load      model.py       one graph, weights mapped from disk, nothing of the file lost
-    simplify  passes/        exact rewrites; they must pay too
-    find      sites.py       weights and sites
-    observe   observe.py     one streamed run over the calibration data
-    propose   passes/        candidates: specifications with their activations and bytes
-    price     cost.py        measured seconds per site and mode
-    plan      planner.py     compute per site, storage per weight, under the limits
-    rewrite   rewrite.py     the chosen candidates, applied to a copy
-    validate  quality.py     against the original; below the floor: plan again with a higher price of noise
-    save      deliver.py     never larger, never slower; atomically
-    report    report.py      what was done, what was refused and why
+load      model.py       one graph, weights mapped from disk, nothing of the file lost
+simplify  passes/        exact rewrites; they must pay too
+find      sites.py       weights and sites
+observe   observe.py     one streamed run over the calibration data
+propose   passes/        candidates: specifications with their activations and bytes
+price     cost.py        measured seconds per site and mode
+plan      planner.py     compute per site, storage per weight, under the limits
+rewrite   rewrite.py     the chosen candidates, applied to a copy
+validate  quality.py     against the original; below the floor: plan again with a higher price of noise
+save      deliver.py     never larger, never slower; atomically
+report    report.py      what was done, what was refused and why
 """
 
 from __future__ import annotations
@@ -53,7 +53,11 @@ from onnxc.summary import summarize
 from onnxc.targets import target as target_named
 
 Progress = Callable[[str], None]
-RANGES = (("minmax", 100.0), ("percentile", 99.99), ("percentile", 99.999))  # other choices than least squares
+RANGES = (
+    ("minmax", 100.0),
+    ("percentile", 99.99),
+    ("percentile", 99.999),
+)  # other choices than least squares
 PROBES = 4  # samples for the noise of single roundings
 
 
@@ -77,7 +81,7 @@ def optimize(
     output: str | Path | None = None,
     *,
     calib: Any = None,
-    eval: Any = None,  # noqa: A002  # the contract's name
+    eval: Any = None,  # the contract's name
     budget: Budget | None = None,
     recipe: Recipe | str | Path | None = None,
     passes: str | Sequence[PassRequest] | None = None,
@@ -115,7 +119,11 @@ def optimize(
     wanted = recipe if isinstance(recipe, Recipe) else load_recipe(recipe) if recipe is not None else Recipe()
     settings: dict[str, Any] = {
         "budget": budget,
-        "passes": parse_passes(passes) if isinstance(passes, str) else tuple(passes) if passes is not None else None,
+        "passes": parse_passes(passes)
+        if isinstance(passes, str)
+        else tuple(passes)
+        if passes is not None
+        else None,
         "target": target,
         "ops": ops,
         "providers": tuple(providers) if providers else None,
@@ -126,7 +134,9 @@ def optimize(
     }
     wanted = replace(wanted, **{name: value for name, value in settings.items() if value is not None})
     say = progress or (lambda message: None)
-    run = opened(model, output, wanted, calib, eval, shapes or {}, batch, PriceFile.open(prices, fresh=fresh), say)
+    run = opened(
+        model, output, wanted, calib, eval, shapes or {}, batch, PriceFile.open(prices, fresh=fresh), say
+    )
     context, proposals, codes = proposed(run, simplified(run))
     problem, trials = planned(run, context, proposals, codes)
     stamp = receipt(run)
@@ -134,7 +144,10 @@ def optimize(
     say("measuring the result")
     run.prices.save()
     report = summarize(context, proposals, codes, problem, run.judge, delivery, run.notes)
-    report.input, report.output = str(run.original.path or "model"), str(output) if output is not None else None
+    report.input, report.output = (
+        str(run.original.path or "model"),
+        str(output) if output is not None else None,
+    )
     report.recipe, report.receipt = asdict(wanted), stamp if report.changed else {}
     if not report.missed:
         say("writing")
@@ -182,7 +195,12 @@ def opened(
 
 def check_output(source: str | Path | onnx.ModelProto, output: Path) -> None:
     """UsageError when OUT is IN, is no file, or is in a folder that is not there or may not be written to."""
-    if isinstance(source, str | Path) and output.exists() and Path(source).exists() and output.samefile(source):
+    if (
+        isinstance(source, str | Path)
+        and output.exists()
+        and Path(source).exists()
+        and output.samefile(source)
+    ):
         raise UsageError(f"IN and OUT are the same file '{output}'; write the result elsewhere")
     if output.is_dir():
         raise UsageError(f"'{output}' is a folder; name a file to write")
@@ -222,7 +240,10 @@ def proposed(run: Run, model: Model) -> tuple[Context, Proposals, CodeBook]:
     run.say("observing activations")
     try:
         seen = observed(run.samples, model, found, run.options)
-    except (ModelError, DataError) as error:  # a tensor inside cannot be an output: no ranges, all else goes on
+    except (
+        ModelError,
+        DataError,
+    ) as error:  # a tensor inside cannot be an output: no ranges, all else goes on
         run.notes.append(f"activations could not be observed: {error}")
         seen = Observations()
     context = Context(model, found, seen, run.recipe, where)
@@ -243,13 +264,16 @@ def planned(
     run: Run, context: Context, proposals: Proposals, codes: CodeBook
 ) -> tuple[Problem, Iterator[Trial]]:
     """The trials to deliver, best first: the searched plan; should it turn out slower than the input, the same
-    storage without int8 arithmetic; then the simplified model as it is; then the original."""
+    storage without int8 arithmetic; then the simplified model as it is; then the original.
+    """
     run.say("measuring times in place")
     prices = priced(context, proposals, codes, run.samples, run.options, run.prices)
     problem = proposals.problem(context, prices)
 
     def judged(plan: Plan) -> Trial:
-        run.say(f"judging a plan with {len(plan.compute)} sites in int8 and {len(plan.stored)} weights as codes")
+        run.say(
+            f"judging a plan with {len(plan.compute)} sites in int8 and {len(plan.stored)} weights as codes"
+        )
         return run.judge.trial(context.model, plan, codes)
 
     def sensitivities() -> None:
@@ -277,7 +301,9 @@ def planned(
 
     def ranges(method: str, percentile: float) -> None:
         seen = context.observations
-        seen.refined = {name: seen.ranges[name].limits(method, percentile) for name in seen.ranges} if method else {}
+        seen.refined = (
+            {name: seen.ranges[name].limits(method, percentile) for name in seen.ranges} if method else {}
+        )
         problem.compute = collect(run.chosen.lossy, context).compute
 
     variants = [partial(ranges, *choice) for choice in RANGES] if context.observations.ranges else []

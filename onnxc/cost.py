@@ -139,12 +139,18 @@ def measure(
         seconds: about how long to measure.
     """
     keys = {
-        (site.name, mode): f"{site_key(site, shapes, mode, options)} | {sample_shapes(sample) if not shapes else ''}"
+        (
+            site.name,
+            mode,
+        ): f"{site_key(site, shapes, mode, options)} | {sample_shapes(sample) if not shapes else ''}"
         for site in found
         for mode in variants
         if mode == FLOAT or site.name in applied[mode]
     }
-    if not all(key in prices.entries for key in keys.values()) or "total " + model_key(keys) not in prices.entries:
+    if (
+        not all(key in prices.entries for key in keys.values())
+        or "total " + model_key(keys) not in prices.entries
+    ):
         times = profile({mode: build() for mode, build in variants.items()}, found, sample, options, seconds)
         groups: dict[str, list[float]] = {}
         for (name, mode), key in keys.items():
@@ -202,9 +208,7 @@ def profile(
     """Run the variants interleaved under the profiler; seconds per site, by mode. "" collects what has no owner."""
     from time import perf_counter
 
-    sessions = {
-        mode: Session(model, options, profile=True, dump=True) for mode, model in variants.items()
-    }
+    sessions = {mode: Session(model, options, profile=True, dump=True) for mode, model in variants.items()}
     spent = 0.0
     for session in sessions.values():
         session.run(sample)
@@ -230,7 +234,9 @@ def profile(
 
 def owner_names(model: Model, found: Sites) -> dict[str, str]:
     """Node and tensor name -> name of the site that it is a part of, "" for the other nodes of ``model``."""
-    names = {name: "" for node in model.nodes() for name in (node.name, *(t.name for t in node.outputs)) if name}
+    names = {
+        name: "" for node in model.nodes() for name in (node.name, *(t.name for t in node.outputs)) if name
+    }
     for site in found:
         for node in (site.node, *site.tail):
             names[node.name] = site.name
@@ -277,7 +283,8 @@ LAYOUT_READERS = frozenset(
 
 def named_owner(candidates: list[str], names: Mapping[str, str]) -> str | None:
     """The site whose name one of ``candidates`` is, or begins with (``conv1_token_3`` belongs to ``conv1``); "" for
-    a node that is no part of a site, None where no name is known."""
+    a node that is no part of a site, None where no name is known.
+    """
     for candidate in candidates:
         stem = candidate
         while stem:

@@ -1,14 +1,14 @@
 """The tree of errors. Every error is one line for the user: what, where, what to do.
 
-    OnnxcError            70  our own bug
-    ├── UsageError         2  the command or call itself is wrong
-    ├── BudgetError        1  a limit was not met; the best that was found is in .report
-    └── InputError         3  something that was handed in is bad
-        ├── ModelError        the model file
-        ├── DataError         calibration data, or inputs that do not fit the model
-        ├── HookError         the --eval hook
-        ├── RecipeError       the recipe
-        └── MissingExtraError an optional package is not installed
+OnnxcError            70  our own bug
+├── UsageError         2  the command or call itself is wrong
+├── BudgetError        1  a limit was not met; the best that was found is in .report
+└── InputError         3  something that was handed in is bad
+    ├── ModelError        the model file
+    ├── DataError         calibration data, or inputs that do not fit the model
+    ├── HookError         the --eval hook
+    ├── RecipeError       the recipe
+    └── MissingExtraError an optional package is not installed
 """
 
 from __future__ import annotations

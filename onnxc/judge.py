@@ -71,7 +71,8 @@ class Judge:
 
     def judge(self, model: Model) -> tuple[Quality, float | None, str | None]:
         """Quality, score, and the floor that ``model`` misses (None: none). The hook runs only if outputs allow it;
-        a model that does not run although the original does misses every floor."""
+        a model that does not run although the original does misses every floor.
+        """
         try:
             session = Session(model, self.options)
             quality = self.reference.judge(session)
@@ -79,13 +80,19 @@ class Judge:
             return Quality(sqnr_db=-math.inf, problem=str(error)), None, f"a plan does not run: {error}"
         score = None
         if self.evaluation is not None and self.score is not None:
-            missed = floor_met(quality, self.budget, generated=self.samples.generated, score=(self.score, self.score))
+            missed = floor_met(
+                quality, self.budget, generated=self.samples.generated, score=(self.score, self.score)
+            )
             if missed is not None:
                 return quality, None, missed
             score = self.evaluation(session)
             self.evaluations += 1
             pair = (self.score, score)
-            return quality, score, floor_met(quality, self.budget, generated=self.samples.generated, score=pair)
+            return (
+                quality,
+                score,
+                floor_met(quality, self.budget, generated=self.samples.generated, score=pair),
+            )
         return quality, None, floor_met(quality, self.budget, generated=self.samples.generated)
 
     def trial(self, model: Model, plan: Plan, codes: CodeBook) -> Trial:

@@ -48,12 +48,15 @@ class Factors:
 
 def factor_key(weight: Weight, sites: Sites) -> tuple[str, ...]:
     """What the moments of ``weight`` depend on."""
-    return tuple(rows_key(site) for site in sites if site.weight is weight and site.kind in ("linear", "convolution"))
+    return tuple(
+        rows_key(site) for site in sites if site.weight is weight and site.kind in ("linear", "convolution")
+    )
 
 
 def weight_moments(weight: Weight, sites: Sites, seen: Observations) -> Moments | None:
     """[G, K, K] for the G groups of ``weight`` (1 but for grouped convolutions), K the inputs of one output; None where
-    rounding to nearest is all that can be said."""
+    rounding to nearest is all that can be said.
+    """
     if weight.channel_axis is None:
         return None
     readers = [site for site in sites if site.weight is weight and site.kind in ("linear", "convolution")]
@@ -91,7 +94,9 @@ def assumed_moment(site: Site) -> Moments | None:
     mean = SHARED_MEAN if positive else 0.0
     moment = np.full((depth, depth), mean, np.float32)
     if positions > 1:
-        moment += np.kron(np.eye(channels, dtype=np.float32), np.full((positions, positions), SPATIAL - mean, np.float32))
+        moment += np.kron(
+            np.eye(channels, dtype=np.float32), np.full((positions, positions), SPATIAL - mean, np.float32)
+        )
     np.fill_diagonal(moment, 1.0)
     return moment
 

@@ -74,7 +74,9 @@ class Histogram:
     def centres(self) -> NDArray[np.float64]:
         return (np.arange(BINS) + 0.5 - BINS / 2) * (2 * self.radius / BINS)
 
-    def limits(self, method: str = "mse", percentile: float = 99.99, levels: int = 255) -> tuple[float, float]:
+    def limits(
+        self, method: str = "mse", percentile: float = 99.99, levels: int = 255
+    ) -> tuple[float, float]:
         """(low, high) of the range to quantize, zero included.
 
         ``minmax`` is the range seen, ``percentile`` cuts the two tails, ``mse`` minimizes the mean squared error of
@@ -97,7 +99,8 @@ class Histogram:
 
     def least_squares_limits(self, low: float, high: float, levels: int) -> tuple[float, float]:
         """The (low, high) pair with the least mean squared error: the clipping error of each end from cumulative
-        sums, the rounding error as step^2 / 12 for the values inside that are not zero."""
+        sums, the rounding error as step^2 / 12 for the values inside that are not zero.
+        """
         centres, counts = self.centres, self.counts.astype(np.float64)
         counts[BINS // 2] = max(counts[BINS // 2] - self.zeros, 0.0)
         ratios = np.concatenate([np.linspace(1, 0.5, 51), np.linspace(0.48, 0.02, 24)])
@@ -166,7 +169,9 @@ def observe(
     names = list(dict.fromkeys(t.name for t in tensors))
     inputs = {t.name for t in model.graph.inputs}
     fed = set(next(iter(samples), {}))
-    names = [name for name in names if name not in inputs or name in fed]  # inputs with defaults need not be given
+    names = [
+        name for name in names if name not in inputs or name in fed
+    ]  # inputs with defaults need not be given
     if not names or not count:
         return seen
     readers: dict[str, dict[str, Site]] = {}
@@ -197,7 +202,9 @@ def observe(
                 if values.dtype.kind == "f" and not np.isfinite(values).all():  # of no use to a solver
                     values = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
                 for site in grouped.get(name, []):
-                    windows = patches(np.asarray(values, np.float32), site, quota, np.random.default_rng(position))
+                    windows = patches(
+                        np.asarray(values, np.float32), site, quota, np.random.default_rng(position)
+                    )
                     if windows is not None:
                         found_moment = np.einsum("rgk,rgl->gkl", windows, windows, optimize=True)
                         seen.moments[site.name] = seen.moments.get(site.name, np.float32(0)) + found_moment

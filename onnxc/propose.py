@@ -115,7 +115,9 @@ class Proposals:
 
     def problem(self, context: Context, prices: Prices) -> Problem:
         elements = {n: int(np.prod(s)) if s else 1 for n, s in context.observations.shapes.items()}
-        return Problem(context.sites, self.compute, self.storage, prices, elements, halves=self.halves, told=self.told)
+        return Problem(
+            context.sites, self.compute, self.storage, prices, elements, halves=self.halves, told=self.told
+        )
 
 
 def collect(lossy: list[tuple[LossyPass, bool]], context: Context) -> Proposals:
@@ -210,14 +212,20 @@ class CodeBook:
 
     def saturates(self, site: Site, codes: Codes) -> bool:
         """Whether the pair sums of ``site`` overflow 16 bits on its calibration rows; where no rows were seen, as of
-        the hidden state of a recurrent one, whether they ever can (on trained models that was 20 dB)."""
+        the hidden state of a recurrent one, whether they ever can (on trained models that was 20 dB).
+        """
         if site.kind == "recurrent":
             return may_overflow(np.moveaxis(codes.values, -1, 0))
         seen = self.context.observations
         rows = seen.rows_of(site)
         if rows is None and site.kind == "linear":
             return may_overflow(as_matrix(site, codes))
-        if rows is None or site.input.name not in seen.ranges or codes.axis is None or site.node.attrs.get("group", 1) != 1:
+        if (
+            rows is None
+            or site.input.name not in seen.ranges
+            or codes.axis is None
+            or site.node.attrs.get("group", 1) != 1
+        ):
             return False
         low, high = seen.limits(site.input.name)
         scale = max((high - low) / 255.0, 1e-12)
@@ -225,7 +233,8 @@ class CodeBook:
 
     def of(self, names: frozenset[str] | set[str], sites: Collection[str]) -> dict[str, Codes]:
         """The codes of several weights, where ``sites`` run in int8; those that share inputs are made one after the
-        other."""
+        other.
+        """
         order = sorted(names, key=lambda name: (factor_key(self.weights[name], self.context.sites), name))
         return {
             name: self.codes(name, computed=any(site.name in sites for site in self.readers.get(name, [])))

@@ -205,7 +205,8 @@ class Rewriter:
 
     def dequantized(self, weight: str) -> Tensor:
         """DequantizeLinear of the codes, for operators that fuse with it. Zero points are always written:
-        without them Gemm does not fuse."""
+        without them Gemm does not fuse.
+        """
         if weight not in self._weights:
             axis = self.codes[weight].axis
             attributes = {} if axis is None else {"axis": axis}
@@ -227,7 +228,10 @@ class Rewriter:
             "Cast", [self.weight_codes(weight)], [f"{weight}_cast"], name=f"{weight}_cast", to=1
         ).outputs[0]
         scaled = self.model.insert(
-            "Mul", [cast, self.weight_scale(weight, "broadcast")], [f"{weight}_unfolded"], name=f"{weight}_unfolded"
+            "Mul",
+            [cast, self.weight_scale(weight, "broadcast")],
+            [f"{weight}_unfolded"],
+            name=f"{weight}_unfolded",
         ).outputs[0]
         scaled.dtype, scaled.shape = np.dtype(np.float32), list(self.codes[weight].values.shape)
         self.model.redirect(tensor, scaled)
@@ -237,7 +241,9 @@ class Rewriter:
         tensor = self.tensors[weight]
         values = np.asarray(self.model.values(tensor)).astype(np.float16)
         half = self.model.constant(f"{weight}_half", values)
-        cast = self.model.insert("Cast", [half], [f"{weight}_unfolded"], name=f"{weight}_unfolded", to=1).outputs[0]
+        cast = self.model.insert(
+            "Cast", [half], [f"{weight}_unfolded"], name=f"{weight}_unfolded", to=1
+        ).outputs[0]
         cast.dtype, cast.shape = np.dtype(np.float32), list(values.shape)
         self.model.redirect(tensor, cast)
 
@@ -310,7 +316,8 @@ def weight_codes(
     weight: Weight, values: NDArray[np.float32], context: Context, factors: Factors, levels: int | None = None
 ) -> Codes:
     """The int8 codes of ``weight``: one scale per channel, large enough that an int32 bias stays in range; rounded by
-    GPTQ where input rows were seen, else to nearest."""
+    GPTQ where input rows were seen, else to nearest.
+    """
     levels = levels or context.target.weight_levels
     smallest = None
     for site in context.sites:

@@ -67,7 +67,9 @@ def search(
     tried = [first]
     if first.missed is None:
         return first, tried
-    if first.noise <= allowed:  # the outputs are close enough, a score or a few answers are not: other ranges, as fast
+    if (
+        first.noise <= allowed
+    ):  # the outputs are close enough, a score or a few answers are not: other ranges, as fast
         for variant in variants:
             variant()
             tried.append(judge(plan(problem)))
@@ -149,9 +151,12 @@ def under(problem: Problem, noise: float) -> Plan:
 
 def repair(problem: Problem, start: Plan, noise: float) -> Plan | None:
     """Put sites and weights of ``start`` back, one after another, until its predicted noise fits; None if it never
-    does. Each step takes what loses least for the noise that goes."""
+    does. Each step takes what loses least for the noise that goes.
+    """
     forbidden, current = set(problem.forbidden), start
-    told = problem.told | {s.weight.name for s in problem.found if s.name in problem.told and s.weight is not None}
+    told = problem.told | {
+        s.weight.name for s in problem.found if s.name in problem.told and s.weight is not None
+    }
     told |= {name for site in problem.told & set(start.compute) for name in start.compute[site].weights}
     for _ in range(REPAIRS):
         if current.noise <= noise:
@@ -164,7 +169,9 @@ def repair(problem: Problem, start: Plan, noise: float) -> Plan | None:
             gone = current.noise - without.noise
             if gone <= 0:
                 continue
-            loss = max(worth(problem, without) - worth(problem, current), 1e-9) / min(gone, current.noise - noise * 0.999)
+            loss = max(worth(problem, without) - worth(problem, current), 1e-9) / min(
+                gone, current.noise - noise * 0.999
+            )
             if cheapest is None or loss < cheapest[0]:
                 cheapest = (loss, without, name)
         if cheapest is None:

@@ -78,7 +78,11 @@ def build_probe(model: Model, activations: Sequence[Activation], weights: Mappin
     copy = model.copy()
     probe, rewriter = Probe(copy), Rewriter(copy, dict(weights))
     for name in weights:
-        tables = [node for node in rewriter.tensors[name].outputs if node.op == "Gather" and node.inputs[0].name == name]
+        tables = [
+            node
+            for node in rewriter.tensors[name].outputs
+            if node.op == "Gather" and node.inputs[0].name == name
+        ]
         if tables and len(tables) == len(rewriter.tensors[name].outputs):
             for node in tables:  # a table is never unfolded as a whole
                 probe.switch(weight_key(name), rewriter, node.outputs[0], gathered(rewriter, node, name))
@@ -94,7 +98,11 @@ def build_probe(model: Model, activations: Sequence[Activation], weights: Mappin
             scale = probe.add_input(f"{tensor.name}_scale", activation.scale)
             zero = probe.add_input(f"{tensor.name}_zero", activation.zero_point)
             probe.parameters[key] = (scale.name, zero.name)
-            codes = [copy.insert("QuantizeLinear", [tensor, scale, zero], [f"{tensor.name}_codes"]).outputs[0], scale, zero]
+            codes = [
+                copy.insert("QuantizeLinear", [tensor, scale, zero], [f"{tensor.name}_codes"]).outputs[0],
+                scale,
+                zero,
+            ]
         rounded = copy.insert("DequantizeLinear", list(codes), [f"{tensor.name}_rounded"]).outputs[0]
         probe.switch(key, rewriter, tensor, rounded)
     copy.tidy()
@@ -105,7 +113,9 @@ def gathered(rewriter: Rewriter, node: Node, weight: str) -> Tensor:
     """What ``node`` would gather from the codes of ``weight``, times the scales of the same rows."""
     insert, indices = rewriter.model.insert, node.inputs[1]
     axis = node.attrs.get("axis", 0)
-    rows = insert("Gather", [rewriter.weight_codes(weight), indices], [f"{weight}_rows"], axis=axis).outputs[0]
+    rows = insert("Gather", [rewriter.weight_codes(weight), indices], [f"{weight}_rows"], axis=axis).outputs[
+        0
+    ]
     floats = insert("Cast", [rows], [f"{weight}_row_floats"], to=1).outputs[0]
     scales = rewriter.weight_scale(weight, "broadcast")
     if rewriter.codes[weight].axis == axis:
@@ -121,7 +131,11 @@ class Meter:
         self.session = Session(probe.model, options)
         self.outputs = [info.name for info in self.session.outputs]
         self.references = [
-            {n: v for n, v in self.run(sample, {}).items() if isinstance(v, np.ndarray) and v.dtype.kind == "f"}
+            {
+                n: v
+                for n, v in self.run(sample, {}).items()
+                if isinstance(v, np.ndarray) and v.dtype.kind == "f"
+            }
             for sample in self.samples
         ]
         self.signal = {
@@ -138,9 +152,13 @@ class Meter:
             results = self.run(sample, changes)
             for name, value in reference.items():
                 other = np.asarray(results[name])
-                with np.errstate(invalid="ignore", over="ignore"):  # infinite minus infinite counts as nothing
+                with np.errstate(
+                    invalid="ignore", over="ignore"
+                ):  # infinite minus infinite counts as nothing
                     found[name] += power(other - value) if other.shape == value.shape else power(value)
-        return max((value / self.signal[name] for name, value in found.items() if self.signal[name] > 0), default=0.0)
+        return max(
+            (value / self.signal[name] for name, value in found.items() if self.signal[name] > 0), default=0.0
+        )
 
     def on(self, key: str) -> dict[str, np.ndarray]:
         """The change that turns the switch of ``key`` on."""
@@ -172,7 +190,9 @@ def measure(
     Returns:
         key -> noise power over signal power of the worst float output; tensor -> refined (low, high).
     """
-    samples = sorted(samples, key=lambda each: -sum(np.size(value) for value in each.values()))  # long ones say most
+    samples = sorted(
+        samples, key=lambda each: -sum(np.size(value) for value in each.values())
+    )  # long ones say most
     probe = build_probe(model, activations, weights)
     drop_pages()
     start = perf_counter()

@@ -221,7 +221,11 @@ def islanded(sites: list[Site], types: dict[str, TensorType]) -> list[Site]:
     chains = nx.Graph()
     for site in sites:
         if site.kind == "joint" or site.operator == "Conv":
-            for tensor in (*site.inputs[:1], *(site.inputs[1:] if site.operator in SEVERAL else ()), site.result):
+            for tensor in (
+                *site.inputs[:1],
+                *(site.inputs[1:] if site.operator in SEVERAL else ()),
+                site.result,
+            ):
                 known = types.get(tensor.name)
                 if known is not None and known.dtype == np.dtype(np.float32):
                     chains.add_edge(("site", site.name), ("tensor", tensor.name))
@@ -247,7 +251,9 @@ def site_of(
     kind = KINDS.get(node.op) if not node.domain or node.domain == "ai.onnx" else None
     if kind is None:
         if node.op in target.joints | target.carriers and node.outputs:
-            return Site(node, "joint", graph, output=absorb(node.outputs[0], target, outputs, site := []), tail=site)
+            return Site(
+                node, "joint", graph, output=absorb(node.outputs[0], target, outputs, site := []), tail=site
+            )
         return None
     position = 0 if kind == "embedding" else 1
     if len(node.inputs) <= position or id(node.inputs[position]) not in weights:

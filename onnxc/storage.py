@@ -62,7 +62,8 @@ def map_file(path: Path, role: str = "") -> Bytes:
 
 def drop_pages() -> None:
     """Give memory back to the system: pages of mapped files, which only cache the disk, and what sessions that are
-    gone have left in the allocator's pockets (glibc keeps it otherwise)."""
+    gone have left in the allocator's pockets (glibc keeps it otherwise).
+    """
     for mapped in list(_maps):
         if hasattr(mapped, "madvise") and hasattr(mmap, "MADV_DONTNEED"):
             mapped.madvise(mmap.MADV_DONTNEED)

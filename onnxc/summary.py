@@ -40,7 +40,9 @@ def summarize(
         if refusal.place not in plan.compute:
             report.refuse(refusal.pass_name, refusal.reason, refusal.place)
     report.notes += delivery.rejected
-    narrow = sorted(name for name in codes.overflowing if any(s.weight and s.weight.name == name for s in int8))
+    narrow = sorted(
+        name for name in codes.overflowing if any(s.weight and s.weight.name == name for s in int8)
+    )
     if narrow:
         shown = ", ".join(narrow[:3]) + (" ..." if len(narrow) > 3 else "")
         report.notes.append(
@@ -48,10 +50,14 @@ def summarize(
             f"({shown}); where this machine is one of them they are stored with 7 bits"
         )
     if any(a.dynamic for c in plan.compute.values() for a in c.reads):
-        report.notes.append("ranges taken at run time span the whole batch: an answer may depend on who shares it")
+        report.notes.append(
+            "ranges taken at run time span the whole batch: an answer may depend on who shares it"
+        )
     report.comparison = measured(judge, delivery)
     report.limits = {
-        each.name: value for each in fields(judge.budget) if (value := getattr(judge.budget, each.name)) is not None
+        each.name: value
+        for each in fields(judge.budget)
+        if (value := getattr(judge.budget, each.name)) is not None
     }
     report.missed = missed(judge, delivery)
     return report
@@ -62,10 +68,14 @@ def missed(judge: Judge, delivery: Delivery) -> list[str]:
     found = []
     share = delivery.size / judge.original.source_bytes
     if judge.budget.size is not None and share > judge.budget.size:
-        found.append(f"the best model found within the quality floor has {share:.1%} of the size, not {judge.budget.size:.1%}")
+        found.append(
+            f"the best model found within the quality floor has {share:.1%} of the size, not {judge.budget.size:.1%}"
+        )
     speed = delivery.ratio.median if delivery.ratio is not None else 1.0
     if judge.budget.speed is not None and speed < judge.budget.speed:
-        found.append(f"the best model found within the quality floor is {speed:.2f} times as fast, not {judge.budget.speed:g}")
+        found.append(
+            f"the best model found within the quality floor is {speed:.2f} times as fast, not {judge.budget.speed:g}"
+        )
     return found
 
 
@@ -88,7 +98,10 @@ def measured(judge: Judge, delivery: Delivery) -> Comparison | None:
         if original is None:
             original = Path(folder, "original.onnx")
             judge.original.save(original)
-        result.load_reference, result.load_new = load_cost(original, judge.options), load_cost(path, judge.options)
+        result.load_reference, result.load_new = (
+            load_cost(original, judge.options),
+            load_cost(path, judge.options),
+        )
         result.kernels_reference = operators(Session(original, judge.options, dump=True).optimized())
         optimized = Session(path, judge.options, dump=True).optimized()
         result.kernels_new, result.leftover = operators(optimized), leftover_weights(optimized)
@@ -114,7 +127,11 @@ def rows(context: Context, proposals: Proposals, problem: Problem, plan: Plan) -
         row = SiteRow(weight.name, str(weight.readers[0][0].op), weight.shape, weight.bytes, weight.bytes)
         row.reason = reasons.get(weight.name, "stored as it was")
         if storage is not None:
-            row.choice, row.specification, row.bytes_after = storage.pass_name, storage.specification, storage.bytes
+            row.choice, row.specification, row.bytes_after = (
+                storage.pass_name,
+                storage.specification,
+                storage.bytes,
+            )
             row.reason = ""
         found.append(row)
     return found
@@ -149,7 +166,9 @@ def site_row(
     if after is not None and before is not None:
         faster = after < before
         row.reason = "int8 would cost more accuracy than allowed, or leave its island" if faster else ""
-        row.reason = row.reason or f"int8 is not faster here ({before * 1e6:.0f} to {after * 1e6:.0f} microseconds)"
+        row.reason = (
+            row.reason or f"int8 is not faster here ({before * 1e6:.0f} to {after * 1e6:.0f} microseconds)"
+        )
     return row
 
 

@@ -50,7 +50,9 @@ class QuantizeStatic(LossyPass):
             yield Refusal(self.name, site.name, reason)
             return
         carries = site.operator in context.target.carriers
-        reads = tuple(self.activation(tensor, context) for tensor in (site.inputs[:1] if carries else site.inputs))
+        reads = tuple(
+            self.activation(tensor, context) for tensor in (site.inputs[:1] if carries else site.inputs)
+        )
         writes = None if site.kind == "linear" else self.activation(site.result, context)
         if writes is not None and carries:
             writes = replace(reads[0], tensor=site.result.name)
@@ -79,7 +81,9 @@ class QuantizeStatic(LossyPass):
             return "ConvTranspose has no int8 kernel"
         axes = matrix_axes(site)
         if axes is None or site.weight.channel_axis != axes[1]:
-            return "the weight is not a plain matrix here, or another reader needs its scales along another axis"
+            return (
+                "the weight is not a plain matrix here, or another reader needs its scales along another axis"
+            )
         if site.kind == "linear":
             if site.weight.elements < context.target.smallest_linear and not context.told:
                 return "too small for an int8 kernel to pay"
@@ -130,7 +134,7 @@ def carried_from(tensor: Tensor, context: Context) -> Tensor:
 
 
 def linear(rewriter: Rewriter, site: Site, reads: tuple[Activation, ...], writes: Activation | None) -> None:
-    """x and W through DQ, the bias through an int32 DQ."""
+    """X and W through DQ, the bias through an int32 DQ."""
     assert site.weight is not None
     node = rewriter.nodes[site.name]
     node.inputs[0] = rewriter.quantized(reads[0])
@@ -145,7 +149,9 @@ def linear(rewriter: Rewriter, site: Site, reads: tuple[Activation, ...], writes
             add.inputs[position] = bias
 
 
-def convolution(rewriter: Rewriter, site: Site, reads: tuple[Activation, ...], writes: Activation | None) -> None:
+def convolution(
+    rewriter: Rewriter, site: Site, reads: tuple[Activation, ...], writes: Activation | None
+) -> None:
     """Q/DQ on both sides, the bias through an int32 DQ."""
     assert site.weight is not None and writes is not None
     node = rewriter.nodes[site.name]
