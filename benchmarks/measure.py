@@ -38,9 +38,7 @@ def one_round(session: Any, samples: Sequence[Sample]) -> list[float]:
     return seconds
 
 
-def speeds(
-    original: Path, others: Mapping[str, Path], samples: Sequence[Sample]
-) -> dict[str, dict[str, float]]:
+def speeds(original: Path, others: Mapping[str, Path], samples: Sequence[Sample]) -> dict[str, dict[str, float]]:
     """How many times as fast as ``original`` each of ``others`` is, all of them interleaved in this process.
 
     A round runs every session once over all samples, in an order that rotates; its ratio is the median over

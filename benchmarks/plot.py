@@ -69,9 +69,7 @@ def draw(rows: Sequence[Row]) -> str:
     ]
     x = 20.0
     for tool, color in COLORS.items():
-        parts.append(
-            f'<circle cx="{x + 5}" cy="22" r="5" fill="{color}"/><text x="{x + 16}" y="26">{tool}</text>'
-        )
+        parts.append(f'<circle cx="{x + 5}" cy="22" r="5" fill="{color}"/><text x="{x + 16}" y="26">{tool}</text>')
         x += 34 + 7 * len(tool)
     parts.append(f'<circle class="hollow" cx="25" cy="{bottom + 14}" r="5" stroke="#57606a"/>')
     parts.append(f'<text class="small" x="36" y="{bottom + 18}">lost over 1 %</text>')
@@ -85,9 +83,7 @@ def draw(rows: Sequence[Row]) -> str:
         y = TOP + STEP * (number + 0.5)
         parts.append(f'<text x="20" y="{y + 4}">{escape(model)}</text>')
         for lane, tool in enumerate(reversed(COLORS)):
-            parts += marks(
-                [r for r in rows if (r.model, r.tool) == (model, tool)], y + 4 * (2.5 - lane), tool
-            )
+            parts += marks([r for r in rows if (r.model, r.tool) == (model, tool)], y + 4 * (2.5 - lane), tool)
     return "\n".join([*parts, "</svg>\n"])
 
 

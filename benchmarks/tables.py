@@ -90,9 +90,7 @@ def results_page(rows: Sequence[Row], versions: Mapping[str, str]) -> str:
         ],
     )
     made = ", ".join(f"{what} {version}" for what, version in versions.items() if what != "processor")
-    return PAGE.format(
-        processor=versions["processor"], made=made, first=first, counted=counted, rows=text_table(rows)
-    )
+    return PAGE.format(processor=versions["processor"], made=made, first=first, counted=counted, rows=text_table(rows))
 
 
 FAULTS = ("failed", "loses too much", "slower", "larger")
@@ -114,9 +112,7 @@ def _median_size(rows: Iterable[Row]) -> str:
 
 
 def _milliseconds(rows: Iterable[Row], model: str) -> str:
-    found = [
-        r.milliseconds_original for r in rows if r.model == model and r.milliseconds_original is not None
-    ]
+    found = [r.milliseconds_original for r in rows if r.model == model and r.milliseconds_original is not None]
     return f"{found[0]:.3f}" if found else ""
 
 

@@ -59,13 +59,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return complain(str(error), error.exit_code, debug)
     except MemoryError:
         return complain("out of memory: the model or its inputs need more than there is", NO_MEMORY, debug)
-    except (
-        OSError
-    ) as error:  # what we know how to name is an OnnxcError; this is a temporary folder or the like
+    except OSError as error:  # what we know how to name is an OnnxcError; this is a temporary folder or the like
         where = f" ({error.filename})" if error.filename else ""
-        return complain(
-            f"the system refuses: {error.strerror or error}{where}; nothing was written", BAD_INPUT, debug
-        )
+        return complain(f"the system refuses: {error.strerror or error}{where}; nothing was written", BAD_INPUT, debug)
     except Exception as error:  # noqa: BLE001  # whatever is not an error of ours is our bug
         if pressed:  # an extension that is being imported turns Ctrl-C into an error of its own
             return complain("interrupted; nothing was written", INTERRUPTED, debug)
@@ -100,9 +96,7 @@ def parser() -> Parser:
     """Every verb and flag; one that is not here does not work yet."""
     from onnxc import __version__
 
-    top = Parser(
-        prog="onnxc", description="Makes ONNX models smaller and faster, and proves it.", epilog=EXIT_CODES
-    )
+    top = Parser(prog="onnxc", description="Makes ONNX models smaller and faster, and proves it.", epilog=EXIT_CODES)
     top.add_argument("--version", action="version", version=f"onnxc {__version__}")
     verbs = top.add_subparsers(title="verbs", metavar="VERB", required=True, parser_class=Parser)
     _add_optimize(verbs)
@@ -144,9 +138,7 @@ def _add_optimize(verbs: Any) -> None:
     made = _verb(verbs, "optimize", run_optimize, "Write a smaller and faster model.")
     made.add_argument("input", metavar="IN", help="an .onnx file")
     made.add_argument("output", metavar="OUT", help="where the result goes; never IN itself")
-    limits = made.add_argument_group(
-        "limits", "quality is a floor; the result is never slower or larger than IN"
-    )
+    limits = made.add_argument_group("limits", "quality is a floor; the result is never slower or larger than IN")
     limits.add_argument("--size", type=_limit("size"), metavar="25%", help="largest file, as a share of IN")
     limits.add_argument("--speed", type=_limit("speed"), metavar="2x", help="smallest speed-up")
     limits.add_argument(
@@ -169,12 +161,8 @@ def _add_optimize(verbs: Any) -> None:
     )
     _add_data(made)
     choice = made.add_argument_group("choice")
-    choice.add_argument(
-        "--recipe", metavar="FILE.toml", help="limits, settings and passes from a file; flags win"
-    )
-    choice.add_argument(
-        "--passes", metavar="a,b:field=value", help="only these may propose; with fields: do as told"
-    )
+    choice.add_argument("--recipe", metavar="FILE.toml", help="limits, settings and passes from a file; flags win")
+    choice.add_argument("--passes", metavar="a,b:field=value", help="only these may propose; with fields: do as told")
     choice.add_argument("--ops", choices=["standard", "ort"], help="ort allows operators of com.microsoft")
     choice.add_argument("--seed", type=int, help="of everything random (0)")
     choice.add_argument("--prices", metavar="FILE", help="where measured times are kept")
@@ -212,13 +200,9 @@ def _add_passes(verbs: Any) -> None:
 
 def _add_data(made: Parser) -> None:
     data = made.add_argument_group("data")
-    data.add_argument(
-        "--calib", metavar="PATH", help="real inputs: folder of .npz, .npz, .npy, or FILE.py:FUNCTION"
-    )
+    data.add_argument("--calib", metavar="PATH", help="real inputs: folder of .npz, .npz, .npy, or FILE.py:FUNCTION")
     data.add_argument("--eval", metavar="FILE.py:FUNCTION", help="takes an InferenceSession, returns a score")
-    data.add_argument(
-        "--shape", type=_value(shape), metavar="NAME=1x128", action="append", help="of a generated input"
-    )
+    data.add_argument("--shape", type=_value(shape), metavar="NAME=1x128", action="append", help="of a generated input")
     data.add_argument("--batch", type=_value(count), metavar="N", help="batch size of generated inputs")
 
 

@@ -119,11 +119,7 @@ def optimize(
     wanted = recipe if isinstance(recipe, Recipe) else load_recipe(recipe) if recipe is not None else Recipe()
     settings: dict[str, Any] = {
         "budget": budget,
-        "passes": parse_passes(passes)
-        if isinstance(passes, str)
-        else tuple(passes)
-        if passes is not None
-        else None,
+        "passes": parse_passes(passes) if isinstance(passes, str) else tuple(passes) if passes is not None else None,
         "target": target,
         "ops": ops,
         "providers": tuple(providers) if providers else None,
@@ -134,9 +130,7 @@ def optimize(
     }
     wanted = replace(wanted, **{name: value for name, value in settings.items() if value is not None})
     say = progress or (lambda message: None)
-    run = opened(
-        model, output, wanted, calib, eval, shapes or {}, batch, PriceFile.open(prices, fresh=fresh), say
-    )
+    run = opened(model, output, wanted, calib, eval, shapes or {}, batch, PriceFile.open(prices, fresh=fresh), say)
     context, proposals, codes = proposed(run, simplified(run))
     problem, trials = planned(run, context, proposals, codes)
     stamp = receipt(run)
@@ -182,9 +176,7 @@ def opened(
     evaluation = Evaluation.open(hook) if hook is not None else None
     session = Session(original.path or original, options)
     if calib is not None:
-        samples = Calibration.open(
-            calib, session.inputs, optional=session.optional, limits=index_limits(original)
-        )
+        samples = Calibration.open(calib, session.inputs, optional=session.optional, limits=index_limits(original))
     else:
         samples = generate(original, session, shapes=shapes, batch=batch, seed=recipe.seed)
     say("running the original")
@@ -195,12 +187,7 @@ def opened(
 
 def check_output(source: str | Path | onnx.ModelProto, output: Path) -> None:
     """UsageError when OUT is IN, is no file, or is in a folder that is not there or may not be written to."""
-    if (
-        isinstance(source, str | Path)
-        and output.exists()
-        and Path(source).exists()
-        and output.samefile(source)
-    ):
+    if isinstance(source, str | Path) and output.exists() and Path(source).exists() and output.samefile(source):
         raise UsageError(f"IN and OUT are the same file '{output}'; write the result elsewhere")
     if output.is_dir():
         raise UsageError(f"'{output}' is a folder; name a file to write")
@@ -260,9 +247,7 @@ def observed(samples: Calibration, model: Model, found: Sites, options: Options)
     return observe(model, samples, len(samples), floats, sites, options)
 
 
-def planned(
-    run: Run, context: Context, proposals: Proposals, codes: CodeBook
-) -> tuple[Problem, Iterator[Trial]]:
+def planned(run: Run, context: Context, proposals: Proposals, codes: CodeBook) -> tuple[Problem, Iterator[Trial]]:
     """The trials to deliver, best first: the searched plan; should it turn out slower than the input, the same
     storage without int8 arithmetic; then the simplified model as it is; then the original.
     """
@@ -271,9 +256,7 @@ def planned(
     problem = proposals.problem(context, prices)
 
     def judged(plan: Plan) -> Trial:
-        run.say(
-            f"judging a plan with {len(plan.compute)} sites in int8 and {len(plan.stored)} weights as codes"
-        )
+        run.say(f"judging a plan with {len(plan.compute)} sites in int8 and {len(plan.stored)} weights as codes")
         return run.judge.trial(context.model, plan, codes)
 
     def sensitivities() -> None:
@@ -301,9 +284,7 @@ def planned(
 
     def ranges(method: str, percentile: float) -> None:
         seen = context.observations
-        seen.refined = (
-            {name: seen.ranges[name].limits(method, percentile) for name in seen.ranges} if method else {}
-        )
+        seen.refined = {name: seen.ranges[name].limits(method, percentile) for name in seen.ranges} if method else {}
         problem.compute = collect(run.chosen.lossy, context).compute
 
     variants = [partial(ranges, *choice) for choice in RANGES] if context.observations.ranges else []

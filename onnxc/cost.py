@@ -16,7 +16,6 @@ import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -103,6 +102,7 @@ def site_key(site: Site, shapes: Mapping[str, tuple[int, ...]], mode: str, optio
 
 
 def sample_shapes(sample: Mapping[str, np.ndarray]) -> str:
+    """The shapes of a sample, as a part of a key."""
     return ",".join(f"{k}{list(np.shape(v))}" for k, v in sorted(sample.items()))
 
 
@@ -147,10 +147,7 @@ def measure(
         for mode in variants
         if mode == FLOAT or site.name in applied[mode]
     }
-    if (
-        not all(key in prices.entries for key in keys.values())
-        or "total " + model_key(keys) not in prices.entries
-    ):
+    if not all(key in prices.entries for key in keys.values()) or "total " + model_key(keys) not in prices.entries:
         times = profile({mode: build() for mode, build in variants.items()}, found, sample, options, seconds)
         groups: dict[str, list[float]] = {}
         for (name, mode), key in keys.items():
@@ -184,8 +181,8 @@ def boundary_price(prices: PriceFile, options: Options) -> float:
             [make.make_tensor_value_info("x", onnx.TensorProto.FLOAT, shape)],
             [make.make_tensor_value_info("moved", onnx.TensorProto.UINT8, [1, 56, 56, 64])],
             [
-                onnx.numpy_helper.from_array(np.float32(0.02), "scale"),
-                onnx.numpy_helper.from_array(np.uint8(0), "zero"),
+                onnx.numpy_helper.from_array(np.array(0.02, np.float32), "scale"),
+                onnx.numpy_helper.from_array(np.array(0, np.uint8), "zero"),
             ],
         )
         model = make.make_model(graph, opset_imports=[make.make_opsetid("", 13)], ir_version=8)
@@ -234,9 +231,7 @@ def profile(
 
 def owner_names(model: Model, found: Sites) -> dict[str, str]:
     """Node and tensor name -> name of the site that it is a part of, "" for the other nodes of ``model``."""
-    names = {
-        name: "" for node in model.nodes() for name in (node.name, *(t.name for t in node.outputs)) if name
-    }
+    names = {name: "" for node in model.nodes() for name in (node.name, *(t.name for t in node.outputs)) if name}
     for site in found:
         for node in (site.node, *site.tail):
             names[node.name] = site.name
@@ -293,7 +288,3 @@ def named_owner(candidates: list[str], names: Mapping[str, str]) -> str | None:
             cut = max(stem.rfind("_"), stem.rfind("/"))
             stem = stem[:cut] if cut > 0 else ""
     return None
-
-
-def digest(data: bytes | Any) -> str:
-    return hashlib.sha256(data).hexdigest()[:16]

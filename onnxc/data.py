@@ -65,9 +65,7 @@ class Calibration:
         Raises:
             DataError: the first sample that does not fit, with what is wrong with it.
         """
-        return cls.checked(
-            open_reader(spec, inputs), Check(tuple(inputs), tuple(optional), dict(limits or {}))
-        )
+        return cls.checked(open_reader(spec, inputs), Check(tuple(inputs), tuple(optional), dict(limits or {})))
 
     @classmethod
     def checked(cls, reader: Reader, check: Check, generated: bool = False) -> Calibration:
@@ -124,9 +122,7 @@ def generate(
         DataError: nothing that was tried runs; says what ONNX Runtime said last.
     """
     samples = generated_samples(model, session, shapes=shapes or {}, batch=batch, count=count, seed=seed)
-    reader = Reader.indexed(
-        "generated", len(samples), lambda index: (f"generated sample {index}", samples[index])
-    )
+    reader = Reader.indexed("generated", len(samples), lambda index: (f"generated sample {index}", samples[index]))
     return Calibration.checked(reader, Check(session.inputs, session.optional, {}), generated=True)
 
 
@@ -190,12 +186,8 @@ def _cast(what: str, array: np.ndarray, wanted: np.dtype[Any]) -> np.ndarray:
     if have == wanted and wanted.kind != "O":
         return array
     if wanted.kind == "O":
-        if have.kind in "US" or (
-            have.kind == "O" and all(isinstance(each, str | bytes) for each in array.flat)
-        ):
-            decoded = (
-                each.decode("utf-8", "replace") if isinstance(each, bytes) else each for each in array.flat
-            )
+        if have.kind in "US" or (have.kind == "O" and all(isinstance(each, str | bytes) for each in array.flat)):
+            decoded = (each.decode("utf-8", "replace") if isinstance(each, bytes) else each for each in array.flat)
             return np.asarray([str(each) for each in decoded], dtype=object).reshape(array.shape)
         raise DataError(f"{what} is {have}, but the model takes strings")
     refused = DataError(f"{what} is {have}, but the model takes {wanted}: convert it where you make the data")
@@ -241,6 +233,4 @@ def _update(digest: Any, name: str, value: Any) -> None:
             text = str(each).encode("utf-8", "surrogatepass")
             digest.update(f"{len(text)}:".encode() + text)
     else:
-        digest.update(
-            np.ascontiguousarray(array).view(np.uint8).data if array.size and array.ndim else array.tobytes()
-        )
+        digest.update(np.ascontiguousarray(array).view(np.uint8).data if array.size and array.ndim else array.tobytes())

@@ -52,7 +52,7 @@ def speed_of(judge: Judge, path: Path, prices: PriceFile) -> Ratio:
     first = Session(judge.original.path or judge.original, judge.options)
     second = Session(path, judge.options)
     feeds = judge.samples.take(min(SAMPLES, len(judge.samples)))
-    found = []
+    found: list[Ratio] = []
     while len(found) < ATTEMPTS and (not found or found[-1].median < SLOWEST):
         found.append(measure_ratio(first, second, feeds, seconds=SECONDS))
     ratio = max(found, key=lambda each: each.median)

@@ -45,16 +45,12 @@ def load_failure(error: BaseException, where: str, proto: Callable[[], onnx.Mode
         domain, op = found.groups()
         node = _first_node(proto, op, domain)
         return f"ONNX Runtime cannot run {_node(node, op)} of domain {domain or 'ai.onnx'}: unknown; {advice}"
-    if found := re.search(
-        r'In Node, \("(.*?)", ([\w.]+), "(.*?)", .*Error No Op registered for \S+ with (.*)', text
-    ):
+    if found := re.search(r'In Node, \("(.*?)", ([\w.]+), "(.*?)", .*Error No Op registered for \S+ with (.*)', text):
         name, op, domain, version = found.groups()
         version = version.replace("domain_version of", "opset")
         where = f"{_node(name, op)} of domain {domain or 'ai.onnx'}"
         return f"ONNX Runtime cannot run {where}: unknown in {version}; {advice}"
-    if found := re.search(
-        r"Could not find an implementation for (\w+)\((\d+)\) node with name '(.*?)'", text
-    ):
+    if found := re.search(r"Could not find an implementation for (\w+)\((\d+)\) node with name '(.*?)'", text):
         op, version, name = found.groups()
         return f"ONNX Runtime cannot run {_node(name, op)}: no kernel of version {version} for these types"
     if found := re.search(r'In Node, \("(.*?)", ([\w.]+), .*?, Error (.*)', text):

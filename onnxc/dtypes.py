@@ -91,9 +91,7 @@ def unpack(raw: bytes, shape: tuple[int, ...], dtype: str) -> np.ndarray:
         return data.view(_DTYPES[kind]).reshape(shape)
     bits = _BITS[kind]
     shifts = np.arange(8 // bits, dtype=np.uint8) * np.uint8(bits)
-    codes = ((data[:, None] >> shifts) & np.uint8((1 << bits) - 1)).ravel()[
-        : int(np.prod(shape, dtype=np.int64))
-    ]
+    codes = ((data[:, None] >> shifts) & np.uint8((1 << bits) - 1)).ravel()[: int(np.prod(shape, dtype=np.int64))]
     if kind.startswith("float"):
         return codes.view(_DTYPES[kind]).reshape(shape)
     if kind.startswith("int"):

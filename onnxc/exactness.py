@@ -105,9 +105,7 @@ class Exactness:
         return f"it is {ratio.median:.2f} times as fast" if ratio else None
 
 
-def check_exact(
-    before: Model, after: Model, samples: Sequence[Sample], options: Options = Options()
-) -> str | None:
+def check_exact(before: Model, after: Model, samples: Sequence[Sample], options: Options = Options()) -> str | None:
     """None when ``after`` computes what ``before`` computes on ``samples``, else why not, in one line."""
     return Exactness(before, samples, options).differs(after)
 
@@ -126,9 +124,7 @@ def weight_bytes(model: Model) -> int:
     """Bytes of the initializers and Constants that are stored outside the graph's structure (over 4 KB)."""
     held = [tensor for graph in model.graphs() for tensor in graph.weights]
     held += [value for node in model.nodes() for value in node.attrs.values() if isinstance(value, Constant)]
-    return sum(
-        tensor.nbytes for tensor in held if tensor.dtype != object and tensor.nbytes > _STRUCTURE_BYTES
-    )
+    return sum(tensor.nbytes for tensor in held if tensor.dtype != object and tensor.nbytes > _STRUCTURE_BYTES)
 
 
 def difference(wanted: Any, got: Any) -> str | None:
@@ -153,9 +149,7 @@ def difference(wanted: Any, got: Any) -> str | None:
     if isinstance(wanted, list) and isinstance(got, list):
         if len(wanted) != len(got):
             return f"a sequence of {len(wanted)} became one of {len(got)}"
-        return next(
-            (why for pair in zip(wanted, got, strict=True) if (why := difference(*pair)) is not None), None
-        )
+        return next((why for pair in zip(wanted, got, strict=True) if (why := difference(*pair)) is not None), None)
     if isinstance(wanted, float | np.floating) and isinstance(got, float | np.floating):
         return difference(np.asarray(wanted), np.asarray(got))
     return None if type(wanted) is type(got) and wanted == got else "its kind or value changed"

@@ -76,9 +76,7 @@ class Exporter:
         data: False leaves out the data of large weights.
     """
 
-    def __init__(
-        self, weights: Weights, homeless: Sequence[Constant], *, constant_inputs: bool, data: bool
-    ) -> None:
+    def __init__(self, weights: Weights, homeless: Sequence[Constant], *, constant_inputs: bool, data: bool) -> None:
         self._weights = weights
         self._homeless = dict.fromkeys(homeless)
         self._constant_inputs = constant_inputs
@@ -178,9 +176,7 @@ class Exporter:
             if getattr(out, field) != value:
                 setattr(out, field, value)
         if [attribute.name for attribute in out.attribute] != list(node.attrs):
-            before = (
-                {attribute.name: attribute for attribute in origin.attribute} if origin is not None else {}
-            )
+            before = {attribute.name: attribute for attribute in origin.attribute} if origin is not None else {}
             del out.attribute[:]
             for name in node.attrs:
                 if name in before:

@@ -83,9 +83,7 @@ class _Generator:
         names = [each.name for each in session.inputs]
         for name in shapes:
             if name not in names:
-                raise UsageError(
-                    f"--shape {name}: the model has no such input{did_you_mean(name, names, 'it has')}"
-                )
+                raise UsageError(f"--shape {name}: the model has no such input{did_you_mean(name, names, 'it has')}")
         if batch is not None and batch < 1:
             raise UsageError(f"--batch {batch}: it must be at least 1")
         self._inputs: list[_Input] = []
@@ -101,17 +99,11 @@ class _Generator:
         self._fixed = self._given(batch)
         axes_of = [(each, i, axis) for each in self._inputs for i, axis in enumerate(each.axes or ())]
         unknown = [(each, i, axis) for each, i, axis in axes_of if not isinstance(axis, int)]
-        self._sums = {
-            a: _parts(a) for _, _, a in unknown if isinstance(a, str) and "+" in a and a not in self._fixed
-        }
-        free = dict.fromkeys(
-            axis for _, _, axis in unknown if axis not in self._fixed and axis not in self._sums
-        )
+        self._sums = {a: _parts(a) for _, _, a in unknown if isinstance(a, str) and "+" in a and a not in self._fixed}
+        free = dict.fromkeys(axis for _, _, axis in unknown if axis not in self._fixed and axis not in self._sums)
         self._batch = [key for key in free if self._is_batch(key)]
         self._free = [key for key in free if key not in self._batch]
-        self._ranks = {
-            key: max(len(each.axes or ()) for each, _, axis in unknown if axis == key) for key in free
-        }
+        self._ranks = {key: max(len(each.axes or ()) for each, _, axis in unknown if axis == key) for key in free}
         self._ladder = tuple(dict.fromkeys((*LADDER, *sorted({*self._fixed.values()} - {0}))))
 
     def samples(self, count: int) -> list[dict[str, Any]]:
@@ -179,12 +171,7 @@ class _Generator:
         for each in self._inputs:
             dtype, demand = each.info.numpy, each.demand
             scalar = each.axes is not None and all(axis == 1 for axis in each.axes)
-            if (
-                dtype is None
-                or dtype.kind == "O"
-                or not (scalar or demand.decides)
-                or is_mask(each.info, each.demand)
-            ):
+            if dtype is None or dtype.kind == "O" or not (scalar or demand.decides) or is_mask(each.info, each.demand):
                 continue
             if demand.argument is not None and not demand.decides:
                 continue
@@ -199,14 +186,10 @@ class _Generator:
         turns = [dict(zip(choices, values, strict=True)) for values in itertools.product(*choices.values())]
         if len(turns) > _MOST_TURNS:  # every value at least once rather than every combination
             longest = max(len(values) for values in choices.values())
-            turns = [
-                {name: values[i % len(values)] for name, values in choices.items()} for i in range(longest)
-            ]
+            turns = [{name: values[i % len(values)] for name, values in choices.items()} for i in range(longest)]
         return turns[:_MOST_TURNS]
 
-    def _first(
-        self, turn: dict[str, Any], tried: list[Sizes], start: float
-    ) -> tuple[Sizes, int | None] | None:
+    def _first(self, turn: dict[str, Any], tried: list[Sizes], start: float) -> tuple[Sizes, int | None] | None:
         """The first sizes (and rank of inputs of unknown rank) at which the model runs."""
         ranks: tuple[int | None, ...] = (None,)
         if any(each.axes is None and each.info.name not in self._shapes for each in self._inputs):
@@ -232,9 +215,7 @@ class _Generator:
             free = [key for key in self._free if key not in hints]
             rest = [key for key in self._batch if key not in hints]
             alike = ({**ones, **dict.fromkeys(free, size), **hints} for size in self._ladder)
-            mixed = (
-                {**ones, **dict(zip(free, each, strict=True)), **hints} for each in self._mixed(len(free))
-            )
+            mixed = ({**ones, **dict(zip(free, each, strict=True)), **hints} for each in self._mixed(len(free)))
             batches = ({**dict.fromkeys((*free, *rest), size), **hints} for size in self._ladder)
             both = [*free, *rest]
             others = ({**dict(zip(both, each, strict=True)), **hints} for each in self._mixed(len(both)))
@@ -290,9 +271,7 @@ class _Generator:
                 shape = tuple(self._shapes.get(name, (small,) * (rank or 0)))
             else:
                 shape = tuple(axis if isinstance(axis, int) else every[axis] for axis in each.axes)
-            value = make_value(
-                each.info, each.demand, shape, turn.get(name), random, mode or self._mode, number
-            )
+            value = make_value(each.info, each.demand, shape, turn.get(name), random, mode or self._mode, number)
             sample[name] = value if each.info.numpy is None else np.asarray(value)
         try:
             if self._aborts and any(np.size(value) == 0 for value in sample.values()):

@@ -46,9 +46,9 @@ def factorize(moment: Matrix, damping: float = DAMPING) -> Factor:
     mean = diagonal.mean(1)
     idle = ~(np.isfinite(moment).all((1, 2)) & (mean > 0))
     order = np.argsort(-np.where(idle[:, None], 0.0, diagonal), axis=1, kind="stable")
-    damped = np.take_along_axis(
-        np.take_along_axis(moment, order[:, :, None], 1), order[:, None, :], 2
-    ).astype(np.float64)
+    damped = np.take_along_axis(np.take_along_axis(moment, order[:, :, None], 1), order[:, None, :], 2).astype(
+        np.float64
+    )
     damped[idle] = np.eye(depth)
     damped[:, np.arange(depth), np.arange(depth)] += damping * np.where(idle, 1.0, mean)[:, None]
     return Factor(order, inverse_factor(damped))

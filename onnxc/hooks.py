@@ -54,9 +54,7 @@ class Hook:
             raise error(f"{spec}: name the function too, as FILE.py:FUNCTION")
         file = Path(text)
         if not file.is_file():
-            raise error(
-                f"{file} {'is a folder' if file.is_dir() else 'does not exist'}: give FILE.py:FUNCTION"
-            )
+            raise error(f"{file} {'is a folder' if file.is_dir() else 'does not exist'}: give FILE.py:FUNCTION")
         module = _run_file(file, error)
         function = getattr(module, name, None)
         if not callable(function):
@@ -100,16 +98,13 @@ class Evaluation:
     def __call__(self, session: Session) -> float:
         """The score of the model; HookError if the hook raises or does not return a finite number."""
         value = self._hook(session.raw)
-        if (isinstance(value, np.ndarray) and value.size == 1) or (
-            hasattr(value, "item") and not callable(value)
-        ):
+        if (isinstance(value, np.ndarray) and value.size == 1) or (hasattr(value, "item") and not callable(value)):
             with contextlib.suppress(Exception):  # arrays and tensors of other frameworks
                 value = value.item()
         if isinstance(value, bool) or not isinstance(value, numbers.Real):
             shown = repr(value)
             raise HookError(
-                f"{self.name} returned {shown[:60]} ({type(value).__name__}): it must return a number, "
-                "higher is better"
+                f"{self.name} returned {shown[:60]} ({type(value).__name__}): it must return a number, higher is better"
             )
         score = float(value)
         if not math.isfinite(score):
@@ -170,9 +165,7 @@ def _described(problem: BaseException, file: Path | None) -> str:
     """As "ValueError: text (FILE.py line 7)": the deepest line of the user's own file, if there is one."""
     text = " ".join(str(problem).split())[:300]
     if isinstance(problem, SyntaxError) and problem.filename:
-        return (
-            f"{type(problem).__name__}: {problem.msg} ({Path(problem.filename).name} line {problem.lineno})"
-        )
+        return f"{type(problem).__name__}: {problem.msg} ({Path(problem.filename).name} line {problem.lineno})"
     frames = traceback.extract_tb(problem.__traceback__)
     own = [frame for frame in frames if file and Path(frame.filename) == file.resolve()]
     foreign = [frame for frame in frames if Path(frame.filename).name != "hooks.py"]

@@ -37,9 +37,7 @@ class Classes(NamedTuple):
 class Importer:
     """Messages to objects, checking every reference."""
 
-    def __init__(
-        self, classes: Classes, label: str, weights: Weights, external: ExternalData, ir_version: int
-    ) -> None:
+    def __init__(self, classes: Classes, label: str, weights: Weights, external: ExternalData, ir_version: int) -> None:
         self._make = classes
         self._label = label
         self._weights = weights
@@ -55,9 +53,7 @@ class Importer:
             tensor = self._constant(message, place + "initializer")
             self._check_text(place, tensor.name)
             if not tensor.name or tensor.name in local:
-                raise ModelError(
-                    f"{self._label}: {place}initializer {tensor.name!r}: the name is taken or empty"
-                )
+                raise ModelError(f"{self._label}: {place}initializer {tensor.name!r}: the name is taken or empty")
             local[tensor.name] = tensor
             graph.weights.append(tensor)
         seen: set[str] = set()
@@ -67,9 +63,7 @@ class Importer:
             self._check_text(place, info.name)
             seen.add(info.name)
             known = local.get(info.name)
-            if (
-                known is None or not self._constant_inputs
-            ):  # an initializer is a default then: a feed overrides it
+            if known is None or not self._constant_inputs:  # an initializer is a default then: a feed overrides it
                 known = local[info.name] = self._make.variable(info.name)
                 graph.inputs.append(known)
             graph.listed.append(known)
@@ -78,8 +72,7 @@ class Importer:
             for name in node.output:
                 if name and name in local:
                     raise ModelError(
-                        f"{self._label}: {place}node {node.name!r} ({node.op_type}): "
-                        f"output {name!r} is made twice"
+                        f"{self._label}: {place}node {node.name!r} ({node.op_type}): output {name!r} is made twice"
                     )
                 if name:
                     local[name] = self._make.variable(name)
@@ -120,9 +113,7 @@ class Importer:
                 self._describe(tensor, info, {}, place)
         graph.annotations = [(local.get(note.tensor_name), note) for note in proto.quantization_annotation]
 
-    def _describe(
-        self, tensor: Tensor, info: ValueInfoProto, table: dict[Tensor, ValueInfoProto], place: str
-    ) -> None:
+    def _describe(self, tensor: Tensor, info: ValueInfoProto, table: dict[Tensor, ValueInfoProto], place: str) -> None:
         table[tensor] = info
         if isinstance(tensor, ConstantShell) or tensor.described != (None, None):
             return
@@ -133,9 +124,7 @@ class Importer:
         if details.elem_type:
             tensor.dtype = numpy_type(details.elem_type)
             if tensor.dtype is None:
-                raise ModelError(
-                    f"{self._label}: {place}tensor {info.name!r}: no element type {details.elem_type}"
-                )
+                raise ModelError(f"{self._label}: {place}tensor {info.name!r}: no element type {details.elem_type}")
         if details.HasField("shape"):
             kinds = [(dim, dim.WhichOneof("value")) for dim in details.shape.dim]
             tensor.shape = [getattr(dim, field) if field else None for dim, field in kinds]
@@ -161,9 +150,7 @@ class Importer:
             proto.ClearField("external_data")
         return self._make.constant(proto.name, self._make.stored(proto, raw))
 
-    def _node(
-        self, proto: NodeProto, local: Mapping[str, Tensor], scope: ChainMap[str, Tensor], place: str
-    ) -> Node:
+    def _node(self, proto: NodeProto, local: Mapping[str, Tensor], scope: ChainMap[str, Tensor], place: str) -> Node:
         where = f"{place}node {proto.name!r} ({proto.op_type}): "
         self._check_text(where, proto.name, proto.op_type, proto.domain)
         if not proto.op_type:
@@ -179,9 +166,7 @@ class Importer:
         for attribute in proto.attribute:
             self._check_text(where, attribute.name, attribute.ref_attr_name)
             if not attribute.name or attribute.name in attrs:
-                raise ModelError(
-                    f"{self._label}: {where}attribute {attribute.name!r} is given twice or has no name"
-                )
+                raise ModelError(f"{self._label}: {where}attribute {attribute.name!r} is given twice or has no name")
             attrs[attribute.name] = self._attribute(attribute, scope, where)
         domain = proto.domain if proto.HasField("domain") else None
         node = self._make.node(proto.op_type, proto.name, attrs, inputs, outputs, domain)

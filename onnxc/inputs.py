@@ -137,9 +137,7 @@ class _Tracer:
         self._sizes(demand, tensor)
         return demand
 
-    def _step(
-        self, demand: Demand, node: Node, slot: int, offset: int, itself: bool
-    ) -> list[tuple[Tensor, int]]:
+    def _step(self, demand: Demand, node: Node, slot: int, offset: int, itself: bool) -> list[tuple[Tensor, int]]:
         """What one reader demands, and the tensors in which the value goes on."""
         self._indexing(demand, node, slot, offset)
         op = node.op
@@ -181,10 +179,7 @@ class _Tracer:
     def _indexing(self, demand: Demand, node: Node, slot: int, offset: int) -> None:
         op, inputs = node.op, node.inputs
         axis = node.attrs.get("axis", 0)
-        if (
-            op in {"Gather", "GatherElements", "ScatterElements", "Scatter", "GatherBlockQuantized"}
-            and slot == 1
-        ):
+        if op in {"Gather", "GatherElements", "ScatterElements", "Scatter", "GatherBlockQuantized"} and slot == 1:
             axis = node.attrs.get("gather_axis", 0) if op == "GatherBlockQuantized" else axis
             demand.limit(self._size(inputs[0], axis), offset)
         elif op == "GatherND" and slot == 1:
@@ -199,13 +194,7 @@ class _Tracer:
         elif op in {"SoftmaxCrossEntropyLoss", "NegativeLogLikelihoodLoss"} and slot == 1:
             demand.limit(self._size(inputs[0], 1), offset)
             demand.bounded = _both(demand.bounded, (0, 1 << 30))
-        elif (
-            op == "RotaryEmbedding"
-            and slot in {1, 3}
-            and node.domain in {None, ""}
-            and len(inputs) > 3
-            and slot == 3
-        ):
+        elif op == "RotaryEmbedding" and slot in {1, 3} and node.domain in {None, ""} and len(inputs) > 3 and slot == 3:
             demand.limit(self._size(inputs[1], 0), offset)
 
     def _size(self, tensor: Tensor, axis: int) -> int | None:
@@ -266,9 +255,7 @@ class _Tracer:
                 return self._suppresses(node.outputs[0])
             if node.op in {"Mul", "Where"}:
                 constants = [self._constant(each) for each in node.inputs if each is not tensor]
-                return any(
-                    each is not None and each.size == 1 and float(each.min()) <= -1000 for each in constants
-                )
+                return any(each is not None and each.size == 1 and float(each.min()) <= -1000 for each in constants)
         return False
 
     def _sizes(self, demand: Demand, tensor: Tensor) -> None:

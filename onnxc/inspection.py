@@ -80,10 +80,7 @@ def inspect(path: str | Path, *, recipe: Recipe = Recipe()) -> Inspection:
         outputs=[_shown(tensor) for tensor in graph.outputs],
         operators=Counter(str(node.op) for node in model.nodes()),
         weight_bytes=sum(
-            tensor.nbytes
-            for each in model.graphs()
-            for tensor in each.tensors_inside()
-            if isinstance(tensor, Constant)
+            tensor.nbytes for each in model.graphs() for tensor in each.tensors_inside() if isinstance(tensor, Constant)
         ),
     )
     passes = passes_of(recipe)
@@ -153,9 +150,7 @@ def _shown(tensor: Any) -> tuple[str, str, str]:
     return str(tensor.name), kind, "x".join(axes)
 
 
-def _shapes(
-    model: Model, sites: list[Site], recipe: Recipe, result: Inspection
-) -> dict[str, tuple[int, ...]]:
+def _shapes(model: Model, sites: list[Site], recipe: Recipe, result: Inspection) -> dict[str, tuple[int, ...]]:
     """Shapes of the sites' activations for one generated sample; empty where the model does not run."""
     options = Options(recipe.providers, recipe.threads, recipe.custom_ops)
     try:
@@ -163,9 +158,7 @@ def _shapes(
         samples = generate(model, session, count=1)
         sample = next(iter(samples))
         shapes = {name: tuple(np.shape(array)) for name, array in sample.items()}
-        wanted = {
-            t.name: t for site in sites for t in (site.node.outputs[0], site.input) if t.name not in shapes
-        }
+        wanted = {t.name: t for site in sites for t in (site.node.outputs[0], site.input) if t.name not in shapes}
         if wanted:
             copy = model.copy()
             there = {t.name: t for node in copy.graph.nodes for t in (*node.inputs, *node.outputs)}
@@ -177,8 +170,6 @@ def _shapes(
         return {}
     if not sites:
         return shapes
-    shown = ", ".join(
-        f"{name} {'x'.join(map(str, np.shape(array))) or 'scalar'}" for name, array in sample.items()
-    )
+    shown = ", ".join(f"{name} {'x'.join(map(str, np.shape(array))) or 'scalar'}" for name, array in sample.items())
     result.notes.append(f"multiply-accumulates are those of one run with {shown}")
     return shapes

@@ -80,9 +80,7 @@ class Judge:
             return Quality(sqnr_db=-math.inf, problem=str(error)), None, f"a plan does not run: {error}"
         score = None
         if self.evaluation is not None and self.score is not None:
-            missed = floor_met(
-                quality, self.budget, generated=self.samples.generated, score=(self.score, self.score)
-            )
+            missed = floor_met(quality, self.budget, generated=self.samples.generated, score=(self.score, self.score))
             if missed is not None:
                 return quality, None, missed
             score = self.evaluation(session)

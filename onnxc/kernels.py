@@ -48,9 +48,7 @@ def leftover_weights(optimized: onnx.ModelProto) -> list[str]:
         constants = {tensor.name for tensor in graph.initializer if tensor.data_type != INT32}
         constants |= {node.output[0] for node in graph.node if node.op_type == "Constant"}
         found += [
-            node.input[0]
-            for node in graph.node
-            if node.op_type == "DequantizeLinear" and node.input[0] in constants
+            node.input[0] for node in graph.node if node.op_type == "DequantizeLinear" and node.input[0] in constants
         ]
     return found
 

@@ -124,9 +124,7 @@ class Model:
             try:
                 data = np.frombuffer(source.SerializeToString(), np.uint8)
             except (EncodeError, ValueError) as error:
-                raise ModelError(
-                    "a message over 2 GB cannot be read: save it and hand over its path"
-                ) from error
+                raise ModelError("a message over 2 GB cannot be read: save it and hand over its path") from error
         else:
             data = storage.map_file(Path(source))
         weights = Weights()
@@ -136,9 +134,7 @@ class Model:
             if not proto.HasField("graph") and not proto.ir_version:
                 raise ModelError(f"{label} is not an ONNX model")
             texts = [text for entry in proto.metadata_props for text in (entry.key, entry.value)]
-            if not all(
-                isinstance(text, str) for text in (*texts, *(entry.domain for entry in proto.opset_import))
-            ):
+            if not all(isinstance(text, str) for text in (*texts, *(entry.domain for entry in proto.opset_import))):
                 raise ModelError(f"{label} has metadata or an operator domain that is not UTF-8")
             storage.embed(proto, external, label)
             model = cls(proto)
@@ -174,9 +170,7 @@ class Model:
         """
         weights = Weights()
         message = self._message(weights)
-        external_data = (
-            external_data or weights.size + len(message.SerializeToString()) > storage.PROTOBUF_LIMIT
-        )
+        external_data = external_data or weights.size + len(message.SerializeToString()) > storage.PROTOBUF_LIMIT
         return storage.save(message, weights, Path(path), external_data=external_data)
 
     def serialized(self) -> bytes:
@@ -214,12 +208,8 @@ class Model:
             del out.functions[:]
             out.functions.extend(self.functions)
         listed, homeless = set(self.graph.listed), editing.homeless(self)
-        unlisted = [
-            item for item in (*self.graph.weights, *homeless) if item.stored is None and item not in listed
-        ]
-        ir_version = (
-            max(self.ir_version, 4) if unlisted else self.ir_version
-        )  # before 4 all of them must be inputs
+        unlisted = [item for item in (*self.graph.weights, *homeless) if item.stored is None and item not in listed]
+        ir_version = max(self.ir_version, 4) if unlisted else self.ir_version  # before 4 all of them must be inputs
         if out.ir_version != ir_version:
             out.ir_version = ir_version
         if self.graph.origin is not None or self.graph.nodes or self.graph.weights or self.graph.inputs:
@@ -252,9 +242,7 @@ class Model:
             self._opsets.pop("ai.onnx", None)
         self._opsets[domain] = version
         imports = [onnx.helper.make_opsetid(name, number) for name, number in self._opsets.items()]
-        self.ir_version = max(
-            self.ir_version, onnx.helper.find_min_ir_version_for(imports, ignore_unknown=True)
-        )
+        self.ir_version = max(self.ir_version, onnx.helper.find_min_ir_version_for(imports, ignore_unknown=True))
 
     def graphs(self) -> Iterator[Graph]:
         """The main graph, then all bodies, depth first."""

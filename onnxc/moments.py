@@ -48,9 +48,7 @@ class Factors:
 
 def factor_key(weight: Weight, sites: Sites) -> tuple[str, ...]:
     """What the moments of ``weight`` depend on."""
-    return tuple(
-        rows_key(site) for site in sites if site.weight is weight and site.kind in ("linear", "convolution")
-    )
+    return tuple(rows_key(site) for site in sites if site.weight is weight and site.kind in ("linear", "convolution"))
 
 
 def weight_moments(weight: Weight, sites: Sites, seen: Observations) -> Moments | None:

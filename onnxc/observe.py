@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,11 +73,10 @@ class Histogram:
 
     @property
     def centres(self) -> NDArray[np.float64]:
-        return (np.arange(BINS) + 0.5 - BINS / 2) * (2 * self.radius / BINS)
+        """The middle value of every bin."""
+        return np.asarray((np.arange(BINS) + 0.5 - BINS / 2) * (2 * self.radius / BINS), np.float64)
 
-    def limits(
-        self, method: str = "mse", percentile: float = 99.99, levels: int = 255
-    ) -> tuple[float, float]:
+    def limits(self, method: str = "mse", percentile: float = 99.99, levels: int = 255) -> tuple[float, float]:
         """(low, high) of the range to quantize, zero included.
 
         ``minmax`` is the range seen, ``percentile`` cuts the two tails, ``mse`` minimizes the mean squared error of
@@ -169,9 +169,7 @@ def observe(
     names = list(dict.fromkeys(t.name for t in tensors))
     inputs = {t.name for t in model.graph.inputs}
     fed = set(next(iter(samples), {}))
-    names = [
-        name for name in names if name not in inputs or name in fed
-    ]  # inputs with defaults need not be given
+    names = [name for name in names if name not in inputs or name in fed]  # inputs with defaults need not be given
     if not names or not count:
         return seen
     readers: dict[str, dict[str, Site]] = {}
@@ -202,9 +200,7 @@ def observe(
                 if values.dtype.kind == "f" and not np.isfinite(values).all():  # of no use to a solver
                     values = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
                 for site in grouped.get(name, []):
-                    windows = patches(
-                        np.asarray(values, np.float32), site, quota, np.random.default_rng(position)
-                    )
+                    windows = patches(np.asarray(values, np.float32), site, quota, np.random.default_rng(position))
                     if windows is not None:
                         found_moment = np.einsum("rgk,rgl->gkl", windows, windows, optimize=True)
                         seen.moments[site.name] = seen.moments.get(site.name, np.float32(0)) + found_moment
@@ -303,14 +299,13 @@ def patches(values: Array, site: Site, quota: int, random: np.random.Generator) 
     groups, depth = int(attributes.get("group", 1)), int(np.prod(shape[1:]))
     padded = np.pad(values, [(0, 0), (0, 0), *zip(pads[:spatial], pads[spatial:], strict=True)])
     counts = [
-        (n - (k - 1) * d - 1) // s + 1
-        for n, k, d, s in zip(padded.shape[2:], kernel, dilations, strides, strict=True)
+        (n - (k - 1) * d - 1) // s + 1 for n, k, d, s in zip(padded.shape[2:], kernel, dilations, strides, strict=True)
     ]
     if min(len(padded), *counts) < 1:
         return None
     rows = np.empty((quota, groups, depth), np.float32)
     for row in range(quota):
-        index = [random.integers(len(padded)), slice(None)]
+        index: list[Any] = [random.integers(len(padded)), slice(None)]
         for axis in range(spatial):
             start = int(random.integers(counts[axis])) * strides[axis]
             index.append(slice(start, start + (kernel[axis] - 1) * dilations[axis] + 1, dilations[axis]))

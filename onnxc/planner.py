@@ -104,9 +104,7 @@ def cut(problem: Problem, price: float, forbidden: set[str]) -> Plan:
     for name, candidate in candidates.items():
         site, node = sites[name], ("site", name)
         floats, codes = problem.prices.of(name, FLOAT) or 0.0, problem.prices.of(name, candidate.mode) or 0.0
-        if (
-            candidate.mode == "rows"
-        ):  # microseconds either way, but gathering codes never unfolds the whole table
+        if candidate.mode == "rows":  # microseconds either way, but gathering codes never unfolds the whole table
             floats, codes = 2 * KERNEL_OVERHEAD, 0.0
         flow.edge(SOURCE, node, floats / total)
         flow.edge(node, SINK, (codes + KERNEL_OVERHEAD) / total)
@@ -130,9 +128,7 @@ def cut(problem: Problem, price: float, forbidden: set[str]) -> Plan:
         flow.require(node, ("values", activation_key(activation)))
         if activation.dynamic:
             continue
-        boundary = (
-            problem.elements.get(activation.tensor, 0) * problem.prices.per_element + KERNEL_OVERHEAD
-        ) / total
+        boundary = (problem.elements.get(activation.tensor, 0) * problem.prices.per_element + KERNEL_OVERHEAD) / total
         producer = producers.get(activation.tensor)
         if producer is None:
             flow.edge(node, SINK, boundary)
@@ -146,9 +142,7 @@ def cut(problem: Problem, price: float, forbidden: set[str]) -> Plan:
     stored = {name for kind, name in int8 if kind == "weight"}
     stored |= {s.weight.name for n in compute if (s := sites[n]).weight is not None}
     stored |= {weight for candidate in compute.values() for weight in candidate.weights}
-    rounded = {
-        activation_key(a) for c in compute.values() for a in (*c.reads, *((c.writes,) if c.writes else ()))
-    }
+    rounded = {activation_key(a) for c in compute.values() for a in (*c.reads, *((c.writes,) if c.writes else ()))}
     noise = sum(problem.noise.get(key, 0.0) for key in sorted(rounded))
     noise += sum(problem.noise.get(weight_key(name), 0.0) for name in sorted(stored))
     halves = frozenset(set(problem.halves) - stored)
@@ -213,9 +207,7 @@ class Flow:
         if not site.result.outputs:
             self.require(exit_node, SINK)
 
-    def add_weight(
-        self, problem: Problem, weight: Weight, bytes_total: int, price: float, forbidden: set[str]
-    ) -> None:
+    def add_weight(self, problem: Problem, weight: Weight, bytes_total: int, price: float, forbidden: set[str]) -> None:
         """A weight: its bytes are paid when it stays float32, its noise when it is stored as codes."""
         node = ("weight", weight.name)
         storage = problem.storage.get(weight.name)
@@ -262,17 +254,13 @@ def silently_quantized(found: Sites, chosen: Plan) -> set[str]:
     entered = {a.tensor for c in chosen.compute.values() for a in c.reads if not a.dynamic}
     trapped: set[str] = set()
     for site in found:
-        if site.name in chosen.compute or not (
-            site.operator in QUANTIZED_AT_LOAD or (site.tail and site.bias)
-        ):
+        if site.name in chosen.compute or not (site.operator in QUANTIZED_AT_LOAD or (site.tail and site.bias)):
             continue
         if not came_from(site.input, codes):
             continue
         reached = {tensor.name for tensor in moved_on(site.result)} & entered
         trapped |= {
-            name
-            for name, c in chosen.compute.items()
-            if any(a.tensor in reached and not a.dynamic for a in c.reads)
+            name for name, c in chosen.compute.items() if any(a.tensor in reached and not a.dynamic for a in c.reads)
         }
     return trapped
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from onnxc.cost import FLOAT, PriceFile, Prices, measure
@@ -41,12 +42,10 @@ def priced(
             if candidate.mode == mode
         }
         applied[mode] = set(compute)
-        stored = {
-            site.weight.name for site in context.sites if site.name in compute and site.weight is not None
-        }
+        stored = {site.weight.name for site in context.sites if site.name in compute and site.weight is not None}
         stored |= {weight for candidate in compute.values() for weight in candidate.weights}
         plan = Plan(compute, frozenset(stored))
-        variants[mode] = lambda plan=plan: build(context.model, plan, codes)
+        variants[mode] = partial(build, context.model, plan, codes)
     sample = samples.take(1)[0]
     try:
         return measure(variants, context.sites, applied, sample, context.observations.shapes, options, prices)
@@ -56,9 +55,7 @@ def priced(
             raise
     for name, found in proposals.compute.items():
         lost = [candidate for candidate in found if candidate.mode in broken]
-        proposals.refusals += [
-            Refusal(c.pass_name, name, f"the model would not run: {broken[c.mode]}") for c in lost
-        ]
+        proposals.refusals += [Refusal(c.pass_name, name, f"the model would not run: {broken[c.mode]}") for c in lost]
         found[:] = [candidate for candidate in found if candidate not in lost]
     return priced(context, proposals, codes, samples, options, prices)
 

@@ -115,9 +115,7 @@ class Proposals:
 
     def problem(self, context: Context, prices: Prices) -> Problem:
         elements = {n: int(np.prod(s)) if s else 1 for n, s in context.observations.shapes.items()}
-        return Problem(
-            context.sites, self.compute, self.storage, prices, elements, halves=self.halves, told=self.told
-        )
+        return Problem(context.sites, self.compute, self.storage, prices, elements, halves=self.halves, told=self.told)
 
 
 def collect(lossy: list[tuple[LossyPass, bool]], context: Context) -> Proposals:
@@ -125,9 +123,7 @@ def collect(lossy: list[tuple[LossyPass, bool]], context: Context) -> Proposals:
     found = Proposals({}, {}, {}, [], set())
     weights, sites = not_finite(context)
     for instance, told in lossy:
-        own = Context(
-            context.model, context.sites, context.observations, context.recipe, context.target, told
-        )
+        own = Context(context.model, context.sites, context.observations, context.recipe, context.target, told)
         answers = [a for site in context.sites for a in instance.propose(site, own)]
         answers += [a for weight in context.sites.weights for a in instance.store(weight, own)]
         for answer in answers:
@@ -152,7 +148,7 @@ def collect(lossy: list[tuple[LossyPass, bool]], context: Context) -> Proposals:
 
 
 def not_finite(context: Context) -> tuple[set[str], set[str]]:
-    """Names of the weights that hold NaN or infinite values, which no code stands for, and of the sites that read them."""
+    """Names of weights with NaN or infinite values, which no code stands for, and of the sites that read them."""
     weights = set()
     for weight in context.sites.weights:
         flat = np.asarray(context.model.values(weight.tensor)).reshape(-1)

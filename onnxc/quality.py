@@ -192,9 +192,7 @@ class _Tally:
             same = np.array_equal(old[~finite], new[~finite], equal_nan=True)
             old, new = old[finite], new[finite]
             if not same or not np.isfinite(new).all():
-                self.problem = (
-                    f"output '{self.name}' differs from the original's in where it is NaN or infinite"
-                )
+                self.problem = f"output '{self.name}' differs from the original's in where it is NaN or infinite"
                 return
         error = old - new
         absolute = np.abs(error)
@@ -256,9 +254,7 @@ def summary(tallies: Iterable[_Tally]) -> Quality:
     only_discrete = not any(tally.entries for tally in tallies)
     outputs = [tally.result(count_all=only_discrete) for tally in tallies]
     quality = Quality(outputs, problem=next((each.problem for each in outputs if each.problem), None))
-    quality.sqnr_db = min(
-        (each.sqnr_db for each in outputs if each.sqnr_db is not None), default=HIGHEST_SQNR_DB
-    )
+    quality.sqnr_db = min((each.sqnr_db for each in outputs if each.sqnr_db is not None), default=HIGHEST_SQNR_DB)
     if quality.problem:
         quality.sqnr_db = -math.inf
     judged = [each for each in outputs if each.judged]

@@ -61,30 +61,22 @@ def open_reader(spec: Any, inputs: Sequence[TensorInfo]) -> Reader:
                 return _stacked(path, _load(path), inputs)
             if path.suffix == ".npy":
                 if len(inputs) != 1:
-                    raise DataError(
-                        f"{path} holds one array, but the model has {len(inputs)} inputs: give an .npz"
-                    )
+                    raise DataError(f"{path} holds one array, but the model has {len(inputs)} inputs: give an .npz")
                 return _stacked(path, {inputs[0].name: _load(path)}, inputs)
             if path.suffix == ".py":
                 raise DataError(f"{path}: name the function too, as {path.name}:FUNCTION")
             raise DataError(f"{path} is none of .npz, .npy, FILE.py:FUNCTION, or a folder of {_FORMATS}")
         if re.search(r"\.py:\w*$", str(spec)):
             return _function(Hook.load(spec, DataError), inputs)
-        raise DataError(
-            f"{path} does not exist: give .npz, .npy, FILE.py:FUNCTION, or a folder of {_FORMATS}"
-        )
+        raise DataError(f"{path} does not exist: give .npz, .npy, FILE.py:FUNCTION, or a folder of {_FORMATS}")
     if isinstance(spec, Mapping):
         raise DataError("calibration data is one dict: give a list of dicts, one for each sample")
     if callable(spec):
         return _function(Hook.load(spec, DataError), inputs)
     if not isinstance(spec, Iterable):
-        raise DataError(
-            f"calibration data of type {type(spec).__name__}: give a path or an iterable of dicts"
-        )
+        raise DataError(f"calibration data of type {type(spec).__name__}: give a path or an iterable of dicts")
     held = spec if isinstance(spec, Sequence) else list(spec)  # an iterator could not be read twice
-    return Reader.indexed(
-        "given samples", len(held), lambda i: (f"sample {i}", _named(held[i], inputs, f"sample {i}"))
-    )
+    return Reader.indexed("given samples", len(held), lambda i: (f"sample {i}", _named(held[i], inputs, f"sample {i}")))
 
 
 def _folder(path: Path, inputs: Sequence[TensorInfo]) -> Reader:

@@ -34,9 +34,7 @@ def load_passes() -> dict[str, type[Any]]:
 
 
 def _entries() -> Iterator[EntryPoint]:
-    installed = sorted(
-        entry_points(group=GROUP), key=lambda entry: (entry.dist.name if entry.dist else "", entry.name)
-    )
+    installed = sorted(entry_points(group=GROUP), key=lambda entry: (entry.dist.name if entry.dist else "", entry.name))
     yield next((entry for entry in installed if entry.value == BUILTIN.value), BUILTIN)
     yield from (entry for entry in installed if entry.value != BUILTIN.value)
 

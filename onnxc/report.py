@@ -140,9 +140,7 @@ class Report:
     def why_unchanged(self) -> str:
         """The sentence for a model that was left as it is."""
         if not self.rows:
-            return (
-                "nothing to compress: the model has no float weights that onnxc can store or compute smaller"
-            )
+            return "nothing to compress: the model has no float weights that onnxc can store or compute smaller"
         if self.refusals:
             main = max(self.refusals, key=lambda row: row.count)
             return f"nothing was changed; the most frequent reason: {main.reason} (e.g. '{main.examples[0]}')"

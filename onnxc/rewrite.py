@@ -208,14 +208,12 @@ class Rewriter:
         without them Gemm does not fuse.
         """
         if weight not in self._weights:
-            axis = self.codes[weight].axis
-            attributes = {} if axis is None else {"axis": axis}
             self._weights[weight] = self.model.insert(
                 "DequantizeLinear",
                 [self.weight_codes(weight), self.weight_scale(weight), self.weight_scale(weight, "zero")],
                 [f"{weight}_dq"],
                 name=f"{weight}_dq",
-                **attributes,
+                axis=self.codes[weight].axis,
             ).outputs[0]
         return self._weights[weight]
 
@@ -241,9 +239,7 @@ class Rewriter:
         tensor = self.tensors[weight]
         values = np.asarray(self.model.values(tensor)).astype(np.float16)
         half = self.model.constant(f"{weight}_half", values)
-        cast = self.model.insert(
-            "Cast", [half], [f"{weight}_unfolded"], name=f"{weight}_unfolded", to=1
-        ).outputs[0]
+        cast = self.model.insert("Cast", [half], [f"{weight}_unfolded"], name=f"{weight}_unfolded", to=1).outputs[0]
         cast.dtype, cast.shape = np.dtype(np.float32), list(values.shape)
         self.model.redirect(tensor, cast)
 
@@ -302,13 +298,12 @@ class Rewriter:
         values = np.asarray(self.model.values(tensor), np.float64)
         codes = np.rint(values / scale).astype(np.int32)
         base = f"{weight}_bias" if not tensor.name else tensor.name
-        attributes = {"axis": 0} if scale.ndim else {}
         return self.model.insert(
             "DequantizeLinear",
             [self.model.constant(f"{base}_q", codes), self.model.constant(f"{base}_scale", scale)],
             [f"{base}_dq"],
             name=self.model.unique(f"{base}_dq"),
-            **attributes,
+            axis=0 if scale.ndim else None,
         ).outputs[0]
 
 

@@ -67,9 +67,7 @@ def search(
     tried = [first]
     if first.missed is None:
         return first, tried
-    if (
-        first.noise <= allowed
-    ):  # the outputs are close enough, a score or a few answers are not: other ranges, as fast
+    if first.noise <= allowed:  # the outputs are close enough, a score or a few answers are not: other ranges, as fast
         for variant in variants:
             variant()
             tried.append(judge(plan(problem)))
@@ -154,9 +152,7 @@ def repair(problem: Problem, start: Plan, noise: float) -> Plan | None:
     does. Each step takes what loses least for the noise that goes.
     """
     forbidden, current = set(problem.forbidden), start
-    told = problem.told | {
-        s.weight.name for s in problem.found if s.name in problem.told and s.weight is not None
-    }
+    told = problem.told | {s.weight.name for s in problem.found if s.name in problem.told and s.weight is not None}
     told |= {name for site in problem.told & set(start.compute) for name in start.compute[site].weights}
     for _ in range(REPAIRS):
         if current.noise <= noise:

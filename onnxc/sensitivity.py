@@ -34,6 +34,7 @@ def activation_key(activation: Activation) -> str:
 
 
 def weight_key(name: str) -> str:
+    """The key of a weight's rounding."""
     return f"weight {name}"
 
 
@@ -79,9 +80,7 @@ def build_probe(model: Model, activations: Sequence[Activation], weights: Mappin
     probe, rewriter = Probe(copy), Rewriter(copy, dict(weights))
     for name in weights:
         tables = [
-            node
-            for node in rewriter.tensors[name].outputs
-            if node.op == "Gather" and node.inputs[0].name == name
+            node for node in rewriter.tensors[name].outputs if node.op == "Gather" and node.inputs[0].name == name
         ]
         if tables and len(tables) == len(rewriter.tensors[name].outputs):
             for node in tables:  # a table is never unfolded as a whole
@@ -113,9 +112,7 @@ def gathered(rewriter: Rewriter, node: Node, weight: str) -> Tensor:
     """What ``node`` would gather from the codes of ``weight``, times the scales of the same rows."""
     insert, indices = rewriter.model.insert, node.inputs[1]
     axis = node.attrs.get("axis", 0)
-    rows = insert("Gather", [rewriter.weight_codes(weight), indices], [f"{weight}_rows"], axis=axis).outputs[
-        0
-    ]
+    rows = insert("Gather", [rewriter.weight_codes(weight), indices], [f"{weight}_rows"], axis=axis).outputs[0]
     floats = insert("Cast", [rows], [f"{weight}_row_floats"], to=1).outputs[0]
     scales = rewriter.weight_scale(weight, "broadcast")
     if rewriter.codes[weight].axis == axis:
@@ -131,11 +128,7 @@ class Meter:
         self.session = Session(probe.model, options)
         self.outputs = [info.name for info in self.session.outputs]
         self.references = [
-            {
-                n: v
-                for n, v in self.run(sample, {}).items()
-                if isinstance(v, np.ndarray) and v.dtype.kind == "f"
-            }
+            {n: v for n, v in self.run(sample, {}).items() if isinstance(v, np.ndarray) and v.dtype.kind == "f"}
             for sample in self.samples
         ]
         self.signal = {
@@ -152,13 +145,9 @@ class Meter:
             results = self.run(sample, changes)
             for name, value in reference.items():
                 other = np.asarray(results[name])
-                with np.errstate(
-                    invalid="ignore", over="ignore"
-                ):  # infinite minus infinite counts as nothing
+                with np.errstate(invalid="ignore", over="ignore"):  # infinite minus infinite counts as nothing
                     found[name] += power(other - value) if other.shape == value.shape else power(value)
-        return max(
-            (value / self.signal[name] for name, value in found.items() if self.signal[name] > 0), default=0.0
-        )
+        return max((value / self.signal[name] for name, value in found.items() if self.signal[name] > 0), default=0.0)
 
     def on(self, key: str) -> dict[str, np.ndarray]:
         """The change that turns the switch of ``key`` on."""
@@ -190,9 +179,7 @@ def measure(
     Returns:
         key -> noise power over signal power of the worst float output; tensor -> refined (low, high).
     """
-    samples = sorted(
-        samples, key=lambda each: -sum(np.size(value) for value in each.values())
-    )  # long ones say most
+    samples = sorted(samples, key=lambda each: -sum(np.size(value) for value in each.values()))  # long ones say most
     probe = build_probe(model, activations, weights)
     drop_pages()
     start = perf_counter()
@@ -218,7 +205,7 @@ def measure(
         for option in options_there:
             trial = replace(activation, low=option[0], high=option[1])
             scale, zero = probe.parameters[key]
-            changes = {scale: np.asarray(trial.scale), zero: np.asarray(trial.zero_point)}
+            changes: dict[str, np.ndarray] = {scale: np.asarray(trial.scale), zero: np.asarray(trial.zero_point)}
             if (found := meter.noise(meter.on(key) | changes)) < noise[key]:
                 noise[key], (low, high) = found, option
         if (low, high) != (activation.low, activation.high):

@@ -151,8 +151,7 @@ class Session:
         for name in options.providers:
             if name not in active:
                 raise UsageError(
-                    f"provider {name} cannot be started (a driver or library is missing?); "
-                    f"running: {', '.join(active)}"
+                    f"provider {name} cannot be started (a driver or library is missing?); running: {', '.join(active)}"
                 )
         self.inputs = tuple(_info(each) for each in self.raw.get_inputs())
         self.outputs = tuple(_info(each) for each in self.raw.get_outputs())
@@ -214,9 +213,7 @@ class Session:
             dtype = self._types.get(name, "")
             if is_foreign(dtype):
                 borrowed.append(pack(np.asarray(array), dtype))
-                values[name] = onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(
-                    borrowed[-1], onnx_type(dtype)
-                )
+                values[name] = onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(borrowed[-1], onnx_type(dtype))
             else:
                 values[name] = onnxruntime.OrtValue.ortvalue_from_numpy(np.asarray(array))
         return [_array(value) for value in self.raw.run_with_ort_values(names, values)]
@@ -300,9 +297,7 @@ def _settings(options: Options) -> Any:
         try:
             settings.register_custom_ops_library(str(library))
         except Exception as error:
-            raise UsageError(
-                f"custom operator library {library} cannot be loaded: {one_line(error)}"
-            ) from error
+            raise UsageError(f"custom operator library {library} cannot be loaded: {one_line(error)}") from error
     return settings
 
 
@@ -326,9 +321,7 @@ def _loadable(source: Source, folder: Path) -> str | bytes:
             message: bytes = source.SerializeToString()
             return message
         except Exception as error:  # protobuf's own errors differ between versions
-            raise ModelError(
-                f"the model does not fit one protobuf message (2 GB): {one_line(error)}"
-            ) from error
+            raise ModelError(f"the model does not fit one protobuf message (2 GB): {one_line(error)}") from error
     weights = sum(weight.nbytes for graph in source.graphs() for weight in graph.weights)
     if weights <= _INLINE_LIMIT:
         serialized: bytes = source.serialized()

@@ -20,9 +20,7 @@ from onnxc.tensors import Array, Bytes, decode, numpy_type
 if TYPE_CHECKING:
     from onnxc.model import Constant, Graph, Node, Stored, Tensor, Variable
 
-Description = tuple[
-    "np.dtype[np.generic] | None", tuple[int | str | None, ...] | None
-]  # type and shape; None: unknown
+Description = tuple["np.dtype[np.generic] | None", tuple[int | str | None, ...] | None]  # type and shape; None: unknown
 
 
 class NodeShell:
@@ -107,9 +105,7 @@ class StoredShell:
         self.raw = raw
         self.shape = tuple(proto.dims)
         self.dtype = numpy_type(proto.data_type if isinstance(proto, TensorProto) else proto.values.data_type)
-        self._array: weakref.ref[Array] | None = (
-            None  # unfolded values live as long as somebody looks at them
-        )
+        self._array: weakref.ref[Array] | None = None  # unfolded values live as long as somebody looks at them
 
     def load(self) -> Array:
         """The values, read-only."""

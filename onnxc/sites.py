@@ -1,4 +1,4 @@
-"""Weights and sites. In: a simplified Model. Out: every float weight with its readers, every place that may be replaced.
+"""Weights and sites. In: a simplified Model. Out: float weights with their readers, places that may be replaced.
 
 A *weight* is a float initializer with every place that reads it; its bytes count once. A *site* is a node whose
 operator may be replaced. A linear site is a matrix W [K, N] whatever operator holds it: a convolution is one after
@@ -148,6 +148,7 @@ def name_nodes(model: Model) -> None:
 
 
 def is_float(tensor: Tensor) -> bool:
+    """Whether a constant holds float32."""
     return tensor.dtype is not None and np.dtype(tensor.dtype) == np.float32
 
 
@@ -244,16 +245,14 @@ def home_of(model: Model, tensor: Constant, default: Graph) -> Graph:
     return default
 
 
-def site_of(
-    node: Node, graph: Graph, weights: dict[int, Weight], target: Target, outputs: set[int]
-) -> Site | None:
+def site_of(node: Node, graph: Graph, weights: dict[int, Weight], target: Target, outputs: set[int]) -> Site | None:
     """The site that ``node`` is, or None."""
     kind = KINDS.get(node.op) if not node.domain or node.domain == "ai.onnx" else None
     if kind is None:
         if node.op in target.joints | target.carriers and node.outputs:
-            return Site(
-                node, "joint", graph, output=absorb(node.outputs[0], target, outputs, site := []), tail=site
-            )
+            joint = Site(node, "joint", graph)
+            joint.output = absorb(node.outputs[0], target, outputs, joint.tail)
+            return joint
         return None
     position = 0 if kind == "embedding" else 1
     if len(node.inputs) <= position or id(node.inputs[position]) not in weights:

@@ -51,9 +51,10 @@ def map_file(path: Path, role: str = "") -> Bytes:
             raise ModelError(f"{role}{path} is not a regular file")
         if status.st_size == 0:
             raise ModelError(f"{role}{path} is empty")
-        mapped = np.memmap(path, np.uint8, "r")
-        _maps.add(mapped.base)  # the mmap itself
-        return mapped.view(np.ndarray)
+        with path.open("rb") as file:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        _maps.add(mapped)
+        return np.frombuffer(mapped, np.uint8)
     except FileNotFoundError:
         raise ModelError(f"{role}{path} does not exist") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL byte in the name
@@ -99,9 +100,7 @@ class ExternalData:
                 the tensor needs.
         """
         if self._model is None:
-            raise ModelError(
-                f"{where} lies in an external file: hand over the model's path instead of the message"
-            )
+            raise ModelError(f"{where} lies in an external file: hand over the model's path instead of the message")
         entries = {entry.key: entry.value for entry in tensor.external_data}
         location = entries.get("location", "")
         path = self._inside(location, where)
@@ -114,9 +113,7 @@ class ExternalData:
             offset = int(entries.get("offset", "0"))
             length = int(entries.get("length", data.size - offset))
         except ValueError:
-            raise ModelError(
-                f"{where} has an offset or length of its external data that is no number"
-            ) from None
+            raise ModelError(f"{where} has an offset or length of its external data that is no number") from None
         if offset < 0 or length < 0 or offset + length > data.size:
             raise ModelError(
                 f"{where} needs bytes {offset} to {offset + length} of {location!r}, which has {data.size}"
@@ -250,9 +247,7 @@ def _save_external(message: ModelProto, weights: Weights, path: Path) -> tuple[P
             yield flat_bytes(array).data
             place = offset + array.nbytes
 
-    for (
-        piece
-    ) in pieces():  # the name holds the hash of the content, so this pass comes before the writing one
+    for piece in pieces():  # the name holds the hash of the content, so this pass comes before the writing one
         digest.update(piece)
     folder = Path(os.path.realpath(path)).parent
     target = folder / f"{path.name}.{digest.hexdigest()[:8]}.data"

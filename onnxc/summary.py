@@ -40,9 +40,7 @@ def summarize(
         if refusal.place not in plan.compute:
             report.refuse(refusal.pass_name, refusal.reason, refusal.place)
     report.notes += delivery.rejected
-    narrow = sorted(
-        name for name in codes.overflowing if any(s.weight and s.weight.name == name for s in int8)
-    )
+    narrow = sorted(name for name in codes.overflowing if any(s.weight and s.weight.name == name for s in int8))
     if narrow:
         shown = ", ".join(narrow[:3]) + (" ..." if len(narrow) > 3 else "")
         report.notes.append(
@@ -50,14 +48,10 @@ def summarize(
             f"({shown}); where this machine is one of them they are stored with 7 bits"
         )
     if any(a.dynamic for c in plan.compute.values() for a in c.reads):
-        report.notes.append(
-            "ranges taken at run time span the whole batch: an answer may depend on who shares it"
-        )
+        report.notes.append("ranges taken at run time span the whole batch: an answer may depend on who shares it")
     report.comparison = measured(judge, delivery)
     report.limits = {
-        each.name: value
-        for each in fields(judge.budget)
-        if (value := getattr(judge.budget, each.name)) is not None
+        each.name: value for each in fields(judge.budget) if (value := getattr(judge.budget, each.name)) is not None
     }
     report.missed = missed(judge, delivery)
     return report
@@ -166,9 +160,7 @@ def site_row(
     if after is not None and before is not None:
         faster = after < before
         row.reason = "int8 would cost more accuracy than allowed, or leave its island" if faster else ""
-        row.reason = (
-            row.reason or f"int8 is not faster here ({before * 1e6:.0f} to {after * 1e6:.0f} microseconds)"
-        )
+        row.reason = row.reason or f"int8 is not faster here ({before * 1e6:.0f} to {after * 1e6:.0f} microseconds)"
     return row
 
 

@@ -76,9 +76,7 @@ def print_table(
     """Print one table; columns that are empty in every row are left out."""
     used = [i for i in range(len(heading)) if any(row[i] for row in rows)]
     if title:
-        console.print(
-            f"\n[bold]{escape(title)}[/bold]" if console.is_terminal else f"\n{title}\n", highlight=False
-        )
+        console.print(f"\n[bold]{escape(title)}[/bold]" if console.is_terminal else f"\n{title}\n", highlight=False)
     if not console.is_terminal:
         cells = [[row[i].replace("|", "/") for i in used] for row in (list(heading), *rows)]
         width = [max(len(row[i]) for row in cells) for i in range(len(used))]
@@ -106,9 +104,7 @@ def print_report(report: Report, console: Console) -> None:
         print_totals(report.comparison, console, report.bytes_before, report.bytes_after)
     print_sentences(report.sentences, console)
     if report.output and not report.missed:
-        saved = (
-            f"{amount(report.bytes_before)} -> {amount(report.bytes_after)} ({percent(report.size_ratio)})"
-        )
+        saved = f"{amount(report.bytes_before)} -> {amount(report.bytes_after)} ({percent(report.size_ratio)})"
         console.print(
             f"\nwrote {report.output}: {saved}, {report.seconds:.1f} s",
             highlight=False,
@@ -175,9 +171,7 @@ def _print_sites(rows: Sequence[SiteRow], console: Console) -> None:
                 members[0].site,
             ]
         )
-    print_table(
-        console, heading, cells, right=[1, 2, 3, 4, 5, 6], title="Done (--report FILE.json lists every site)"
-    )
+    print_table(console, heading, cells, right=[1, 2, 3, 4, 5, 6], title="Done (--report FILE.json lists every site)")
 
 
 def _total(values: Sequence[float | None]) -> float | None:
@@ -188,9 +182,7 @@ def _total(values: Sequence[float | None]) -> float | None:
 def print_totals(result: Comparison, console: Console, before: int = 0, after: int = 0) -> None:
     """Both models side by side: size, speed, quality, the user's metric, load and kernels."""
     before, after = before or result.size_reference, after or result.size_new
-    rows = [
-        ["size", amount(before), amount(after), f"{percent(after / before)} of the bytes" if before else ""]
-    ]
+    rows = [["size", amount(before), amount(after), f"{percent(after / before)} of the bytes" if before else ""]]
     if result.ratio is not None:
         ratio = result.ratio
         rows.append(
@@ -259,9 +251,7 @@ def print_comparison(result: Comparison, console: Console) -> None:
     """The page of compare."""
     print_outputs(result.outputs, console)
     if result.sites:
-        rows = [
-            [each.site, each.operator, decibels(each.sqnr_db), f"{each.damage:.3g}"] for each in result.sites
-        ]
+        rows = [[each.site, each.operator, decibels(each.sqnr_db), f"{each.damage:.3g}"] for each in result.sites]
         print_table(
             console,
             ["site", "operator", "SQNR", "relative error"],
@@ -311,11 +301,7 @@ def print_inspection(found: Inspection, console: Console) -> None:
         for row in sorted(found.rows, key=lambda row: -row.bytes_before)[:MOST_ROWS]
     ]
     heading = ["site", "operator", "weight", "bytes", "MACs", "what would be tried without data"]
-    more = (
-        f" ({MOST_ROWS} largest of {len(found.rows)}; --json lists all)"
-        if len(found.rows) > MOST_ROWS
-        else ""
-    )
+    more = f" ({MOST_ROWS} largest of {len(found.rows)}; --json lists all)" if len(found.rows) > MOST_ROWS else ""
     if rows:
         print_table(console, heading, rows, right=[3, 4], title=f"Sites{more}")
     _print_refusals(found.refusals, console)

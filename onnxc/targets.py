@@ -1,7 +1,7 @@
 """What runs fast where: per target, which operators have int8 kernels and which patterns fuse. Data, no logic.
 
-The figures of the ``cpu`` target were measured on ONNX Runtime 1.31 and 1.32, AVX512-VNNI; docs/cpu-facts.md lists them.
-A pass asks the target; it never knows an operator's speed itself.
+The figures of the ``cpu`` target were measured on ONNX Runtime 1.31 and 1.32, AVX512-VNNI; they are listed in
+docs/cpu-facts.md. A pass asks the target; it never knows an operator's speed itself.
 """
 
 from __future__ import annotations

@@ -37,8 +37,7 @@ _DTYPES: dict[int, np.dtype[np.generic]] = {
     if name != "UNDEFINED"
 }
 _BITS = {
-    number: _NARROW.get(TensorProto.DataType.Name(number), dtype.itemsize * 8)
-    for number, dtype in _DTYPES.items()
+    number: _NARROW.get(TensorProto.DataType.Name(number), dtype.itemsize * 8) for number, dtype in _DTYPES.items()
 }
 
 
@@ -101,9 +100,7 @@ def check(tensor: TensorProto, where: str, raw_bytes: int | None = None) -> None
     else:
         have, need = _entries(tensor)
     if have != need:
-        raise ModelError(
-            f"{where} of shape {list(tensor.dims)[:8]} needs {need} bytes or entries, has {have}"
-        )
+        raise ModelError(f"{where} of shape {list(tensor.dims)[:8]} needs {need} bytes or entries, has {have}")
 
 
 def _entries(tensor: TensorProto) -> tuple[int, int]:

@@ -80,8 +80,11 @@ def interleaved_ratio(
         raise ValueError("interleaved_ratio needs at least one sample")
     start = perf_counter()
     first = pairs[0]
-    cost = min(_timed(first[0]) + _timed(first[1]) for _ in range(2))  # the first run allocates
-    keep = max(4, int(seconds / (max(rounds, 1) * max(cost, 1e-7))))
+    cost = _timed(first[0]) + _timed(first[1])
+    if cost < seconds:  # the first run allocates
+        cost = min(cost, _timed(first[0]) + _timed(first[1]))
+    fewest = 4 if cost < seconds / 4 else 1  # a model that runs for seconds is steady enough on one sample
+    keep = max(fewest, int(seconds / (max(rounds, 1) * max(cost, 1e-7))))
     if keep < len(pairs):  # too long: fewer samples, evenly spread, rather than fewer rounds
         pairs = [pairs[(2 * i + 1) * len(pairs) // (2 * keep)] for i in range(keep)]
     for a, b in pairs[1:4]:
@@ -116,9 +119,7 @@ def interleaved_ratio(
         if collecting:
             gc.enable()
     low, high = np.percentile(ratios, (10, 90))
-    return Ratio(
-        median(ratios), float(low), float(high), median(a for a, _ in times), median(b for _, b in times)
-    )
+    return Ratio(median(ratios), float(low), float(high), median(a for a, _ in times), median(b for _, b in times))
 
 
 def _timed(call: Callable[[], object]) -> float:
@@ -159,9 +160,7 @@ def kernel_times(events: Sequence[Mapping[str, Any]], warmup: int = 1) -> list[K
         in_run[run] = in_run.get(run, 0.0) + max(microseconds, 0.0)
         calls[key] += 1
     return [
-        KernelTime(
-            node, op, _middle_mean(list(in_run.values())) * len(in_run) / len(runs) * 1e-6, calls[node, op]
-        )
+        KernelTime(node, op, _middle_mean(list(in_run.values())) * len(in_run) / len(runs) * 1e-6, calls[node, op])
         for (node, op), in_run in sums.items()
     ]
 

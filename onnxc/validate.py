@@ -287,8 +287,7 @@ def _damage_of(
             noise[name] += float(np.dot(old - fresh, old - fresh))
             signal[name] += float(np.dot(old, old))
     return [
-        SiteDamage(_title(node), str(node.op), noise[target] / (signal[target] or 1.0))
-        for node, _, target in wanted
+        SiteDamage(_title(node), str(node.op), noise[target] / (signal[target] or 1.0)) for node, _, target in wanted
     ]
 
 

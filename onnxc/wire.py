@@ -70,9 +70,7 @@ class Weights:
             return (self.add(data[start:end]), 20) if end - start > LARGE else None
 
         try:
-            chunks, _ = _rewrite(
-                view, 0, len(view), "model", lambda start, end: end - start > LARGE, replace, 0
-            )
+            chunks, _ = _rewrite(view, 0, len(view), "model", lambda start, end: end - start > LARGE, replace, 0)
         except (IndexError, _DamageError):
             return bytes(view)
         return b"".join(chunks)  # type: ignore[arg-type]  # lifting replaces by bytes only

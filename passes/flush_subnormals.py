@@ -36,9 +36,7 @@ class FlushSubnormals(ExactPass):
         """Edit ``model`` in place."""
         borders = Borders.of(model)
         held = [tensor for graph in model.graphs() for tensor in graph.weights if borders.fixed(tensor)]
-        held += [
-            value for node in model.nodes() for value in node.attrs.values() if isinstance(value, Constant)
-        ]
+        held += [value for node in model.nodes() for value in node.attrs.values() if isinstance(value, Constant)]
         changed = elements = 0
         for tensor in held:
             flushed = _flush(model, tensor)

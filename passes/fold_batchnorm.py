@@ -100,9 +100,7 @@ def _fold(model: Model, borders: Borders, node: Node, after: Node) -> bool:
     return True
 
 
-def _set_bias(
-    model: Model, node: Node, old: Tensor | None, borders: Borders, values: npt.NDArray[Any]
-) -> None:
+def _set_bias(model: Model, node: Node, old: Tensor | None, borders: Borders, values: npt.NDArray[Any]) -> None:
     if isinstance(old, Constant) and borders.only_reader(old) is node:
         old.values = values
         return
@@ -137,9 +135,7 @@ def _along(node: Node, weight: Constant, scale: Vector) -> Vector:
     return scale.reshape(-1, 1) if node.op == "Gemm" and node.attrs.get("transB", 0) else scale
 
 
-def _affine(
-    model: Model, borders: Borders, node: Node, after: Node, channels: int
-) -> tuple[Vector, Vector] | None:
+def _affine(model: Model, borders: Borders, node: Node, after: Node, channels: int) -> tuple[Vector, Vector] | None:
     """(scale, shift), each [channels], that ``after`` applies to ``node``'s result; None for other nodes."""
     if standard(after, "BatchNormalization"):
         return _statistics(model, borders, node, after, channels)
@@ -164,14 +160,8 @@ def _affine(
     return (one, -values) if first else (-one, values.copy())
 
 
-def _statistics(
-    model: Model, borders: Borders, node: Node, after: Node, channels: int
-) -> tuple[Vector, Vector] | None:
-    if (
-        after.attrs.get("training_mode", 0)
-        or not after.attrs.get("spatial", 1)
-        or after.attrs.get("is_test", 1) != 1
-    ):
+def _statistics(model: Model, borders: Borders, node: Node, after: Node, channels: int) -> tuple[Vector, Vector] | None:
+    if after.attrs.get("training_mode", 0) or not after.attrs.get("spatial", 1) or after.attrs.get("is_test", 1) != 1:
         return None
     if after.inputs[0] is not node.outputs[0] or len(after.inputs) != 5:
         return None

@@ -41,9 +41,7 @@ class InlineBranches(ExactPass):
                 changed += 1
         if changed:
             model.tidy()
-        return Outcome(
-            changed, (f"{changed} branches that are always taken put in place",) if changed else ()
-        )
+        return Outcome(changed, (f"{changed} branches that are always taken put in place",) if changed else ())
 
 
 def _inline(model: Model, graph: Graph, place: int, node: Node, branch: Graph) -> None:
@@ -73,9 +71,7 @@ def _inline(model: Model, graph: Graph, place: int, node: Node, branch: Graph) -
 
 def _rename(model: Model, branch: Graph) -> None:
     """Free names for what the branch brings where another graph has the same one: sister branches may."""
-    taken = {
-        tensor.name for other in model.graphs() if other is not branch for tensor in other.tensors_inside()
-    }
+    taken = {tensor.name for other in model.graphs() if other is not branch for tensor in other.tensors_inside()}
     for tensor in branch.tensors_inside():
         if tensor.name in taken:
             tensor.name = model.unique(tensor.name)

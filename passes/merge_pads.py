@@ -49,9 +49,7 @@ def _merge(model: Model, borders: Borders, node: Node) -> bool:
         return False
     if node.attrs.get("auto_pad", "NOTSET") not in {"NOTSET", "VALID"}:
         return False
-    if node.op == "AveragePool" and (
-        not node.attrs.get("count_include_pad", 0) or node.attrs.get("ceil_mode", 0)
-    ):
+    if node.op == "AveragePool" and (not node.attrs.get("count_include_pad", 0) or node.attrs.get("ceil_mode", 0)):
         return False
     amounts = _amounts(model, borders, pad)
     if amounts is None or min(amounts) < 0:

@@ -31,9 +31,7 @@ class QuantizeDynamic(LossyPass):
     def propose(self, site: Site, context: Context) -> Iterable[Candidate | Refusal]:
         """One int8 candidate for a linear."""
         if site.kind == "convolution" and site.operator == "Conv":
-            yield Refusal(
-                self.name, site.name, "ConvInteger is slower than a float Conv (0.04 to 0.8 times, measured)"
-            )
+            yield Refusal(self.name, site.name, "ConvInteger is slower than a float Conv (0.04 to 0.8 times, measured)")
             return
         if site.kind != "linear":
             return
@@ -41,9 +39,7 @@ class QuantizeDynamic(LossyPass):
         axes = matrix_axes(site)
         attributes = site.node.attrs
         if axes is None or site.weight.channel_axis != axes[1]:
-            reason = (
-                "the weight is not a plain matrix here, or another reader needs its scales along another axis"
-            )
+            reason = "the weight is not a plain matrix here, or another reader needs its scales along another axis"
         elif site.weight.elements < context.target.smallest_linear and not context.told:
             reason = "too small for an int8 kernel to pay"
         elif attributes.get("transA", 0) or any(attributes.get(k, 1.0) != 1.0 for k in ("alpha", "beta")):
@@ -84,9 +80,7 @@ def apply(rewriter: Rewriter, site: Site) -> None:
         name=model.unique(f"{name}_int8"),
         graph=graph,
     ).outputs[0]
-    cast = model.insert(
-        "Cast", [product], [f"{result.name}_cast"], name=f"{name}_cast", graph=graph, to=1
-    ).outputs[0]
+    cast = model.insert("Cast", [product], [f"{result.name}_cast"], name=f"{name}_cast", graph=graph, to=1).outputs[0]
     scales = model.insert(
         "Mul",
         [scale, rewriter.weight_scale(weight)],

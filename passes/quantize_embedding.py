@@ -36,9 +36,7 @@ class QuantizeEmbedding(LossyPass):
             yield Refusal(self.name, site.name, "gathers along another axis than the rows")
             return
         if site.weight.channel_axis != 0:
-            yield Refusal(
-                self.name, site.name, "another reader needs the scales of its table along another axis"
-            )
+            yield Refusal(self.name, site.name, "another reader needs the scales of its table along another axis")
             return
         yield Candidate(
             self.name,
@@ -65,9 +63,7 @@ def apply(rewriter: Rewriter, site: Site) -> None:
         name=model.unique(f"{site.name}_q"),
         graph=graph,
     ).outputs[0]
-    floats = model.insert(
-        "Cast", [rows], [f"{result.name}_cast"], name=f"{site.name}_cast", graph=graph, to=1
-    )
+    floats = model.insert("Cast", [rows], [f"{result.name}_cast"], name=f"{site.name}_cast", graph=graph, to=1)
     scales = model.insert(
         "Gather",
         [rewriter.weight_scale(weight, "broadcast"), indices],
@@ -75,6 +71,4 @@ def apply(rewriter: Rewriter, site: Site) -> None:
         name=f"{site.name}_scale",
         graph=graph,
     )
-    model.insert(
-        "Mul", [floats.outputs[0], scales.outputs[0]], [result], name=f"{site.name}_scaled", graph=graph
-    )
+    model.insert("Mul", [floats.outputs[0], scales.outputs[0]], [result], name=f"{site.name}_scaled", graph=graph)

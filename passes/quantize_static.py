@@ -50,9 +50,7 @@ class QuantizeStatic(LossyPass):
             yield Refusal(self.name, site.name, reason)
             return
         carries = site.operator in context.target.carriers
-        reads = tuple(
-            self.activation(tensor, context) for tensor in (site.inputs[:1] if carries else site.inputs)
-        )
+        reads = tuple(self.activation(tensor, context) for tensor in (site.inputs[:1] if carries else site.inputs))
         writes = None if site.kind == "linear" else self.activation(site.result, context)
         if writes is not None and carries:
             writes = replace(reads[0], tensor=site.result.name)
@@ -81,9 +79,7 @@ class QuantizeStatic(LossyPass):
             return "ConvTranspose has no int8 kernel"
         axes = matrix_axes(site)
         if axes is None or site.weight.channel_axis != axes[1]:
-            return (
-                "the weight is not a plain matrix here, or another reader needs its scales along another axis"
-            )
+            return "the weight is not a plain matrix here, or another reader needs its scales along another axis"
         if site.kind == "linear":
             if site.weight.elements < context.target.smallest_linear and not context.told:
                 return "too small for an int8 kernel to pay"
@@ -92,7 +88,7 @@ class QuantizeStatic(LossyPass):
                 return "Gemm with alpha, beta or transA"
             if site.operator == "Gemm" and len(site.node.inputs) > 2 and site.bias is None:
                 return "Gemm with a computed bias"
-            if site.bias is not None and tuple(site.bias.shape) != (site.weight.shape[axes[1]],):
+            if site.bias is not None and tuple(site.bias.shape or ()) != (site.weight.shape[axes[1]],):
                 return "the bias is not one value per output"
         elif len(site.node.inputs) > 2 and site.bias is None:
             return "Conv with a computed bias"
@@ -149,11 +145,10 @@ def linear(rewriter: Rewriter, site: Site, reads: tuple[Activation, ...], writes
             add.inputs[position] = bias
 
 
-def convolution(
-    rewriter: Rewriter, site: Site, reads: tuple[Activation, ...], writes: Activation | None
-) -> None:
+def convolution(rewriter: Rewriter, site: Site, reads: tuple[Activation, ...], writes: Activation | None) -> None:
     """Q/DQ on both sides, the bias through an int32 DQ."""
-    assert site.weight is not None and writes is not None
+    assert site.weight is not None
+    assert writes is not None
     node = rewriter.nodes[site.name]
     node.inputs[0] = rewriter.quantized(reads[0])
     node.inputs[1] = rewriter.dequantized(site.weight.name)

@@ -16,9 +16,7 @@ from onnxc.model import Constant, Model, Node, Variable
 LIFTED_BYTES = 4096  # initializers above this stay out: what is folded into them, our own passes fold
 
 
-def through_skeleton(
-    model: Model, rewrite: Callable[[ModelProto], ModelProto], limit: int = LIFTED_BYTES
-) -> Model:
+def through_skeleton(model: Model, rewrite: Callable[[ModelProto], ModelProto], limit: int = LIFTED_BYTES) -> Model:
     """What ``rewrite`` makes of ``model``; ``model`` itself is not changed.
 
     Raises:
@@ -64,9 +62,7 @@ def _remember(old: Model, new: Model) -> None:
     nodes = {node.outputs[0].name: node for node in old.nodes() if node.outputs}
     said = {tensor.name: info for graph in old.graphs() for tensor, info in graph.value_info if tensor}
     for graph in new.graphs():
-        graph.value_info = [
-            (tensor, info) for tensor, info in graph.value_info if tensor and tensor.name in said
-        ]
+        graph.value_info = [(tensor, info) for tensor, info in graph.value_info if tensor and tensor.name in said]
         described = {id(tensor) for tensor, _ in graph.value_info} | {id(tensor) for tensor in graph.outputs}
         for node in graph.nodes:
             _remember_node(nodes.get(node.outputs[0].name) if node.outputs else None, node)

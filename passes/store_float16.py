@@ -43,6 +43,4 @@ class StoreFloat16(LossyPass):
         if not peak < float(np.finfo(np.float16).max) or peak < float(np.finfo(np.float16).tiny):
             yield Refusal(self.name, weight.name, "values outside the range of float16")
             return
-        yield Candidate(
-            self.name, "storage", weight.name, "float16", "float16, unfolded at load", bytes=stored
-        )
+        yield Candidate(self.name, "storage", weight.name, "float16", "float16, unfolded at load", bytes=stored)

@@ -11,7 +11,7 @@ from typing import ClassVar
 
 import onnx
 
-from onnxc.model import Model
+from onnxc.model import Graph, Model, Node
 from onnxc.rewrite import ExactPass, Outcome
 
 
@@ -33,7 +33,8 @@ class StripDebug(ExactPass):
     def run(self, model: Model) -> Outcome:
         """Edit ``model`` in place."""
         prefixes, count, saved = tuple(self.prefixes.split()), 0, 0
-        for place in (*model.graphs(), *model.nodes()):
+        places: list[Graph | Node] = [*model.graphs(), *model.nodes()]
+        for place in places:
             origin = place.origin
             if origin is None:
                 continue

@@ -59,9 +59,7 @@ class Builder:
         """A node; the name of its first output."""
         outputs = [out] if isinstance(out, str) else list(out or [self.name(op.lower())])
         self.nodes.append(
-            helper.make_node(
-                op, list(inputs), outputs, name=f"{op}_of_{outputs[0]}", domain=domain, **attributes
-            )
+            helper.make_node(op, list(inputs), outputs, name=f"{op}_of_{outputs[0]}", domain=domain, **attributes)
         )
         return outputs[0]
 
@@ -97,9 +95,7 @@ X: tuple[str, int, list[Any]] = ("x", F, ["n", 64])
 IMAGE: tuple[str, int, list[Any]] = ("x", F, ["n", 8, 12, 12])
 
 
-def body(
-    make: Callable[[Builder], str], seed: int, shape: list[Any], inputs: Sequence[Any] = ()
-) -> GraphProto:
+def body(make: Callable[[Builder], str], seed: int, shape: list[Any], inputs: Sequence[Any] = ()) -> GraphProto:
     """A body with weights of its own whose one output is what ``make`` returns."""
     builder = Builder(seed)
     builder.count = 1000 * seed
@@ -118,9 +114,7 @@ def plain_linear() -> ModelProto:
 @model
 def small_cnn() -> ModelProto:
     b = Builder(1)
-    h = b.add(
-        "Relu", b.add("Conv", "x", b.weight(16, 8, 3, 3, scale=0.1), b.weight(16, scale=0.1), pads=[1] * 4)
-    )
+    h = b.add("Relu", b.add("Conv", "x", b.weight(16, 8, 3, 3, scale=0.1), b.weight(16, scale=0.1), pads=[1] * 4))
     side = b.add("Conv", h, b.weight(16, 16, 3, 3, scale=0.1), pads=[1] * 4)
     scale, shift, mean = (b.weight(16, scale=0.1) for _ in range(3))
     side = b.add("BatchNormalization", side, scale, shift, mean, b.value(np.ones(16, np.float32)))
@@ -136,9 +130,7 @@ def small_cnn() -> ModelProto:
 def attention() -> ModelProto:
     b = Builder(2)
     q, k, v = (b.add("MatMul", "x", b.weight(64, 64)) for _ in range(3))
-    scores = b.add(
-        "Mul", b.add("MatMul", q, b.add("Transpose", k, perm=[0, 2, 1])), b.value(np.float32(0.125))
-    )
+    scores = b.add("Mul", b.add("MatMul", q, b.add("Transpose", k, perm=[0, 2, 1])), b.value(np.float32(0.125)))
     mixed = b.add("MatMul", b.add("MatMul", b.add("Softmax", scores, axis=-1), v), b.weight(64, 64))
     h = b.add(
         "LayerNormalization",
@@ -186,14 +178,10 @@ def scan_body() -> ModelProto:
     b = Builder(6)
     c = Builder(7)
     c.count = 500
-    mixed = c.add(
-        "Add", c.add("MatMul", "state", c.weight(64, 64)), c.add("MatMul", "step", c.weight(32, 64))
-    )
+    mixed = c.add("Add", c.add("MatMul", "state", c.weight(64, 64)), c.add("MatMul", "step", c.weight(32, 64)))
     c.add("Tanh", mixed, out="next")
     c.add("Identity", "next", out="seen")
-    inner = c.graph(
-        [("state", F, [1, 64]), ("step", F, [1, 32])], [("next", F, [1, 64]), ("seen", F, [1, 64])]
-    )
+    inner = c.graph([("state", F, [1, 64]), ("step", F, [1, 32])], [("next", F, [1, 64]), ("seen", F, [1, 64])])
     b.add(
         "Scan",
         b.value(np.zeros((1, 64), np.float32)),
@@ -336,9 +324,7 @@ def string_input() -> ModelProto:
         default_int64=0,
     )
     b.add("MatMul", b.add("Gather", b.weight(100, 64, scale=0.5), ids), b.weight(64, 64), out="y")
-    made = b.model(
-        [("s", TensorProto.STRING, ["n"])], [("y", F, ["n", 64]), ("copy", TensorProto.STRING, ["n"])]
-    )
+    made = b.model([("s", TensorProto.STRING, ["n"])], [("y", F, ["n", 64]), ("copy", TensorProto.STRING, ["n"])])
     made.graph.node.append(helper.make_node("Identity", ["s"], ["copy"]))
     made.opset_import.append(helper.make_opsetid("ai.onnx.ml", 2))
     return made
@@ -518,9 +504,7 @@ def grouped() -> ModelProto:
         b.value(np.float32(0)),
         b.value(np.float32(6)),
     )
-    h = b.add(
-        "Relu", b.add("Conv", h, b.weight(16, 1, 3, 3, scale=0.3), b.weight(16), group=16, pads=[1] * 4)
-    )
+    h = b.add("Relu", b.add("Conv", h, b.weight(16, 1, 3, 3, scale=0.3), b.weight(16), group=16, pads=[1] * 4))
     h = b.add("Conv", h, b.weight(32, 1, 3, 3, scale=0.3), group=16)
     b.add("Conv", h, b.weight(8, 32, 1, 1, scale=0.2), out="y")
     return b.model([IMAGE], [("y", F, None)])
@@ -645,9 +629,7 @@ def not_finite() -> ModelProto:
     w = b.random.standard_normal((64, 96)).astype(np.float32) / 8
     w[3, 4], w[5, 6], w[7, 8] = np.nan, np.inf, -np.inf
     h = b.add("MatMul", "x", b.value(w))
-    b.add(
-        "MatMul", b.add("Clip", h, b.value(np.float32(-3)), b.value(np.float32(3))), b.weight(96, 64), out="y"
-    )
+    b.add("MatMul", b.add("Clip", h, b.value(np.float32(-3)), b.value(np.float32(3))), b.weight(96, 64), out="y")
     b.add("Identity", h, out="z")
     return b.model([X], [("y", F, ["n", 64]), ("z", F, ["n", 96])])
 
@@ -763,9 +745,7 @@ def embeddings() -> ModelProto:
     table = b.weight(64, 64, scale=0.5)
     rows = b.add("Gather", table, "ids")
     columns = b.add("Transpose", b.add("Gather", table, "ids", axis=1), perm=[1, 0])
-    third = b.add(
-        "ReduceSum", b.add("Gather", b.weight(64, 4, 64, scale=0.5), "ids", axis=-3), b.ints(1), keepdims=0
-    )
+    third = b.add("ReduceSum", b.add("Gather", b.weight(64, 4, 64, scale=0.5), "ids", axis=-3), b.ints(1), keepdims=0)
     line = b.add("Unsqueeze", b.add("Gather", b.weight(64), b.add("Neg", "ids")), b.ints(1))
     h = b.add("Add", b.add("Add", rows, columns), b.add("Mul", third, line))
     b.add("MatMul", h, b.weight(64, 64), out="y")

@@ -53,17 +53,13 @@ def cases() -> Iterator[Case]:
     known = {path.parent.name for path in files}
     for case in made:
         if case.model is not None and case.name not in known:
-            yield Case(
-                case.name, case.model, _named(case.model, case.data_sets[0][0] if case.data_sets else [])
-            )
+            yield Case(case.name, case.model, _named(case.model, case.data_sets[0][0] if case.data_sets else []))
 
 
 def _case_of_file(path: Path) -> Case:
     model = onnx.load(path)
     name = path.relative_to(_DATA).with_suffix("").as_posix()
-    files = sorted(
-        path.parent.glob("test_data_set_0/input_*.pb"), key=lambda file: int(file.stem.split("_")[1])
-    )
+    files = sorted(path.parent.glob("test_data_set_0/input_*.pb"), key=lambda file: int(file.stem.split("_")[1]))
     if not files:
         return Case(name, model, lambda: made_up(model))
     return Case(name, model, _named(model, files))
@@ -146,9 +142,7 @@ def _ort_value(value: np.ndarray) -> onnxruntime.OrtValue:
     data = np.frombuffer(tensor.raw_data, carrier)
     if data.size != value.size:
         raise ValueError("packed types cannot be fed from Python")
-    return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(
-        data.reshape(value.shape), tensor.data_type
-    )
+    return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(data.reshape(value.shape), tensor.data_type)
 
 
 def _bytes_of(value: onnxruntime.OrtValue) -> Any:
@@ -176,9 +170,7 @@ def touched(model: Model) -> Model:
     """A copy in which every constant has new, equal values: nothing of it can be written back as it was."""
     copy = model.copy()
     tensors = [tensor for graph in copy.graphs() for tensor in graph.weights]
-    tensors += [
-        value for node in copy.nodes() for value in node.attrs.values() if hasattr(value, "is_constant")
-    ]
+    tensors += [value for node in copy.nodes() for value in node.attrs.values() if hasattr(value, "is_constant")]
     for tensor in tensors:
         tensor.values = tensor.values.copy()
     return copy

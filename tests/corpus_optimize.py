@@ -39,11 +39,7 @@ def judge(case: Case, folder: Path) -> str:
             return f"crash: exit code {error.exit_code}: {error}"
         if "give --calib PATH" in str(error):
             return "refused: no generated input runs"
-        return (
-            f"refused though it runs: {error}"
-            if _outputs(case.model, case)
-            else "refused: not run by ONNX Runtime"
-        )
+        return f"refused though it runs: {error}" if _outputs(case.model, case) else "refused: not run by ONNX Runtime"
     except Exception as error:  # noqa: BLE001  # whatever it is, it is a finding
         return f"crash: {type(error).__name__}: {str(error)[:300]}"
     if target.stat().st_size > source.stat().st_size:
@@ -79,12 +75,7 @@ def _interface(model: ModelProto) -> list[str]:
 
 def _differs(wanted: Any, got: Any, exact: bool) -> str | None:
     """None when ``got`` is as near as it must be: equal to float rounding, or above the quality floor."""
-    if (
-        exact
-        or not isinstance(wanted, np.ndarray)
-        or wanted.dtype.kind != "f"
-        or wanted.shape != np.shape(got)
-    ):
+    if exact or not isinstance(wanted, np.ndarray) or wanted.dtype.kind != "f" or wanted.shape != np.shape(got):
         return difference(wanted, got)
     old, new = np.asarray(wanted, np.float64), np.asarray(got, np.float64)
     noise = float(((old - new) ** 2).sum())

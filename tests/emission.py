@@ -66,8 +66,7 @@ def model(
 def samples(count: int = 4, **shapes: Sequence[int]) -> list[Sample]:
     """Gaussian samples of the given shapes."""
     return [
-        {name: random.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
-        for _ in range(count)
+        {name: random.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()} for _ in range(count)
     ]
 
 

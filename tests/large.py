@@ -57,9 +57,7 @@ def main(folder: Path) -> None:
     print(f"load: {time.perf_counter() - started:.2f} s, {own_megabytes() - before} MB of own memory")
     started = time.perf_counter()
     size = model.save(folder / "copy.onnx")
-    print(
-        f"copy: {size / 1e9:.2f} GB in {time.perf_counter() - started:.1f} s, {own_megabytes() - before} MB"
-    )
+    print(f"copy: {size / 1e9:.2f} GB in {time.perf_counter() - started:.1f} s, {own_megabytes() - before} MB")
     again = Model.load(folder / "copy.onnx")
     for index, tensor in enumerate(again.graph.weights):
         assert tensor.values[0, 0] == index
@@ -69,9 +67,7 @@ def main(folder: Path) -> None:
         tensor.values = tensor.values.astype(np.int8)
     size = again.save(folder / "edit.onnx", external_data=True)
     seconds = time.perf_counter() - started
-    print(
-        f"edit: {size / 1e9:.2f} GB in {seconds:.1f} s, {own_megabytes() - before} MB more (the new values)"
-    )
+    print(f"edit: {size / 1e9:.2f} GB in {seconds:.1f} s, {own_megabytes() - before} MB more (the new values)")
     for index, tensor in enumerate(Model.load(folder / "edit.onnx").graph.weights):
         assert tensor.values[-1, -1] == -index
 

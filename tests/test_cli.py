@@ -92,9 +92,7 @@ def test_flags_make_a_recipe_and_win_over_the_file(tmp_path: Path) -> None:
     assert loaded.budget == Budget(size=0.3, speed=2.0)
     assert loaded.passes == (PassRequest("quantize-static", {"range": "minmax"}), PassRequest("store-int8"))
     assert (loaded.threads, loaded.ops) == (2, "ort")
-    made = cli.recipe(
-        parsed("--recipe", str(file), "--size", "20%", "--threads", "1", "--passes", "store-int8")
-    )
+    made = cli.recipe(parsed("--recipe", str(file), "--size", "20%", "--threads", "1", "--passes", "store-int8"))
     assert made.budget == Budget(size=0.2, speed=2.0)
     assert made.passes == (PassRequest("store-int8"),)
     assert (made.threads, made.ops) == (1, "ort")
@@ -246,9 +244,7 @@ def test_progress_waits_a_second_and_is_terse_outside_a_terminal(
 def test_version_is_fast_and_the_face_is_complete() -> None:
     environment = os.environ | {"PYTHONPATH": str(Path(onnxc.__file__).parents[1])}
     code = "import sys, onnxc; from onnxc.cli import main; main(['--version']); print(*sys.modules)"
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     first, modules = done.stdout.splitlines()
     assert first == f"onnxc {onnxc.__version__}"
     assert not {"numpy", "onnx", "onnxruntime", "rich"} & set(modules.split())
@@ -262,16 +258,12 @@ def test_version_is_fast_and_the_face_is_complete() -> None:
 @pytest.mark.skipif(os.name != "posix", reason="signals")
 def test_interrupting_leaves_what_was_there(model: Path) -> None:
     hook = model.with_name("hook.py")
-    hook.write_text(
-        "import time\n\ndef score(session):\n    print('ready', flush=True)\n    time.sleep(60)\n"
-    )
+    hook.write_text("import time\n\ndef score(session):\n    print('ready', flush=True)\n    time.sleep(60)\n")
     out = model.with_name("out.onnx")
     out.write_bytes(b"before")
     environment = os.environ | {"PYTHONPATH": str(Path(onnxc.__file__).parents[1])}
     command = [sys.executable, "-m", "onnxc", "optimize", str(model), str(out), "--eval", f"{hook}:score"]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-    ) as child:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as child:
         assert child.stderr is not None
         for line in child.stderr:
             if "ready" in line:
@@ -314,9 +306,7 @@ def test_passes_of_other_packages_come_in_through_the_entry_point(monkeypatch: p
     builtin = list(registry.load_passes())
     monkeypatch.setattr(registry, "entry_points", lambda group: [entry("foreign_passes:TWO")])
     assert list(registry.load_passes()) == [*builtin, "foreign"]
-    monkeypatch.setattr(
-        registry, "entry_points", lambda group: [registry.BUILTIN, entry("foreign_passes:PASS")]
-    )
+    monkeypatch.setattr(registry, "entry_points", lambda group: [registry.BUILTIN, entry("foreign_passes:PASS")])
     assert registry.load_passes()["foreign"] is Foreign
     assert parse_passes("foreign:field=1") == (PassRequest("foreign", {"field": "1"}),)
     for value, says in (("foreign_passes:WRONG", "not a pass class"), ("no_such_module:X", "does not load")):

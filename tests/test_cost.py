@@ -166,9 +166,7 @@ class TestPriceFile:
 
 
 class TestPrices:
-    def test_known_prices_are_not_measured_again(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_known_prices_are_not_measured_again(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         data = samples(2, x=SHAPE)
         context, found = proposed(convolutions(), data, QuantizeStatic())
         prices = PriceFile.open(tmp_path / "prices.json")
@@ -237,9 +235,7 @@ def test_the_same_prices_give_the_same_bytes_whatever_the_hash_seed(tmp_path: Pa
     np.savez(tmp_path / "calib.npz", x=np.stack([each["x"] for each in samples(4, x=SHAPE)]))
     made = []
     for seed in ("0", "1"):
-        arguments = [
-            str(tmp_path / name) for name in ("in.onnx", f"out{seed}.onnx", "calib.npz", "prices.json")
-        ]
+        arguments = [str(tmp_path / name) for name in ("in.onnx", f"out{seed}.onnx", "calib.npz", "prices.json")]
         subprocess.run(
             [sys.executable, "-c", SCRIPT, *arguments],
             check=True,

@@ -45,17 +45,11 @@ def test_all_formats_give_the_same_samples(tmp_path):
     np.savez(tmp_path / "unnamed.npz", values)
     np.save(tmp_path / "array.npy", values.astype(np.float64))
     (tmp_path / "feed.py").write_text(
-        "import numpy\n"
-        "def rows():\n"
-        "    for row in numpy.arange(12.0).reshape(4, 1, 3):\n"
-        "        yield {'x': row}\n"
+        "import numpy\ndef rows():\n    for row in numpy.arange(12.0).reshape(4, 1, 3):\n        yield {'x': row}\n"
     )
     expected = [{"x": [row.tolist()]} for row in values]
     specs = [
-        *(
-            tmp_path / name
-            for name in ("many", "sets", "stacked.npz", "deeper.npz", "unnamed.npz", "array.npy")
-        ),
+        *(tmp_path / name for name in ("many", "sets", "stacked.npz", "deeper.npz", "unnamed.npz", "array.npy")),
         f"{tmp_path / 'feed.py'}:rows",
         [{"x": row[None]} for row in values],
         ({"x": row[None].tolist()} for row in values),

@@ -107,17 +107,13 @@ RUN = ["recipes.md", "report.md"]
 def test_commands_run(page: str, beside_models: Path, capsys: pytest.CaptureFixture[str]) -> None:
     place = ROOT / "docs" / page
     for text in blocks(place, "toml"):
-        (beside_models / "recipe.toml").write_text(
-            text.replace('size = "30%"', 'size = "60%"'), encoding="utf-8"
-        )
+        (beside_models / "recipe.toml").write_text(text.replace('size = "30%"', 'size = "60%"'), encoding="utf-8")
     for words in commands(place):
         assert main(words) == 0, f"{words}: {capsys.readouterr().err}"
 
 
 @pytest.mark.slow
-def test_the_readme_leads_from_a_model_to_a_comparison(
-    beside_models: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_readme_leads_from_a_model_to_a_comparison(beside_models: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The quick start, with a real model under the names it uses."""
     readme = ROOT / "README.md"
     save, score = blocks(readme, "python")
@@ -138,9 +134,7 @@ def test_the_readme_leads_from_a_model_to_a_comparison(
 
 def python_pages() -> list[Any]:
     return [
-        pytest.param(page, id=name_of(page))
-        for page in PAGES
-        if blocks(page, "python") and page.name != "README.md"
+        pytest.param(page, id=name_of(page)) for page in PAGES if blocks(page, "python") and page.name != "README.md"
     ]
 
 
@@ -161,9 +155,7 @@ def test_python_runs(page: Path, beside_models: Path, monkeypatch: pytest.Monkey
             assert load_passes()[value.name] is value
 
 
-def test_the_functions_of_the_data_page_are_what_it_says(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_functions_of_the_data_page_are_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
     for block in blocks(ROOT / "docs" / "data.md", "python"):

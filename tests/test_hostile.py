@@ -54,10 +54,7 @@ def refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., s
 
 def snapshot(folder: Path) -> dict[str, bytes | None]:
     """Everything in a folder but what a hook's import leaves, and the prices, which may stay."""
-    found = {
-        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
-        for path in folder.rglob("*")
-    }
+    found = {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
     return {name: data for name, data in found.items() if "__pycache__" not in name and name != "prices.json"}
 
 
@@ -112,9 +109,7 @@ GOOD = builders.plain_linear().SerializeToString()
         "huge", "negative", "twice", "opset 5", "opset 999",
     ],
 )  # fmt: skip
-def test_files_that_are_no_sound_model(
-    content: bytes, says: str, folder: Path, refused: Callable[..., str]
-) -> None:
+def test_files_that_are_no_sound_model(content: bytes, says: str, folder: Path, refused: Callable[..., str]) -> None:
     assert says in refused(3, source=write(folder, content))
 
 
@@ -124,9 +119,7 @@ def test_a_flipped_bit_is_refused_or_harmless(folder: Path, capsys: pytest.Captu
         data = bytearray(GOOD)
         data[-int(place)] ^= 1 << int(random.integers(8))
         write(folder, bytes(data))
-        code = cli.main(
-            ["optimize", str(folder / "bad.onnx"), str(folder / "out.onnx"), "--quiet", "--dry-run"]
-        )
+        code = cli.main(["optimize", str(folder / "bad.onnx"), str(folder / "out.onnx"), "--quiet", "--dry-run"])
         assert code in (0, 3)
         assert len(capsys.readouterr().err.splitlines()) == (code == 3)
 
@@ -271,9 +264,7 @@ def test_flags_that_cannot_be(
     (folder / "recipe.toml").write_text("size = [")
     before = snapshot(folder)
     flags = [str(folder / "recipe.toml") if flag == "RECIPE" else flag for flag in flags]
-    assert (
-        cli.main(["optimize", str(folder / "in.onnx"), str(folder / "out.onnx"), "--quiet", *flags]) == code
-    )
+    assert cli.main(["optimize", str(folder / "in.onnx"), str(folder / "out.onnx"), "--quiet", *flags]) == code
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1
     assert says in lines[0]
@@ -370,9 +361,7 @@ def test_control_c_at_any_moment(wait: float, folder: Path, tmp_path_factory: py
         assert child.wait(20) == 130
     assert "Traceback" not in said
     assert snapshot(folder) == before
-    assert not [
-        path for path in temporary.iterdir() if path.name != ".ses"
-    ]  # ONNX Runtime leaves it at import
+    assert not [path for path in temporary.iterdir() if path.name != ".ses"]  # ONNX Runtime leaves it at import
 
 
 def test_custom_operators_are_named_with_the_way_out(folder: Path, refused: Callable[..., str]) -> None:
@@ -381,9 +370,7 @@ def test_custom_operators_are_named_with_the_way_out(folder: Path, refused: Call
     assert "--custom-ops" in line
 
 
-def test_weights_that_are_not_finite_stay_as_they_are(
-    folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_weights_that_are_not_finite_stay_as_they_are(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("not_finite", "not_finite_convolution", "extreme_weights"):
         made = builders.MODELS[name]()
         write(folder, made)

@@ -80,12 +80,8 @@ def rich() -> ModelProto:
     ):
         graph.initializer.append(helper.make_tensor(name, data_type, [3], [1, 0, 1]))
     graph.initializer.append(helper.make_tensor("text", TensorProto.STRING, [2], [b"a", b"b"]))
-    graph.sparse_initializer.append(
-        helper.make_sparse_tensor(tensor("sparse", [3.0]), tensor("", [1], np.int64), [4])
-    )
-    graph.value_info.extend(
-        [INFO("h", FLOAT, ["batch", 4]), INFO("w", FLOAT, [4]), INFO("nowhere", FLOAT, [1])]
-    )
+    graph.sparse_initializer.append(helper.make_sparse_tensor(tensor("sparse", [3.0]), tensor("", [1], np.int64), [4]))
+    graph.value_info.extend([INFO("h", FLOAT, ["batch", 4]), INFO("w", FLOAT, [4]), INFO("nowhere", FLOAT, [1])])
     note = graph.quantization_annotation.add(tensor_name="h")
     note.quant_parameter_tensor_names.add(key="SCALE_TENSOR", value="w")
     odd = helper.make_node("Odd", ["h", ""], ["", "unread"], domain="custom", overload="second")
@@ -146,9 +142,7 @@ class TestLossless:
         model.graph.input.append(INFO("w", FLOAT, [4]))
         loaded = Model.load(model)
         assert loaded.proto() == model
-        assert isinstance(
-            loaded.graph.inputs[1], Variable
-        )  # a feed overrides it: no pass may take it for constant
+        assert isinstance(loaded.graph.inputs[1], Variable)  # a feed overrides it: no pass may take it for constant
         model.ir_version = 3
         model.graph.node[0].doc_string = "edited"
         loaded = Model.load(model)
@@ -301,9 +295,7 @@ class TestEditing:
 
     def test_new_domain_is_imported(self) -> None:
         model = Model.load(build([helper.make_node("Relu", ["x"], ["y"])]))
-        model.insert(
-            "FusedGemm", [model.graph.inputs[0], None], ["q"], domain="com.microsoft", scale=np.ones(2)
-        )
+        model.insert("FusedGemm", [model.graph.inputs[0], None], ["q"], domain="com.microsoft", scale=np.ones(2))
         assert model.opsets == {"": 17, "custom": 1, "com.microsoft": 1}
         assert model.proto().graph.node[1].attribute[0].type == onnx.AttributeProto.TENSOR
         model.set_opset(25)

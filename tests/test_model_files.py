@@ -43,9 +43,7 @@ def path(tmp_path: Path) -> Path:
 @pytest.fixture
 def external(tmp_path: Path) -> Path:
     """The example with its weights in model.data."""
-    onnx.save(
-        example(), tmp_path / "e.onnx", save_as_external_data=True, location="model.data", size_threshold=1000
-    )
+    onnx.save(example(), tmp_path / "e.onnx", save_as_external_data=True, location="model.data", size_threshold=1000)
     return tmp_path / "e.onnx"
 
 
@@ -226,9 +224,7 @@ original = storage.replace_file
 
 
 class TestWriting:
-    @pytest.mark.parametrize(
-        "error", [OSError(28, "No space left on device"), KeyboardInterrupt(), MemoryError()]
-    )
+    @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt(), MemoryError()])
     @pytest.mark.parametrize("external_data", [False, True])
     def test_failures_leave_the_old_file(
         self, path: Path, error: BaseException, external_data: bool, monkeypatch: pytest.MonkeyPatch
@@ -243,9 +239,7 @@ class TestWriting:
         assert path.read_bytes() == before
         assert [item.name for item in path.parent.iterdir()] == [path.name]
 
-    def test_failure_at_the_model_takes_its_data_away(
-        self, path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_failure_at_the_model_takes_its_data_away(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         model = Model.load(path)
 
         def fail_at_the_model(target: Path, write: Callable[[BinaryIO], None]) -> None:
@@ -278,17 +272,13 @@ class TestWriting:
         read = onnx.load(tmp_path / "out.onnx").graph.initializer
         assert [numpy_helper.to_array(item).tolist() for item in read] == [LARGE.tolist(), LARGE[1].tolist()]
         plain = onnx.load(tmp_path / "out.onnx", load_external_data=False)
-        offsets = [
-            int(e.value) for w in plain.graph.initializer for e in w.external_data if e.key == "offset"
-        ]
+        offsets = [int(e.value) for w in plain.graph.initializer for e in w.external_data if e.key == "offset"]
         assert offsets == [0, 65536]
         assert Model.load(tmp_path / "out.onnx").proto() == example()
         model.save(tmp_path / "out.onnx", external_data=True)  # the same content has the same name
         assert sorted(item.name for item in tmp_path.glob("out.onnx.*.data")) == data
 
-    def test_over_two_gigabytes_goes_outside(
-        self, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_over_two_gigabytes_goes_outside(self, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(storage, "PROTOBUF_LIMIT", 50_000)
         model = Model.load(path)
         with pytest.raises(ModelError, match="more than one message can hold"):

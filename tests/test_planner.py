@@ -87,9 +87,7 @@ def problems(draw: st.DrawFn) -> Problem:
     return problem_of(draw(st.sampled_from([RESIDUAL, SHARED])), draw)
 
 
-def objective(
-    problem: Problem, chosen: Mapping[str, Candidate], stored: frozenset[str], price: float
-) -> float:
+def objective(problem: Problem, chosen: Mapping[str, Candidate], stored: frozenset[str], price: float) -> float:
     """Time + bytes + price * noise of an assignment, added up from the definition."""
     sites = {site.name: site for site in problem.found}
     total, size = problem.prices.total, sum(each.bytes for each in problem.found.weights)
@@ -104,14 +102,9 @@ def objective(
         producer = producers.get(tensor)
         if producer not in chosen:
             spent += boundary  # a Q in front of the readers
-        elif (
-            any(r.name not in chosen for r in sites[producer].result.outputs)
-            or not sites[producer].result.outputs
-        ):
+        elif any(r.name not in chosen for r in sites[producer].result.outputs) or not sites[producer].result.outputs:
             spent += boundary  # a DQ behind it
-    keys = {activation_key(a) for c in chosen.values() for a in rounded(c)} | {
-        weight_key(name) for name in stored
-    }
+    keys = {activation_key(a) for c in chosen.values() for a in rounded(c)} | {weight_key(name) for name in stored}
     spent += price * sum(problem.noise.get(key, 0.0) for key in keys)
     for each in problem.found.weights:
         if each.name in problem.storage and each.name not in stored:
@@ -188,9 +181,7 @@ def test_repair_leaves_what_was_told(problem: Problem) -> None:
     problem = replace(problem, told=told)
     start = plan(problem)
     found = repair(problem, start, start.noise * 0.5)
-    assert found is None or (
-        told & set(start.compute) <= set(found.compute) and found.noise <= start.noise * 0.5
-    )
+    assert found is None or (told & set(start.compute) <= set(found.compute) and found.noise <= start.noise * 0.5)
 
 
 def test_noise_is_counted_once_for_a_tensor_that_several_sites_read() -> None:
@@ -248,9 +239,7 @@ def test_a_table_is_gathered_as_codes_only_when_it_is_stored() -> None:
         integers=["ids"],
     )
     context, found = proposed(proto, [{"ids": np.arange(4)}], QuantizeEmbedding(), StoreInt8())
-    problem = Problem(
-        context.sites, found.compute, found.storage, Prices({}, 1e-3), {}, {"weight table": 1.0}
-    )
+    problem = Problem(context.sites, found.compute, found.storage, Prices({}, 1e-3), {}, {"weight table": 1.0})
     assert set(plan(problem).compute) == {"y_node"}
     assert not plan(problem, 1e6).compute
     assert not plan(replace(problem, forbidden={"table"})).compute

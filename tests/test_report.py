@@ -25,9 +25,7 @@ def page(report: Report, *, terminal: bool = False) -> str:
 
 
 def comparison() -> Comparison:
-    result = Comparison(
-        [OutputError("y", 31.5, 0.1, 0.01, 0.999, None, 0.99, True, 64, 1, 100)], 31.5, 0.99, 1, 100
-    )
+    result = Comparison([OutputError("y", 31.5, 0.1, 0.01, 0.999, None, 0.99, True, 64, 1, 100)], 31.5, 0.99, 1, 100)
     result.size_reference, result.size_new, result.samples = 1_000_000, 270_000, 64
     result.ratio = Ratio(1.83, 1.75, 1.9, 0.002, 0.0011)
     result.load_reference, result.load_new = LoadCost(0.05, 3_000_000), LoadCost(0.04, None)

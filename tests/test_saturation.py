@@ -79,9 +79,7 @@ def test_overflows_is_the_direct_computation(seed: int, peak: int, zero: int, de
     site = one_site(weight(depth, 5))
     even = depth // 2 * 2
     sums = pair_sums(rows[:, :even].astype(np.uint8), codes[:even])
-    found = overflows(
-        site, Codes(codes, np.ones(5, np.float32), 1, 127), (rows - zero).astype(np.float32), 1.0, zero
-    )
+    found = overflows(site, Codes(codes, np.ones(5, np.float32), 1, 127), (rows - zero).astype(np.float32), 1.0, zero)
     assert found == bool((sums > 32767).any() or (sums < -32768).any())
     if found:
         assert may_overflow(codes)

@@ -74,9 +74,7 @@ def test_a_tensor_behind_data_movement_counts_once() -> None:
         node("Transpose", "a", "t", perm=[0, 1, 3, 2]),
         node("Conv", "t w1", "y", pads=[1] * 4),
     ]
-    proto = model(
-        nodes, {"x": [1, 8, 6, 6]}, {"y": None}, {"w0": weight(8, 8, 3, 3), "w1": weight(8, 8, 3, 3)}
-    )
+    proto = model(nodes, {"x": [1, 8, 6, 6]}, {"y": None}, {"w0": weight(8, 8, 3, 3), "w1": weight(8, 8, 3, 3)})
     context, found = proposed(proto, samples(2, x=[1, 8, 6, 6]), QuantizeStatic())
     activations, _ = found.roundings(context)
     assert sorted(activation_key(each) for each in activations) == ["static a", "static x", "static y"]

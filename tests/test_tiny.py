@@ -110,9 +110,7 @@ def test_optimize_with_data_compare_and_repeat(folder: Path, capsys: pytest.Capt
 def test_a_missed_limit_writes_nothing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = folder / "small.onnx"
     out.write_bytes(b"what was there before")
-    code = main(
-        ["optimize", str(folder / "in.onnx"), str(out), "--size", "1%", "--prices", str(folder / "prices")]
-    )
+    code = main(["optimize", str(folder / "in.onnx"), str(out), "--size", "1%", "--prices", str(folder / "prices")])
     captured = capsys.readouterr()
     assert code == 1
     assert captured.err.strip().splitlines()[-1].startswith("onnxc: error: ")

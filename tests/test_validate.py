@@ -30,10 +30,7 @@ def model(
     graph = helper.make_graph(
         nodes,
         "g",
-        [
-            helper.make_tensor_value_info(n, TensorProto.FLOAT, s)
-            for n, s in (inputs or {"x": ["n", 4]}).items()
-        ],
+        [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in (inputs or {"x": ["n", 4]}).items()],
         [helper.make_tensor_value_info(name, kind, None) for name, kind in outputs.items()],
         [numpy_helper.from_array(array, name) for name, array in (weights or {}).items()],
     )
@@ -77,9 +74,7 @@ def test_an_all_zero_reference_is_held_against_a_scale_of_one() -> None:
 
 def test_non_finite_entries_must_match() -> None:
     data = samples([-1, 1, 0, 4])
-    root = Session(
-        model([helper.make_node("Log", ["x"], ["y"])], {"y": TensorProto.FLOAT})
-    )  # NaN, 0, -inf, 1.39
+    root = Session(model([helper.make_node("Log", ["x"], ["y"])], {"y": TensorProto.FLOAT}))  # NaN, 0, -inf, 1.39
     reference = ReferenceOutputs(root, data)
     assert reference.judge(root).sqnr_db == 200
     found = reference.judge(scaled(1.0))
@@ -157,15 +152,11 @@ def test_sequences_of_maps_and_labels_of_a_classifier() -> None:
     def classifier(flip: float) -> Session:
         nodes = [
             helper.make_node("Mul", ["x", "f"], ["scores"]),
-            helper.make_node(
-                "ZipMap", ["scores"], ["y"], domain="ai.onnx.ml", classlabels_int64s=[7, 8, 9, 10]
-            ),
+            helper.make_node("ZipMap", ["scores"], ["y"], domain="ai.onnx.ml", classlabels_int64s=[7, 8, 9, 10]),
             helper.make_node("ArgMax", ["scores"], ["label"], axis=1, keepdims=0),
         ]
         proto = model(nodes, {"label": TensorProto.INT64}, {"f": np.array([1, flip, 1, 1], np.float32)})
-        value = helper.make_map_type_proto(
-            TensorProto.INT64, helper.make_tensor_type_proto(TensorProto.FLOAT, [])
-        )
+        value = helper.make_map_type_proto(TensorProto.INT64, helper.make_tensor_type_proto(TensorProto.FLOAT, []))
         proto.graph.output.append(helper.make_value_info("y", helper.make_sequence_type_proto(value)))
         return Session(proto)
 
@@ -183,15 +174,11 @@ def test_sequences_of_maps_and_labels_of_a_classifier() -> None:
 def test_a_model_with_discrete_outputs_only_is_judged_by_them_on_generated_inputs_too() -> None:
     def above(limit: float) -> Session:
         weights = {"f": np.array(limit, np.float32)}
-        return Session(
-            model([helper.make_node("Greater", ["x", "f"], ["y"])], {"y": TensorProto.BOOL}, weights)
-        )
+        return Session(model([helper.make_node("Greater", ["x", "f"], ["y"])], {"y": TensorProto.BOOL}, weights))
 
     found = ReferenceOutputs(above(0), samples([1, 2, 3, 4])).judge(above(2.5))
     assert (found.changed, found.judged) == (2, 4)
-    assert (
-        floor_met(found, Budget(), generated=True) == "2 of 4 top-1 answers changed, more than the 1 allowed"
-    )
+    assert floor_met(found, Budget(), generated=True) == "2 of 4 top-1 answers changed, more than the 1 allowed"
 
 
 @pytest.mark.parametrize(
@@ -234,9 +221,7 @@ def test_floor(
     says: str | None,
 ) -> None:
     output = quality.OutputError("y", figures["sqnr_db"], 0, 0, 1, None, None, False, 1)
-    found = Quality(
-        [output], figures["sqnr_db"], 0.5, int(figures.get("changed", 0)), int(figures.get("judged", 0))
-    )
+    found = Quality([output], figures["sqnr_db"], 0.5, int(figures.get("changed", 0)), int(figures.get("judged", 0)))
     missed = floor_met(found, budget, generated=generated, score=score)
     assert missed is None if says is None else says in (missed or "")
 
@@ -273,9 +258,7 @@ def dynamic_layers() -> onnx.ModelProto:
             f"{weight}_s": scale.astype(np.float32),
         }
         nodes += [
-            helper.make_node(
-                "DynamicQuantizeLinear", [source], [f"{source}_q", f"{source}_s", f"{source}_z"]
-            ),
+            helper.make_node("DynamicQuantizeLinear", [source], [f"{source}_q", f"{source}_s", f"{source}_z"]),
             helper.make_node("MatMulInteger", [f"{source}_q", f"{weight}_q", f"{source}_z"], [f"{result}_i"]),
             helper.make_node("Cast", [f"{result}_i"], [f"{result}_c"], to=1),
             helper.make_node("Mul", [f"{source}_s", f"{weight}_s"], [f"{result}_s"]),
@@ -338,9 +321,7 @@ def test_a_weight_that_nothing_fuses_with_is_named() -> None:
 
 
 def test_generated_inputs_are_said_to_be() -> None:
-    result = compare(
-        Model.load(two_layers()), Model.load(dynamic_layers()), speed=False, load=False, kernels=False
-    )
+    result = compare(Model.load(two_layers()), Model.load(dynamic_layers()), speed=False, load=False, kernels=False)
     assert result.generated
     assert result.samples >= 1
 

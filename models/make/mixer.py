@@ -98,9 +98,7 @@ if __name__ == "__main__":
     optimizer = nnx.Optimizer(model, optax.adamw(rate, weight_decay=0.05), wrt=nnx.Param)
     for epoch in range(EPOCHS):
         for numbers in random.permutation(len(images))[: len(images) // BATCH * BATCH].reshape(-1, BATCH):
-            value = step(
-                model, optimizer, jnp.asarray(shifted(images[numbers], random)), parts.train.y[numbers]
-            )
+            value = step(model, optimizer, jnp.asarray(shifted(images[numbers], random)), parts.train.y[numbers])
         found = np.asarray(model(jnp.asarray(channels_last(parts.calib.x)))).argmax(1)
         print(f"epoch {epoch}: loss {value:.3f}, {(found == parts.calib.y).mean():.4f}", flush=True)
     exported = to_onnx(model, inputs=[("B", 28, 28, 1)], model_name="mixer", opset=21)

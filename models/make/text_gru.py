@@ -43,6 +43,4 @@ if __name__ == "__main__":
     )
     signature = [tf.TensorSpec((None, data.TOKENS), tf.int32, name="tokens")]
     function = tf.function(lambda tokens: model(tokens, training=False), input_signature=signature)
-    tf2onnx.convert.from_function(
-        function, signature, opset=17, output_path=str(data.MAKE.parent / "text_gru.onnx")
-    )
+    tf2onnx.convert.from_function(function, signature, opset=17, output_path=str(data.MAKE.parent / "text_gru.onnx"))

@@ -78,9 +78,7 @@ def tied() -> tuple[ModelProto, Sample]:
 def recurrent() -> tuple[ModelProto, Sample]:
     nodes = [node("LSTM", "x w r b", "y last _", hidden_size=16, direction="bidirectional")]
     weights = {"w": wave(2, 64, 12), "r": wave(2, 64, 16), "b": wave(2, 128)}
-    return model(nodes, {"x": [5, "n", 12]}, {"y": None, "last": None}, weights), {
-        "x": wave(5, 2, 12, step=1.3)
-    }
+    return model(nodes, {"x": [5, "n", 12]}, {"y": None, "last": None}, weights), {"x": wave(5, 2, 12, step=1.3)}
 
 
 CASES: list[tuple[Callable[[], tuple[ModelProto, Sample]], list[LossyPass]]] = [

@@ -29,9 +29,7 @@ ROWS = np.random.default_rng(2).standard_normal((2, 8)).astype(np.float32)
 def model_of(text: str, opset: int = 17, **weights: Any) -> Model:
     """A model from ONNX's text format; ``weights`` become initializers."""
     proto = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : {opset}]> {text}')
-    proto.graph.initializer.extend(
-        numpy_helper.from_array(np.asarray(value), name) for name, value in weights.items()
-    )
+    proto.graph.initializer.extend(numpy_helper.from_array(np.asarray(value), name) for name, value in weights.items())
     return Model.load(proto)
 
 
@@ -114,10 +112,7 @@ def test_batchnorm_is_folded(linear: str, weight: tuple[int, ...], feed: np.ndar
 
 
 def test_scales_fold_but_not_into_tied_weights() -> None:
-    text = (
-        "g (float[1,4,8,8] x) => (float[1,4,6,6] y, float[1,4,6,6] z) "
-        "{ a = Conv(x, w) b = Mul(a, s) y = Sub(k, b) "
-    )
+    text = "g (float[1,4,8,8] x) => (float[1,4,6,6] y, float[1,4,6,6] z) { a = Conv(x, w) b = Mul(a, s) y = Sub(k, b) "
     values = {"w": random(4, 4, 3, 3), "s": random(1, 4, 1, 1), "k": np.float32(3)}
     free = model_of(text + "z = Relu(y) }", **values)
     assert after(FoldBatchNorm(), free, IMAGE, 2) == {"Conv": 1, "Relu": 1}
@@ -126,10 +121,7 @@ def test_scales_fold_but_not_into_tied_weights() -> None:
 
 
 def test_zero_padding_goes_into_the_convolution_other_padding_stays() -> None:
-    text = (
-        "g (float[1,4,8,8] x) => (float[1,4,8,8] y) "
-        '{ p = Pad<mode = "%s">(x, n) y = Conv<pads = [0,0,1,1]>(p, w) }'
-    )
+    text = 'g (float[1,4,8,8] x) => (float[1,4,8,8] y) { p = Pad<mode = "%s">(x, n) y = Conv<pads = [0,0,1,1]>(p, w) }'
     pads = np.array([0, 0, 1, 1, 0, 0, 0, 0])
     model = model_of(text % "constant", w=random(4, 4, 3, 3), n=pads)
     assert after(MergePads(), model, IMAGE, 1) == {"Conv": 1}

@@ -49,9 +49,7 @@ def test_negative_indices_count_from_the_end() -> None:
 def test_each_row_has_its_own_scale() -> None:
     table = weight(500, 32)
     table[7] *= 1e-4
-    proto = model(
-        [node("Gather", "table ids", "y")], {"ids": [1]}, {"y": None}, {"table": table}, integers=["ids"]
-    )
+    proto = model([node("Gather", "table ids", "y")], {"ids": [1]}, {"y": None}, {"table": table}, integers=["ids"])
     assert emitted(proto, [{"ids": np.array([7])}], ROWS).sqnr_db > 40
 
 
@@ -59,9 +57,7 @@ def test_each_row_has_its_own_scale() -> None:
 def test_a_table_that_is_also_the_head_is_stored_once(mode: str) -> None:
     """Gather(table) and Gemm(table, transB=1) read the same codes: one copy, both in int8."""
     nodes = [node("Gather", "table ids", "e"), node("Gemm", "e table b", "y", transB=1)]
-    proto = model(
-        nodes, {"ids": [6]}, {"y": None}, {"table": weight(500, 64), "b": weight(500)}, integers=["ids"]
-    )
+    proto = model(nodes, {"ids": [6]}, {"y": None}, {"table": weight(500, 64), "b": weight(500)}, integers=["ids"])
     linear = QuantizeDynamic() if mode == "dynamic" else QuantizeStatic()
     found = emitted(proto, ids(6), ROWS, linear, StoreInt8())
     large = [t for t in found.model.proto().graph.initializer if len(t.raw_data) >= 500 * 64]

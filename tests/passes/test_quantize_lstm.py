@@ -68,9 +68,7 @@ def test_close_to_the_float_operator(options: dict[str, Any]) -> None:
     assert found.sqnr_db > 28
     made = found.model.proto()
     assert {entry.domain: entry.version for entry in made.opset_import} == {"": 17, "com.microsoft": 1}
-    floats = [
-        t.name for t in made.graph.initializer if t.data_type == TensorProto.FLOAT and len(t.raw_data) > 4000
-    ]
+    floats = [t.name for t in made.graph.initializer if t.data_type == TensorProto.FLOAT and len(t.raw_data) > 4000]
     assert floats == []
 
 
@@ -95,9 +93,7 @@ def test_inside_a_body() -> None:
             node("LSTM", f"x {name} r{name}", f"s{name}", hidden_size=HIDDEN),
             node(sign, f"s{name}", f"y{name}"),
         ]
-        return helper.make_graph(
-            nodes, name, [], [helper.make_tensor_value_info(f"y{name}", TensorProto.FLOAT, None)]
-        )
+        return helper.make_graph(nodes, name, [], [helper.make_tensor_value_info(f"y{name}", TensorProto.FLOAT, None)])
 
     nodes = [
         node("ReduceSum", "x", "total", keepdims=0),
@@ -136,9 +132,7 @@ def test_layout_and_computed_weights_are_refused() -> None:
     assert "layout=1" in found.refusals[0].reason
     weights = {"w": weight(1, 4 * HIDDEN, INPUTS), "r0": weight(1, 4 * HIDDEN, HIDDEN)}
     nodes = [node("Neg", "r0", "r"), node("LSTM", "x w r", "y", hidden_size=HIDDEN)]
-    _, found = proposed(
-        model(nodes, {"x": [STEPS, BATCH, INPUTS]}, {"y": None}, weights), [], LSTM, ops="ort"
-    )
+    _, found = proposed(model(nodes, {"x": [STEPS, BATCH, INPUTS]}, {"y": None}, weights), [], LSTM, ops="ort")
     assert found.refusals[0].reason == "the recurrent weight is computed"
 
 

@@ -103,9 +103,7 @@ class TestLinears:
 
     def test_a_shared_weight_is_stored_once(self) -> None:
         nodes = [node("MatMul", "x w", "m"), node("MatMul", "m w", "y")]
-        found = emitted(
-            model(nodes, {"x": ["n", 96]}, {"y": None}, {"w": weight(96, 96)}), samples(x=[8, 96]), STATIC
-        )
+        found = emitted(model(nodes, {"x": ["n", 96]}, {"y": None}, {"w": weight(96, 96)}), samples(x=[8, 96]), STATIC)
         sizes = [len(t.raw_data) for t in found.model.proto().graph.initializer]
         assert sorted(sizes)[-2:] == [96 * 4, 96 * 96]
         assert found.kernels["QLinearMatMul"] == found.kernels["MatMulIntegerToFloat"] == 1
@@ -176,9 +174,7 @@ class TestConvolutions:
         ],
     )
     def test_shapes(self, shape: list[int], kernel: list[int], attributes: dict[str, Any]) -> None:
-        found = network(
-            [conv("x", "c", **attributes), node("Relu", "c", "y")], shape, w0=weight(16, 16, *kernel)
-        )
+        found = network([conv("x", "c", **attributes), node("Relu", "c", "y")], shape, w0=weight(16, 16, *kernel))
         assert found.kernels["QLinearConv"] == 1
         assert found.kernels["Conv"] + found.kernels["FusedConv"] + found.kernels["Relu"] == 0
         assert found.leftovers == []
@@ -218,9 +214,7 @@ class TestConvolutions:
             ([node("Sigmoid", "c", "s"), node("Mul", "c s", "a")], {"Sigmoid": 1, "Mul": 1}),
         ],
     )
-    def test_other_activations_stand_between_pairs(
-        self, between: list[NodeProto], kernels: dict[str, int]
-    ) -> None:
+    def test_other_activations_stand_between_pairs(self, between: list[NodeProto], kernels: dict[str, int]) -> None:
         found = network([conv("x", "c"), *between, conv("a", "y", 1)])
         assert found.kernels["QLinearConv"] == 2
         assert {name: found.kernels[name] for name in kernels} == kernels
@@ -367,12 +361,8 @@ class TestConvolutions:
             ([node("ConvTranspose", "a w1", "b", pads=[1] * 4), conv("b", "y", 2)], ["b_node"]),
         ],
     )
-    def test_nor_where_codes_travel_through_data_movement(
-        self, nodes: list[NodeProto], stays: list[str]
-    ) -> None:
-        weights = {f"w{i}": weight(16, 16, 3, 3) for i in range(3)} | {
-            f"b{i}": weight(16, scale=0.1) for i in range(3)
-        }
+    def test_nor_where_codes_travel_through_data_movement(self, nodes: list[NodeProto], stays: list[str]) -> None:
+        weights = {f"w{i}": weight(16, 16, 3, 3) for i in range(3)} | {f"b{i}": weight(16, scale=0.1) for i in range(3)}
         proto = model([conv("x", "a"), *nodes], {"x": BATCH}, {"y": None}, weights)
         found = emitted(proto, samples(x=BATCH), STATIC, without=stays)
         assert found.kernels["QLinearConv"] == len(found.plan.compute) == 1
@@ -404,12 +394,8 @@ class TestConvolutions:
 
     def test_an_output_of_the_graph_inside_a_chain_keeps_its_name_and_values(self) -> None:
         nodes = [conv("x", "c"), node("Relu", "c", "seen"), conv("seen", "y", 1)]
-        weights = {n: weight(16, 16, 3, 3) for n in ("w0", "w1")} | {
-            n: weight(16, scale=0.1) for n in ("b0", "b1")
-        }
-        found = emitted(
-            model(nodes, {"x": BATCH}, {"seen": None, "y": None}, weights), samples(x=BATCH), STATIC
-        )
+        weights = {n: weight(16, 16, 3, 3) for n in ("w0", "w1")} | {n: weight(16, scale=0.1) for n in ("b0", "b1")}
+        found = emitted(model(nodes, {"x": BATCH}, {"seen": None, "y": None}, weights), samples(x=BATCH), STATIC)
         assert [info.name for info in found.session.outputs] == ["seen", "y"]
         assert found.kernels["QLinearConv"] == 2
         assert found.sqnr_db > 30
@@ -417,9 +403,7 @@ class TestConvolutions:
     @pytest.mark.parametrize("opset", [13, 17, 21])
     def test_opsets(self, opset: int) -> None:
         weights = {"w0": weight(16, 16, 3, 3), "b0": weight(16)}
-        proto = model(
-            [conv("x", "c"), node("Relu", "c", "y")], {"x": BATCH}, {"y": None}, weights, opset=opset
-        )
+        proto = model([conv("x", "c"), node("Relu", "c", "y")], {"x": BATCH}, {"y": None}, weights, opset=opset)
         proto.ir_version = 10
         assert emitted(proto, samples(x=BATCH), STATIC).kernels["QLinearConv"] == 1
 

@@ -51,8 +51,7 @@ def test_same_bytes_twice_and_nothing_left_to_do() -> None:
 
 def test_a_tied_weight_stays_one_weight() -> None:
     model = model_of(
-        "g (int64[1,4] x) => (float[1,4,600] y) "
-        "{ e = Gather(w, x) i = Identity(w) t = Transpose(i) y = MatMul(e, t) }",
+        "g (int64[1,4] x) => (float[1,4,600] y) { e = Gather(w, x) i = Identity(w) t = Transpose(i) y = MatMul(e, t) }",
         w=random(600, 8),
     )
     size = len(model.serialized())
@@ -87,8 +86,7 @@ def test_bodies_are_simplified() -> None:
     ]
     other = [helper.make_node("Exp", ["x"], ["r"])]
     then_branch, else_branch = (
-        helper.make_graph(nodes, name, [], [info("r", 1, [2, 8])])
-        for nodes, name in ((inner, "t"), (other, "e"))
+        helper.make_graph(nodes, name, [], [info("r", 1, [2, 8])]) for nodes, name in ((inner, "t"), (other, "e"))
     )
     nodes = [
         helper.make_node("ReduceSum", ["x"], ["s"], keepdims=0),
@@ -145,9 +143,7 @@ def test_a_child_that_dies_or_hangs_is_replaced(tmp_path: Path, script: str, mes
     try:
         with pytest.raises(SimplifierError, match=message):
             worker.ask(b"x", seconds=0.5 if "sleep" in script else 20)
-        child.write_text(
-            "import sys; b = sys.stdout.buffer; b.write((2).to_bytes(8, 'little') + b'=y'); b.flush()"
-        )
+        child.write_text("import sys; b = sys.stdout.buffer; b.write((2).to_bytes(8, 'little') + b'=y'); b.flush()")
         assert worker.ask(b"x", seconds=20) == b"y"
     finally:
         worker.close()

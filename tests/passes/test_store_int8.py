@@ -96,8 +96,6 @@ def test_vectors_and_tiny_weights_are_refused() -> None:
 
 def test_an_embedding_table_unfolds_once() -> None:
     data: list[Sample] = [{"ids": random.integers(0, 500, (6,))}]
-    proto = model(
-        [node("Gather", "w ids", "y")], {"ids": [6]}, {"y": None}, {"w": weight(500, 32)}, integers=["ids"]
-    )
+    proto = model([node("Gather", "w ids", "y")], {"ids": [6]}, {"y": None}, {"w": weight(500, 32)}, integers=["ids"])
     found = emitted(proto, data, STORE)
     assert found.kernels == {"Gather": 1}
