@@ -45,7 +45,7 @@ from onnxc.recipe import Budget, PassRequest, Recipe, load_recipe, parse_passes
 from onnxc.report import Report
 from onnxc.rewrite import Context
 from onnxc.search import Trial, search, storage_only
-from onnxc.sensitivity import measure
+from onnxc.sensitivity import measure, telling
 from onnxc.session import Options, Session, runtime_version
 from onnxc.sites import Sites, find, name_nodes
 from onnxc.storage import drop_pages
@@ -58,7 +58,7 @@ RANGES = (
     ("percentile", 99.99),
     ("percentile", 99.999),
 )  # other choices than least squares
-PROBES = 4  # samples for the noise of single roundings
+PROBES = 16  # most samples for the noise of single roundings
 
 
 @dataclass
@@ -259,13 +259,14 @@ def planned(run: Run, context: Context, proposals: Proposals, codes: CodeBook) -
         run.say(f"judging a plan with {len(plan.compute)} sites in int8 and {len(plan.stored)} weights as codes")
         return run.judge.trial(context.model, plan, codes)
 
-    def sensitivities() -> None:
+    def sensitivities(first: Trial) -> None:
         run.say("measuring what each rounding does to the outputs")
         ranges("", 0.0)
         activations, weights = proposals.roundings(context)
-        samples = run.samples.take(min(PROBES, len(run.samples)))
+        samples: Sequence[Any] = run.samples.take(min(PROBES, len(run.samples)))
         seen = context.observations
         try:
+            samples = telling(samples, context.model, first.model, run.options)
             noise, refined = measure(
                 context.model,
                 activations,

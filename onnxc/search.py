@@ -14,11 +14,13 @@ from dataclasses import dataclass, replace
 from onnxc.model import Model
 from onnxc.planner import Plan, Problem, plan, stored_share
 from onnxc.quality import Quality
+from onnxc.sensitivity import activation_key, weight_key
 
 TRIALS = 10
 HEADROOM = 0.93  # of the allowed noise: predictions are not exact
+FARTHEST = 0.25  # of the predicted noise of a plan that failed: the next guess
 ENOUGH = 0.7  # of the allowed noise: closer to it there is little left to win
-REPAIRS = 24
+REPAIRS, LOUDEST = 24, 12
 
 
 @dataclass
@@ -47,7 +49,7 @@ class Trial:
 def search(
     problem: Problem,
     judge: Callable[[Plan], Trial],
-    sensitivities: Callable[[], None],
+    sensitivities: Callable[[Trial], None],
     allowed: float,
     variants: Sequence[Callable[[], None]] = (),
     trials: int = TRIALS,
@@ -58,7 +60,8 @@ def search(
     Args:
         problem: candidates and prices.
         judge: builds and judges a plan.
-        sensitivities: fills the problem's noise, and may better its candidates; called at most once.
+        sensitivities: fills the problem's noise, and may better its candidates; called at most once, with
+            the first trial.
         allowed: noise over signal that the SQNR floor allows.
         variants: each betters or changes the problem's candidates without making them slower; tried on the first plan.
         trials: how many models may be built; the last resort, everything float, comes on top.
@@ -74,15 +77,34 @@ def search(
             if tried[-1].missed is None:
                 return tried[-1], tried
     say(f"{first.missed}: looking for what hurts most")
-    sensitivities()
+    sensitivities(first)
+    best = bracket(problem, judge, allowed, tried, trials)
+    for last in (storage_only(problem), Plan()):
+        if best is None:
+            tried.append(judge(last))
+            best = tried[-1] if tried[-1].missed is None else None
+    return best or tried[-1], tried
+
+
+def bracket(
+    problem: Problem, judge: Callable[[Plan], Trial], allowed: float, tried: list[Trial], trials: int
+) -> Trial | None:
+    """Close in on the noisiest plan that holds every floor, between the best that did and the least noisy that did not.
+
+    Predicted noise orders the plans; how far it is from measured noise shows only in trials, and may differ by an
+    order of magnitude where errors meet in a recurrent network. So a guess never goes far below a failure at once.
+    """
     best: Trial | None = None
-    scale, ceiling, step, retried, seen = 1.0, allowed * HEADROOM, 0.8, False, set[object]()
-    while len(tried) < trials:
-        candidate = under(problem, ceiling / scale)
-        if candidate.key in seen:
-            if best is not None or ceiling < allowed * 1e-6:
+    low, high, step = 0.0, math.inf, 0.8
+    guess, seen = math.inf, {trial.plan.key for trial in tried[1:]}
+    for _ in range(4 * trials):
+        if len(tried) >= trials:
+            break
+        candidate = under(problem, guess)
+        if candidate.key in seen or candidate.noise <= low:  # nothing new between the two
+            if best is not None or guess < allowed * 1e-6:
                 break
-            ceiling *= 0.6
+            guess *= 0.6
             continue
         seen.add(candidate.key)
         trial = judge(candidate)
@@ -90,23 +112,19 @@ def search(
         if trial.missed is None:
             if best is None or worth(problem, trial.plan) < worth(problem, best.plan):
                 best = trial
-            if trial.noise > allowed * ENOUGH or len(tried) > trials - 3:
+            if math.isinf(high) or trial.noise > allowed * ENOUGH or len(tried) > trials - 3:
                 break
-            scale = max(trial.noise / candidate.noise, scale / 4) if candidate.noise > 0 else scale
-            ceiling = min(allowed * HEADROOM, ceiling * 2)
-        elif best is not None:
-            if retried or candidate.noise <= 0:
-                break
-            retried, scale = True, trial.noise / candidate.noise * 1.05
-        elif candidate.noise > 0 and trial.noise > ceiling:
-            scale = max(scale, trial.noise / candidate.noise)
+            low = candidate.noise
+            guess = math.sqrt(low * high)
+            continue
+        high = min(high, candidate.noise)
+        if best is not None:
+            guess = math.sqrt(low * high)
+        elif trial.noise > allowed * HEADROOM:
+            guess = high * max(allowed * HEADROOM / trial.noise, FARTHEST)
         else:  # the noise is as wanted, another floor is missed: small steps first, a score may turn on one item
-            ceiling, step = min(ceiling, trial.noise) * step, max(step - 0.1, 0.4)
-    for last in (storage_only(problem), Plan()):
-        if best is None:
-            tried.append(judge(last))
-            best = tried[-1] if tried[-1].missed is None else None
-    return best or tried[-1], tried
+            guess, step = high * step, max(step - 0.1, 0.4)
+    return best
 
 
 def storage_only(problem: Problem) -> Plan:
@@ -147,6 +165,15 @@ def under(problem: Problem, noise: float) -> Plan:
     return below
 
 
+def noisiest(problem: Problem, current: Plan) -> list[str]:
+    """The sites and weights of a plan whose own roundings are loudest: a plan for each of them is tried."""
+    loud = {name: problem.noise.get(weight_key(name), 0.0) for name in sorted(current.stored)}
+    for name, candidate in current.compute.items():
+        activations = (*candidate.reads, *((candidate.writes,) if candidate.writes else ()))
+        loud[name] = max((problem.noise.get(activation_key(each), 0.0) for each in activations), default=0.0)
+    return sorted(loud, key=lambda name: -loud[name])[:LOUDEST]
+
+
 def repair(problem: Problem, start: Plan, noise: float) -> Plan | None:
     """Put sites and weights of ``start`` back, one after another, until its predicted noise fits; None if it never
     does. Each step takes what loses least for the noise that goes.
@@ -158,7 +185,7 @@ def repair(problem: Problem, start: Plan, noise: float) -> Plan | None:
         if current.noise <= noise:
             return current
         cheapest: tuple[float, Plan, str] | None = None
-        for name in (*current.compute, *sorted(current.stored)):
+        for name in noisiest(problem, current):
             if name in told:
                 continue
             without = plan(replace(problem, forbidden=forbidden | {name}), start.price)

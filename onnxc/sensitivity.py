@@ -24,6 +24,7 @@ from onnxc.storage import drop_pages
 
 Noise = dict[str, float]
 MOST_REFINED = 16
+FEW, FINALISTS = 4, 3  # samples on which ranges are tried, and how many of them are then held against all samples
 SMALL_SHARE = 0.02  # of the noise of all roundings together: not worth another range
 PERCENTILES = (99.999, 99.99, 99.9, 99.5)
 
@@ -72,6 +73,20 @@ class Probe:
         name = tensor.name  # an output of the graph hands it on to what replaces it
         self.model.redirect(tensor, chosen)
         rewriter.tensors[name] = chosen
+
+
+def telling(
+    samples: Sequence[Mapping[str, np.ndarray]], original: Model, rounded: Model, options: Options
+) -> list[Mapping[str, np.ndarray]]:
+    """``samples``, those on which ``rounded`` errs most first: a few hard ones may hold all of the noise."""
+    before, after = Session(original, options), Session(rounded, options)
+    names = [info.name for info in before.outputs]
+    errors = []
+    for sample in samples:
+        wanted, found = before.run(sample, names), after.run(sample, names)
+        pairs = [(wanted[n], found[n]) for n in names if getattr(wanted[n], "dtype", np.dtype(object)).kind == "f"]
+        errors.append(max((power(b - a) for a, b in pairs if a.shape == b.shape), default=0.0))
+    return [samples[index] for index in sorted(range(len(samples)), key=lambda index: -errors[index])]
 
 
 def build_probe(model: Model, activations: Sequence[Activation], weights: Mapping[str, Codes]) -> Probe:
@@ -162,7 +177,8 @@ def measure(
     options: Options,
     ranges: Mapping[str, Histogram],
     prices: MutableMapping[str, float] | None = None,
-    seconds: float = 8.0,
+    seconds: float = 4.0,
+    refining: float = 10.0,
 ) -> tuple[Noise, dict[str, tuple[float, float]]]:
     """The noise of each rounding alone, and better ranges for the activations that hurt most.
 
@@ -171,7 +187,7 @@ def measure(
 
     Args:
         model: the simplified model; activations and weights of its main graph.
-        samples: as many are used as fit in about ``seconds`` (at least one).
+        samples: as many are used as fit in about ``seconds`` (at least one); ``refining``: seconds for better ranges.
         ranges: histograms of the activations.
         prices: entries of the price file: how long a rounding takes is kept there, so that what is left out for want
             of time is the same in every run.
@@ -179,7 +195,6 @@ def measure(
     Returns:
         key -> noise power over signal power of the worst float output; tensor -> refined (low, high).
     """
-    samples = sorted(samples, key=lambda each: -sum(np.size(value) for value in each.values()))  # long ones say most
     probe = build_probe(model, activations, weights)
     drop_pages()
     start = perf_counter()
@@ -187,29 +202,33 @@ def measure(
     noise = {key: meter.noise(meter.on(key)) for key in probe.switches}
     taken = max(perf_counter() - start, 1e-6)
     once = taken if prices is None else prices.setdefault(pace_key(probe, samples, options), taken)
-    count = int(np.clip(seconds / 2 / once, 1, len(samples)))
+    count = int(np.clip(seconds / once, 1, len(samples)))
     if count > 1:
         meter = Meter(probe, samples[:count], options)
         noise = {key: meter.noise(meter.on(key)) for key in probe.switches}
-    trials = int(seconds / 2 / (once * count / max(len(noise), 1)))
+    few = samples[:: max(1, count // FEW)][:FEW] if count > FEW else samples[:count]
+    quick = Meter(probe, few, options) if len(few) < count else meter
+    budget = refining / (once / max(len(noise), 1))  # runs of one sample that the rest of the time allows
     refined: dict[str, tuple[float, float]] = {}
     total = sum(noise.values())
     worst = sorted((a for a in activations if not a.dynamic), key=lambda a: -noise[activation_key(a)])
     for activation in worst[:MOST_REFINED]:
-        key = activation_key(activation)
-        options_there = alternatives(ranges[activation.tensor])
-        trials -= len(options_there)
-        if noise[key] < SMALL_SHARE * total or trials < 0:
+        key, others = activation_key(activation), alternatives(ranges[activation.tensor])
+        budget -= len(others) * len(few) + FINALISTS * count
+        if noise[key] < SMALL_SHARE * total or budget < 0:
             break
-        low, high = activation.low, activation.high
-        for option in options_there:
-            trial = replace(activation, low=option[0], high=option[1])
-            scale, zero = probe.parameters[key]
-            changes: dict[str, np.ndarray] = {scale: np.asarray(trial.scale), zero: np.asarray(trial.zero_point)}
-            if (found := meter.noise(meter.on(key) | changes)) < noise[key]:
-                noise[key], (low, high) = found, option
-        if (low, high) != (activation.low, activation.high):
-            refined[activation.tensor] = (low, high)
+        scale, zero = probe.parameters[key]
+        settings: dict[tuple[float, float], dict[str, np.ndarray]] = {}
+        for low, high in others:
+            trial = replace(activation, low=low, high=high)
+            settings[low, high] = meter.on(key) | {
+                scale: np.asarray(trial.scale),
+                zero: np.asarray(trial.zero_point),
+            }
+        promising = sorted(others, key=lambda option: quick.noise(settings[option]))[:FINALISTS]
+        found, option = min((meter.noise(settings[option]), option) for option in promising)
+        if found < noise[key]:
+            noise[key], refined[activation.tensor] = found, option
     return noise, refined
 
 
