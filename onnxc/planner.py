@@ -137,7 +137,7 @@ def cut(problem: Problem, price: float, forbidden: set[str]) -> Plan:
             flow.leave(sites[producer], candidates, boundary)
     for weight in problem.found.weights:
         flow.add_weight(problem, weight, bytes_total, price, forbidden)
-    _, (int8, _) = nx.minimum_cut(flow.graph, SOURCE, SINK)
+    _, (int8, _) = nx.minimum_cut(flow.graph, SOURCE, SINK, flow_func=nx.algorithms.flow.boykov_kolmogorov)
     compute = {name: c for name, c in candidates.items() if ("site", name) in int8}
     stored = {name for kind, name in int8 if kind == "weight"}
     stored |= {s.weight.name for n in compute if (s := sites[n]).weight is not None}

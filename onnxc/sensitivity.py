@@ -26,6 +26,7 @@ Noise = dict[str, float]
 MOST_REFINED = 16
 FEW, FINALISTS = 4, 3  # samples on which ranges are tried, and how many of them are then held against all samples
 SMALL_SHARE = 0.02  # of the noise of all roundings together: not worth another range
+FEW_SWITCHES, TOGETHER, QUIET = 64, 6, 0.5  # groups with less than half of the mean group's noise are quiet
 PERCENTILES = (99.999, 99.99, 99.9, 99.5)
 
 
@@ -199,13 +200,13 @@ def measure(
     drop_pages()
     start = perf_counter()
     meter = Meter(probe, samples[:1], options)
-    noise = {key: meter.noise(meter.on(key)) for key in probe.switches}
+    noise = loudness(meter)
     taken = max(perf_counter() - start, 1e-6)
     once = taken if prices is None else prices.setdefault(pace_key(probe, samples, options), taken)
     count = int(np.clip(seconds / once, 1, len(samples)))
     if count > 1:
         meter = Meter(probe, samples[:count], options)
-        noise = {key: meter.noise(meter.on(key)) for key in probe.switches}
+        noise = loudness(meter)
     few = samples[:: max(1, count // FEW)][:FEW] if count > FEW else samples[:count]
     quick = Meter(probe, few, options) if len(few) < count else meter
     budget = refining / (once / max(len(noise), 1))  # runs of one sample that the rest of the time allows
@@ -230,6 +231,25 @@ def measure(
         if found < noise[key]:
             noise[key], refined[activation.tensor] = found, option
     return noise, refined
+
+
+def loudness(meter: Meter) -> Noise:
+    """The noise of every rounding alone. Of many, groups are heard first: only where one is loud, its members are;
+    the members of a quiet group share its noise.
+    """
+    keys = list(meter.probe.switches)
+    if len(keys) <= FEW_SWITCHES:
+        return {key: meter.noise(meter.on(key)) for key in keys}
+    groups = [keys[start : start + TOGETHER] for start in range(0, len(keys), TOGETHER)]
+    together = [
+        meter.noise({name: value for key in group for name, value in meter.on(key).items()}) for group in groups
+    ]
+    loud = QUIET * sum(together) / len(groups)
+    noise: Noise = {}
+    for group, found in zip(groups, together, strict=True):
+        for key in group:
+            noise[key] = meter.noise(meter.on(key)) if found > loud else found / len(group)
+    return noise
 
 
 def pace_key(probe: Probe, samples: Sequence[Mapping[str, np.ndarray]], options: Options) -> str:
