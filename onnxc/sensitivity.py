@@ -86,7 +86,8 @@ def telling(
     for sample in samples:
         wanted, found = before.run(sample, names), after.run(sample, names)
         pairs = [(wanted[n], found[n]) for n in names if getattr(wanted[n], "dtype", np.dtype(object)).kind == "f"]
-        errors.append(max((power(b - a) for a, b in pairs if a.shape == b.shape), default=0.0))
+        with np.errstate(invalid="ignore"):  # infinite in both
+            errors.append(max((power(b - a) for a, b in pairs if a.shape == b.shape), default=0.0))
     return [samples[index] for index in sorted(range(len(samples)), key=lambda index: -errors[index])]
 
 
