@@ -79,7 +79,7 @@ def search(
     say(f"{first.missed}: looking for what hurts most")
     sensitivities(first)
     best = bracket(problem, judge, allowed, tried, trials)
-    for last in (storage_only(problem), Plan()):
+    for last in (storage_only(problem), Plan(halves=frozenset(problem.halves)), Plan()):
         if best is None:
             tried.append(judge(last))
             best = tried[-1] if tried[-1].missed is None else None
@@ -96,7 +96,8 @@ def bracket(
     """
     best: Trial | None = None
     low, high, step = 0.0, math.inf, 0.8
-    guess, seen = math.inf, {trial.plan.key for trial in tried[1:]}
+    guess, trials = math.inf, trials + len(tried) - 1
+    seen: set[object] = set()
     for _ in range(4 * trials):
         if len(tried) >= trials:
             break
