@@ -94,7 +94,7 @@ def plan(problem: Problem, price: float = 0.0) -> Plan:
 def cut(problem: Problem, price: float, forbidden: set[str]) -> Plan:
     """One minimum cut. Nodes on the source's side are int8, quantized, stored as codes."""
     total = max(problem.prices.total, 1e-9)
-    bytes_total = max(sum(w.bytes for w in problem.found.weights), 1)
+    bytes_total = smallest_bytes(problem)
     sites = {site.name: site for site in problem.found}
     choices = {name: choice(problem, name, price) for name in problem.compute if name not in forbidden}
     candidates = {name: candidate for name, candidate in choices.items() if candidate is not None}
@@ -219,6 +219,15 @@ class Flow:
         if storage is not None:
             self.edge(SOURCE, node, (fallback_bytes(problem, weight) - storage.bytes) / bytes_total)
         self.edge(node, SINK, price * problem.noise.get(weight_key(weight.name), 0.0))
+
+
+def smallest_bytes(problem: Problem) -> int:
+    """Bytes of all weights, each as small as it gets: bytes times seconds is least where shares of what is left of
+    each are traded, not shares of the original.
+    """
+    stored = (problem.storage.get(weight.name) for weight in problem.found.weights)
+    kept = (each.bytes if each else w.bytes for each, w in zip(stored, problem.found.weights, strict=True))
+    return max(sum(kept), 1)
 
 
 def fallback_bytes(problem: Problem, weight: Weight) -> int:
