@@ -42,15 +42,17 @@ def cpu_name() -> str:
 
 @dataclass
 class PriceFile:
-    """Prices that outlive a run. A missing file is empty; ``fresh`` ignores what it holds."""
+    """Prices that outlive a run."""
 
     path: Path
-    fresh: bool = False
     entries: dict[str, float] = field(default_factory=dict)
 
     @classmethod
     def open(cls, path: str | Path | None, *, fresh: bool = False) -> PriceFile:
-        """The file at ``path``, by default in the user's cache folder. DataError if it is not a price file."""
+        """The file at ``path``, by default in the user's cache folder; empty where there is none, or for ``fresh``.
+
+        Raises DataError if it is not a price file.
+        """
         place = Path(path) if path else default_path()
         entries: dict[str, float] = {}
         if place.exists() and not fresh:
@@ -62,7 +64,7 @@ class PriceFile:
             except (OSError, ValueError, KeyError, TypeError, AttributeError):
                 if path:
                     raise DataError(f"'{place}' is not a price file; delete it or name another one") from None
-        return cls(place, fresh, entries)
+        return cls(place, entries)
 
     def save(self) -> None:
         """Write the file if anything is in it; a read-only cache folder is no reason to fail."""

@@ -30,7 +30,6 @@ class Target:
         absorbed: activations that vanish into a Q with zero point 0 (and, for Clip, a range inside the clip's).
         linears: operators whose int8 kernel reads quantized activations and writes float.
         smallest_linear: product K * N below which an int8 linear does not pay.
-        activation_dtype: code type of quantized activations.
         weight_levels: largest magnitude of a weight code.
         safe_weight_levels: the same where the pair sums of one site would saturate without dot-product instructions.
         opset: lowest default-domain opset that has per-channel Q/DQ.
