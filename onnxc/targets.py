@@ -24,11 +24,9 @@ class Target:
 
     Attributes:
         name: what ``--target`` takes.
-        anchors: operators with weights that start an int8 island when their output is quantized.
         joints: operators without weights that have an int8 kernel at least as fast as the float one inside an island.
         carriers: data movement that ONNX Runtime runs on the codes; input and output must share scale and zero point.
         absorbed: activations that vanish into a Q with zero point 0 (and, for Clip, a range inside the clip's).
-        linears: operators whose int8 kernel reads quantized activations and writes float.
         smallest_linear: product K * N below which an int8 linear does not pay.
         weight_levels: largest magnitude of a weight code.
         safe_weight_levels: the same where the pair sums of one site would saturate without dot-product instructions.
@@ -36,13 +34,11 @@ class Target:
     """
 
     name: str
-    anchors: frozenset[str] = frozenset({"Conv"})
     joints: frozenset[str] = frozenset({"Add", "Concat", "GlobalAveragePool", "MaxPool"})
     carriers: frozenset[str] = frozenset(
         {"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "DepthToSpace", "Slice", "Split"}
     )
     absorbed: frozenset[str] = ABSORBED
-    linears: frozenset[str] = frozenset({"MatMul", "Gemm"})
     smallest_linear: int = 64 * 64
     weight_levels: int = 127
     safe_weight_levels: int = 63

@@ -23,12 +23,12 @@ class TestEachTarget:
 
     def test_an_operator_has_one_part(self, name: str) -> None:
         this = target(name)
-        parts = [this.anchors, this.joints, this.carriers, this.absorbed, this.linears]
+        parts = [this.joints, this.carriers, this.absorbed]
         assert sum(map(len, parts)) == len(frozenset().union(*parts))
 
     def test_operators_are_standard_ones(self, name: str) -> None:
         this = target(name)
-        for operator in this.anchors | this.joints | this.carriers | this.absorbed | this.linears | MOVED_THROUGH:
+        for operator in this.joints | this.carriers | this.absorbed | MOVED_THROUGH:
             assert onnx.defs.has(operator, max_inclusive_version=this.opset, domain="")
 
     def test_codes_fit_their_types(self, name: str) -> None:
