@@ -2,6 +2,7 @@
 
 load      model.py       one graph, weights mapped from disk, nothing of the file lost
 simplify  passes/        exact rewrites; they must pay too
+shrink    structure.py   channels, ranks or zeros, where asked for: a smaller model to compress
 find      sites.py       weights and sites
 observe   observe.py     one streamed run over the calibration data
 propose   passes/        candidates: specifications with their activations and bytes
@@ -33,8 +34,7 @@ from onnxc.data import Calibration, generate
 from onnxc.deliver import gate, write
 from onnxc.errors import BudgetError, DataError, ModelError, UsageError
 from onnxc.exactness import Exactness
-from onnxc.hooks import Evaluation
-from onnxc.inputs import index_limits
+from onnxc.file.storage import drop_pages
 from onnxc.judge import Judge
 from onnxc.model import Model
 from onnxc.observe import Observations, observe
@@ -44,11 +44,13 @@ from onnxc.propose import Chosen, CodeBook, Proposals, collect, passes_of
 from onnxc.recipe import Budget, PassRequest, Recipe, load_recipe, parse_passes
 from onnxc.report import Report
 from onnxc.rewrite import Context
+from onnxc.samples.hooks import Evaluation
+from onnxc.samples.inputs import index_limits
 from onnxc.search import Trial, search, storage_only
 from onnxc.sensitivity import measure, telling
 from onnxc.session import Options, Session, runtime_version
-from onnxc.sites import Sites, find, name_nodes
-from onnxc.storage import drop_pages
+from onnxc.sites import find, name_nodes
+from onnxc.structure import shrunk
 from onnxc.summary import summarize
 from onnxc.targets import target as target_named
 
@@ -131,10 +133,11 @@ def optimize(
     wanted = replace(wanted, **{name: value for name, value in settings.items() if value is not None})
     say = progress or (lambda message: None)
     run = opened(model, output, wanted, calib, eval, shapes or {}, batch, PriceFile.open(prices, fresh=fresh), say)
-    context, proposals, codes = proposed(run, simplified(run))
+    model = shrunk(run.chosen.structural, simplified(run), partial(observed, run), run.judge, run.notes, say)
+    context, proposals, codes = proposed(run, model)
     problem, trials = planned(run, context, proposals, codes)
     stamp = receipt(run)
-    delivery = gate(run.judge, trials, run.prices, stamp, say)
+    delivery = gate(run.judge, trials, run.prices, stamp, say, told=any(told for _, told in run.chosen.structural))
     say("measuring the result")
     run.prices.save()
     report = summarize(context, proposals, codes, problem, run.judge, delivery, run.notes)
@@ -222,29 +225,27 @@ def simplified(run: Run) -> Model:
 
 def proposed(run: Run, model: Model) -> tuple[Context, Proposals, CodeBook]:
     """Find the sites, observe them on real data, and ask every lossy pass."""
-    where = target_named(run.recipe.target)
-    found = find(model, where)
-    run.say("observing activations")
-    try:
-        seen = observed(run.samples, model, found, run.options)
-    except (
-        ModelError,
-        DataError,
-    ) as error:  # a tensor inside cannot be an output: no ranges, all else goes on
-        run.notes.append(f"activations could not be observed: {error}")
-        seen = Observations()
-    context = Context(model, found, seen, run.recipe, where)
+    context = observed(run, model)
     proposals = collect(run.chosen.lossy, context)
     return context, proposals, CodeBook(context, proposals)
 
 
-def observed(samples: Calibration, model: Model, found: Sites, options: Options) -> Observations:
-    """Ranges and rows of everything that a static candidate could quantize; nothing on generated inputs."""
-    if samples.generated:
-        return Observations()
-    sites = [s for s in found if s.graph is model.graph and s.kind in ("linear", "convolution", "joint")]
-    floats = [t for s in sites for t in (*s.inputs, s.result) if found.is_float(t)]
-    return observe(model, samples, len(samples), floats, sites, options)
+def observed(run: Run, model: Model) -> Context:
+    """The sites of ``model``, with ranges and rows of everything that a static candidate could quantize; nothing is
+    observed on generated inputs.
+    """
+    where = target_named(run.recipe.target)
+    found = find(model, where)
+    seen = Observations()
+    if not run.samples.generated:
+        run.say("observing activations")
+        sites = [s for s in found if s.graph is model.graph and s.kind in ("linear", "convolution", "joint")]
+        floats = [t for s in sites for t in (*s.inputs, s.result) if found.is_float(t)]
+        try:
+            seen = observe(model, run.samples, len(run.samples), floats, sites, run.options)
+        except (ModelError, DataError) as error:  # a tensor inside cannot be an output: no ranges, all else goes on
+            run.notes.append(f"activations could not be observed: {error}")
+    return Context(model, found, seen, run.recipe, where, samples=run.samples, options=run.options)
 
 
 def planned(run: Run, context: Context, proposals: Proposals, codes: CodeBook) -> tuple[Problem, Iterator[Trial]]:

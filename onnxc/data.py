@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onnxc.errors import DataError
-from onnxc.generate import generated_samples
-from onnxc.hooks import Evaluation, did_you_mean
-from onnxc.inputs import index_limits
-from onnxc.readers import Raw, Reader, open_reader
+from onnxc.samples.generate import generated_samples
+from onnxc.samples.hooks import Evaluation, did_you_mean
+from onnxc.samples.inputs import index_limits
+from onnxc.samples.readers import Raw, Reader, open_reader
 
 if TYPE_CHECKING:
     from onnxc.model import Model

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from onnxc.diagnosis import nodes
 from onnxc.errors import DataError, ModelError
 from onnxc.model import Constant, Model
+from onnxc.runtime.diagnosis import nodes
 from onnxc.session import Options, Session, measure_ratio
 
 RTOL = 1e-3

@@ -8,16 +8,16 @@ from dataclasses import dataclass, field
 from onnxc.answers import class_scores
 from onnxc.data import Calibration
 from onnxc.errors import DataError, ModelError
-from onnxc.hooks import Evaluation
+from onnxc.file.storage import drop_pages
 from onnxc.model import Model
 from onnxc.planner import Plan
 from onnxc.propose import CodeBook
 from onnxc.quality import FLOOR_SQNR_DB, FLOOR_SQNR_WITH_HOOK_DB, Quality, ReferenceOutputs, floor_met
 from onnxc.recipe import Budget
 from onnxc.rewrite import Rewriter
+from onnxc.samples.hooks import Evaluation
 from onnxc.search import Trial
 from onnxc.session import Options, Session
-from onnxc.storage import drop_pages
 
 
 def build(model: Model, plan: Plan, codes: CodeBook) -> Model:
@@ -92,6 +92,12 @@ class Judge:
                 floor_met(quality, self.budget, generated=self.samples.generated, score=pair),
             )
         return quality, None, floor_met(quality, self.budget, generated=self.samples.generated)
+
+    def scored(self, model: Model) -> float:
+        """The score of ``model``, whatever its outputs."""
+        assert self.evaluation is not None
+        self.evaluations += 1
+        return self.evaluation(Session(model, self.options))
 
     def trial(self, model: Model, plan: Plan, codes: CodeBook) -> Trial:
         """Build ``plan`` on ``model`` and judge the result."""

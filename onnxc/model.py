@@ -26,13 +26,13 @@ from onnx import (
 )
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
-from onnxc import editing, storage
 from onnxc.errors import ModelError
-from onnxc.exporting import Exporter
-from onnxc.importing import Classes, Importer
-from onnxc.shell import ConstantShell, GraphShell, NodeShell, StoredShell, VariableShell
-from onnxc.tensors import Array
-from onnxc.wire import Weights
+from onnxc.file import editing, storage
+from onnxc.file.exporting import Exporter
+from onnxc.file.importing import Classes, Importer
+from onnxc.file.shell import ConstantShell, GraphShell, NodeShell, StoredShell, VariableShell
+from onnxc.file.tensors import Array
+from onnxc.file.wire import Weights
 
 
 class Node(NodeShell, gs.Node):  # type: ignore[misc]  # graphsurgeon has no type information

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, get_args, get_type_hints
 
 import numpy as np
@@ -16,20 +16,30 @@ from onnxc.moments import Factors, factor_key
 from onnxc.planner import Problem
 from onnxc.recipe import Recipe
 from onnxc.registry import load_passes
-from onnxc.rewrite import Activation, Candidate, Context, ExactPass, LossyPass, Refusal, weight_codes
+from onnxc.rewrite import (
+    Activation,
+    Candidate,
+    Context,
+    ExactPass,
+    LossyPass,
+    Refusal,
+    StructuralPass,
+    weight_codes,
+)
 from onnxc.saturation import as_matrix, machine_saturates, may_overflow, overflows
 from onnxc.sites import Site
 
-Pass = ExactPass | LossyPass
+Pass = ExactPass | StructuralPass | LossyPass
 CHUNK = 1 << 20  # elements looked at in one go
 
 
 @dataclass
 class Chosen:
-    """The passes of a run: exact ones in pipeline order, lossy ones with what was asked of them by name."""
+    """The passes of a run: exact ones in pipeline order, the others with whether they were asked for with fields."""
 
     exact: list[ExactPass]
     lossy: list[tuple[LossyPass, bool]]
+    structural: list[tuple[StructuralPass, bool]] = field(default_factory=list)
 
 
 def passes_of(recipe: Recipe) -> Chosen:
@@ -44,6 +54,9 @@ def passes_of(recipe: Recipe) -> Chosen:
         instance = configured(kind, name, asked.get(name, {}))
         if isinstance(instance, ExactPass):
             chosen.exact.append(instance)
+        elif isinstance(instance, StructuralPass):
+            if name in asked:
+                chosen.structural.append((instance, bool(asked[name])))
         elif recipe.passes is None or name in asked:
             chosen.lossy.append((instance, bool(asked.get(name))))
     return chosen
@@ -123,7 +136,7 @@ def collect(lossy: list[tuple[LossyPass, bool]], context: Context) -> Proposals:
     found = Proposals({}, {}, {}, [], set())
     weights, sites = not_finite(context)
     for instance, told in lossy:
-        own = Context(context.model, context.sites, context.observations, context.recipe, context.target, told)
+        own = replace(context, told=told)
         answers = [a for site in context.sites for a in instance.propose(site, own)]
         answers += [a for weight in context.sites.weights for a in instance.store(weight, own)]
         for answer in answers:

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from onnxc.errors import RecipeError, UsageError
-from onnxc.hooks import did_you_mean
 from onnxc.registry import load_passes
+from onnxc.samples.hooks import did_you_mean
 
 
 @dataclass(frozen=True)

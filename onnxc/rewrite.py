@@ -1,6 +1,7 @@
 """The contract of passes: what a pass author reads.
 
 An exact pass edits a model in place and says what it did; the frame checks that the outputs stayed equal.
+A structural pass makes smaller graphs out of one, each of which is then compressed like any other.
 A lossy pass looks at one site or weight at a time and proposes candidates: specifications with estimated damage and
 bytes. What the planner chooses is applied through a Rewriter, which shares codes and quantized activations between
 sites.
@@ -20,12 +21,12 @@ from onnxc.encoding import Codes, round_to_nearest
 from onnxc.gptq import gptq
 from onnxc.model import Constant, Graph, Model, Node, Tensor
 from onnxc.moments import Factors
+from onnxc.session import Options
 
 if TYPE_CHECKING:
-    from onnxc.data import Sample
+    from onnxc.data import Calibration, Sample
     from onnxc.observe import Observations
     from onnxc.recipe import Recipe
-    from onnxc.session import Options
     from onnxc.sites import Site, Sites, Weight
     from onnxc.targets import Target
 
@@ -121,7 +122,13 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Context:
-    """What a pass may know when it proposes."""
+    """What a pass may know when it proposes.
+
+    Attributes:
+        model: the simplified model, its sites, and what was observed of them on real data.
+        told: the pass was asked for with fields: it acts whether or not it pays.
+        samples: calibration data or generated inputs; None where a pass only proposes.
+    """
 
     model: Model
     sites: Sites
@@ -129,6 +136,41 @@ class Context:
     recipe: Recipe
     target: Target
     told: bool = False
+    samples: Calibration | None = None
+    options: Options = field(default_factory=Options)
+
+
+@dataclass(frozen=True)
+class Level:
+    """A smaller form of a model, refitted.
+
+    Attributes:
+        model: a model of its own, with the inputs and outputs of the original.
+        specification: what the report says of it, e.g. "48 % of the MACs of 19 convolutions cut".
+        notes: sentences worth telling the user: what was refused, and why.
+    """
+
+    model: Model
+    specification: str
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class StructuralPass(ABC):
+    """A pass that makes the graph or its weights smaller before anything is planned.
+
+    Attributes:
+        needs_data: whether it does anything without calibration data.
+    """
+
+    name: ClassVar[str]
+    needs_data: ClassVar[bool] = False
+
+    @abstractmethod
+    def levels(self, context: Context) -> Iterable[Level]:
+        """Smaller models, least cut first, each made from a copy of ``context.model``. Where the pass was told what
+        to do, exactly that one; none where there is nothing to cut. The caller may stop at any of them.
+        """
 
 
 @dataclass(frozen=True)

@@ -21,10 +21,10 @@ import numpy as np
 import onnx
 import onnxruntime
 
-from onnxc.diagnosis import load_failure, nodes, one_line, run_failure
-from onnxc.dtypes import is_foreign, numpy_dtype, onnx_type, pack, packed_bytes, unpack
 from onnxc.errors import ModelError, OnnxcError, UsageError
-from onnxc.timing import KernelTime, LoadCost, Ratio, child_load_cost, interleaved_ratio, kernel_times
+from onnxc.runtime.diagnosis import load_failure, nodes, one_line, run_failure
+from onnxc.runtime.dtypes import is_foreign, numpy_dtype, onnx_type, pack, packed_bytes, unpack
+from onnxc.runtime.timing import KernelTime, LoadCost, Ratio, child_load_cost, interleaved_ratio, kernel_times
 
 if TYPE_CHECKING:
     from onnxc.model import Model

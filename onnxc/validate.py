@@ -19,15 +19,15 @@ import numpy as np
 from onnxc.answers import class_scores
 from onnxc.data import Calibration, generate, index_limits
 from onnxc.errors import ModelError
-from onnxc.hooks import Evaluation
 from onnxc.kernels import leftover_weights, operators
 from onnxc.model import Constant, Model, Node, Tensor, Variable
 from onnxc.quality import OutputError, Quality, ReferenceOutputs, floor_met, relative_drop
+from onnxc.samples.hooks import Evaluation
 from onnxc.session import Options, Session, load_cost, measure_ratio
 
 if TYPE_CHECKING:
     from onnxc.data import Sample
-    from onnxc.timing import LoadCost, Ratio
+    from onnxc.runtime.timing import LoadCost, Ratio
 
 __all__ = [
     "Comparison",

@@ -13,7 +13,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from onnxc.editing import scopes
+from onnxc.file.editing import scopes
 from onnxc.model import Constant, Graph, Model
 from onnxc.rewrite import ExactPass, Outcome
 

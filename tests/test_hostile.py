@@ -20,7 +20,8 @@ import pytest
 from onnx import ModelProto, helper, numpy_helper
 
 import onnxc
-from onnxc import cli, storage
+from onnxc import cli
+from onnxc.file import storage
 from tests import builders
 
 ROOT = Path(onnxc.__file__).parents[1]

@@ -14,8 +14,8 @@ import onnx
 import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
-from onnxc import storage
 from onnxc.errors import ModelError
+from onnxc.file import storage
 from onnxc.model import Model
 
 LARGE = np.arange(16384, dtype=np.float32).reshape(4, 4096)

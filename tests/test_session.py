@@ -12,6 +12,7 @@ from onnx import TensorProto, helper
 
 from onnxc.errors import DataError, ModelError, OnnxcError, UsageError
 from onnxc.model import Model
+from onnxc.runtime.timing import interleaved_ratio, kernel_times
 from onnxc.session import (
     Options,
     Session,
@@ -22,7 +23,6 @@ from onnxc.session import (
     load_cost,
     measure_ratio,
 )
-from onnxc.timing import interleaved_ratio, kernel_times
 
 info = helper.make_tensor_value_info
 
@@ -259,7 +259,7 @@ class Clock:
     def __init__(self, monkeypatch):
         self.now = 0.0
         self.calls = []
-        monkeypatch.setattr("onnxc.timing.perf_counter", lambda: self.now)
+        monkeypatch.setattr("onnxc.runtime.timing.perf_counter", lambda: self.now)
 
     def work(self, name, *seconds):
         """A call that takes these seconds in turn."""

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onnxc.errors import DataError, InputError, UsageError
-from onnxc.hooks import did_you_mean
-from onnxc.inputs import Demand, demands
-from onnxc.values import is_mask, make_value
+from onnxc.samples.hooks import did_you_mean
+from onnxc.samples.inputs import Demand, demands
+from onnxc.samples.values import is_mask, make_value
 
 if TYPE_CHECKING:
     from onnxc.model import Model

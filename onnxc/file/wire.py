@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from onnxc.tensors import Array, Bytes, flat_bytes
+from onnxc.file.tensors import Array, Bytes, flat_bytes
 
 LARGE = 4096  # bytes; smaller data stays in the message
 _DEEPEST = 100  # messages in messages, where protobuf stops too

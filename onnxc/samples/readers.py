@@ -18,7 +18,7 @@ import onnx
 from onnx import numpy_helper
 
 from onnxc.errors import DataError
-from onnxc.hooks import Hook
+from onnxc.samples.hooks import Hook
 
 if TYPE_CHECKING:
     from onnxc.session import TensorInfo

@@ -25,8 +25,8 @@ from google.protobuf.message import Message
 from onnx import GraphProto, ModelProto, TensorProto
 
 from onnxc.errors import ModelError
-from onnxc.tensors import DATA_FIELDS, Array, Bytes, decode, flat_bytes, payload_bytes
-from onnxc.wire import LARGE, Weights
+from onnxc.file.tensors import DATA_FIELDS, Array, Bytes, decode, flat_bytes, payload_bytes
+from onnxc.file.wire import LARGE, Weights
 
 _process = ctypes.CDLL(None) if sys.platform == "linux" else None
 _maps: weakref.WeakSet[mmap.mmap] = weakref.WeakSet()

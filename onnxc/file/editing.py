@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Any
 
 from onnxc.errors import ModelError
-from onnxc.shell import ConstantShell, is_bodies, is_constant, is_graph
+from onnxc.file.shell import ConstantShell, is_bodies, is_constant, is_graph
 
 if TYPE_CHECKING:
     from onnxc.model import Constant, Graph, Model, Node, Tensor

@@ -17,9 +17,9 @@ import onnx
 from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, TypeProto, ValueInfoProto
 
 from onnxc.errors import ModelError
-from onnxc.shell import ConstantShell, is_bodies, is_constant, is_graph
-from onnxc.tensors import DATA_FIELDS, Array, data_type_of, encode
-from onnxc.wire import LARGE, Weights
+from onnxc.file.shell import ConstantShell, is_bodies, is_constant, is_graph
+from onnxc.file.tensors import DATA_FIELDS, Array, data_type_of, encode
+from onnxc.file.wire import LARGE, Weights
 
 if TYPE_CHECKING:
     from onnxc.model import Constant, Graph, Node, Tensor

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from onnx import AttributeProto, GraphProto, NodeProto, SparseTensorProto, TensorProto, ValueInfoProto
 
 from onnxc.errors import ModelError
-from onnxc.exporting import kind_of, simple_value
-from onnxc.shell import ConstantShell
-from onnxc.storage import ExternalData
-from onnxc.tensors import Bytes, check, check_shape, numpy_type
-from onnxc.wire import Weights
+from onnxc.file.exporting import kind_of, simple_value
+from onnxc.file.shell import ConstantShell
+from onnxc.file.storage import ExternalData
+from onnxc.file.tensors import Bytes, check, check_shape, numpy_type
+from onnxc.file.wire import Weights
 
 if TYPE_CHECKING:
     from onnxc.model import Constant, Graph, Node, Stored, Tensor, Variable

@@ -15,7 +15,7 @@ import onnx
 from onnx import GraphProto, NodeProto, SparseTensorProto, TensorProto, ValueInfoProto
 
 from onnxc.errors import ModelError
-from onnxc.tensors import Array, Bytes, decode, numpy_type
+from onnxc.file.tensors import Array, Bytes, decode, numpy_type
 
 if TYPE_CHECKING:
     from onnxc.model import Constant, Graph, Node, Stored, Tensor, Variable

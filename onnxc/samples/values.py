@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from onnxc.dtypes import numpy_dtype
 from onnxc.errors import DataError
+from onnxc.runtime.dtypes import numpy_dtype
 
 if TYPE_CHECKING:
-    from onnxc.inputs import Demand
+    from onnxc.samples.inputs import Demand
     from onnxc.session import TensorInfo
 
 _WORDS = ("alpha", "beta", "gamma", "delta", "one two", "omega")
