@@ -11,6 +11,8 @@ from math import prod
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxc.formats import INT8, Format
+from onnxc.packing import Packed, layout_of, packed_bytes
 from onnxc.sites import Weight
 
 # What a Cast and a Mul node with their names, the scale's and the codes' headers take in the file, measured: about
@@ -27,12 +29,16 @@ class Codes:
         scale: float32 [channels], or a scalar where ``axis`` is None.
         axis: the axis of ``scale``.
         levels: largest magnitude of a code (127, or 63 where pair sums must not saturate).
+        packed: how they are stored in fewer bits; None: as they are.
+        damage: squared error of the site's output over its square, tr(ET H E) / tr(WT H W); NaN where not computed.
     """
 
     values: NDArray[np.int8]
     scale: NDArray[np.float32]
     axis: int | None
     levels: int
+    packed: Packed | None = None
+    damage: float = float("nan")
 
     def broadcast_scale(self) -> NDArray[np.float32]:
         """``scale`` shaped so that it multiplies ``values``."""
@@ -82,8 +88,16 @@ def half_bytes(weight: Weight) -> int:
     return 2 * prod(weight.shape) + UNFOLD_BYTES // 2 + 3 * len(weight.name)
 
 
-def stored_bytes(weight: Weight, *, unfold: bool = True) -> int:
-    """Bytes of ``weight`` as int8 codes in the file: codes, scales, and the nodes that unfold them."""
+def stored_bytes(weight: Weight, chosen: Format = INT8, *, groups: int = 1, native: bool = False) -> int:
+    """Bytes of ``weight`` as codes in the file: codes, scales, and the nodes that unfold them.
+
+    Args:
+        groups: of the convolution that reads it; native: the model's opset has 4-bit integers.
+    """
     channels = weight.shape[weight.channel_axis] if weight.channel_axis is not None else 1
-    nodes = UNFOLD_BYTES + 6 * len(weight.name) if unfold else 60 + 2 * len(weight.name)
-    return prod(weight.shape) + 4 * channels + nodes
+    others = 4 * channels + UNFOLD_BYTES + 6 * len(weight.name)
+    if chosen == INT8:
+        return prod(weight.shape) + others
+    return (
+        packed_bytes(chosen, layout_of(weight.shape, weight.channel_axis, groups), weight.name, native=native) + others
+    )

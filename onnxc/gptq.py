@@ -1,8 +1,9 @@
 """GPTQ: rounding a weight column by column, each error fed forward into the columns still to come.
 
-In: a matrix, the inputs it meets, a scale per output. Out: integer codes with the least output error.
+In: a matrix, the inputs it meets, a grid of values that can be stored. Out: codes with the least output error.
 Frantar, Ashkboos, Hoefler, Alistarh, "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained
-Transformers" (2022): the blocked Cholesky form, with the columns of largest second moment first (act-order).
+Transformers" (2022): the blocked Cholesky form, with the columns of largest second moment first (act-order). Scales of
+blocks are fixed before, from the weight itself, so that any order of columns keeps to them.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+from onnxc.grids import Grid
 
 BLOCK = 128
 DAMPING = 0.01
@@ -30,10 +33,12 @@ class Factor:
     Attributes:
         order: [G, K], the inputs by falling second moment.
         upper: [G, K, K], U in that order, UT U = H^-1.
+        moment: H itself, [G, K, K], as measured.
     """
 
     order: NDArray[np.intp]
     upper: Matrix
+    moment: Matrix
 
 
 def factorize(moment: Matrix, damping: float = DAMPING) -> Factor:
@@ -51,34 +56,43 @@ def factorize(moment: Matrix, damping: float = DAMPING) -> Factor:
     )
     damped[idle] = np.eye(depth)
     damped[:, np.arange(depth), np.arange(depth)] += damping * np.where(idle, 1.0, mean)[:, None]
-    return Factor(order, inverse_factor(damped))
+    return Factor(order, inverse_factor(damped), moment)
 
 
-def gptq(weight: Matrix, factor: Factor, scale: Matrix, levels: int) -> NDArray[np.int8]:
-    """Codes [G, K, N] that minimize tr((W - W')T H (W - W')) of every group, column by column.
+def gptq(weight: Matrix, factor: Factor | None, grid: Grid) -> tuple[NDArray[np.int8], NDArray[np.uint16]]:
+    """Codes of W [G, K, N] that minimize tr((W - W')T H (W - W')) of every group, column by column.
 
     Args:
-        weight: W, [G, K, N]: G groups of K inputs and N outputs each.
-        factor: of the inputs' second moments.
-        scale: [G, N], one per output; W' = codes * scale.
-        levels: largest magnitude of a code.
+        weight: G groups of K inputs and N outputs each, in units of one code's scale.
+        factor: of the inputs' second moments; None: every weight goes to its nearest value.
+        grid: the values that the weight may take.
+
+    Returns:
+        The values [G, K, N], and the digits that are stored for them [G, K, N or words of N].
     """
-    depth, order, upper = weight.shape[1], factor.order, factor.upper
+    groups, depth, outputs = weight.shape
+    values = np.empty(weight.shape, np.int8)
+    digits = np.empty((groups, depth, grid.width(outputs)), np.uint16)
+    if factor is None:
+        every = np.empty(groups, np.intp)
+        for row in range(depth):
+            every[:] = row
+            digits[:, row], values[:, row] = grid.snap(every, weight[:, row])
+        return values, digits
+    order, upper, here = factor.order, factor.upper, np.arange(groups)
     remaining = np.take_along_axis(weight, order[:, :, None], 1).astype(np.float32)
-    codes = np.empty(weight.shape, np.int8)
     for start in range(0, depth, BLOCK):
         stop = min(start + BLOCK, depth)
-        errors = np.empty((len(weight), stop - start, weight.shape[2]), np.float32)
+        errors = np.empty((groups, stop - start, outputs), np.float32)
         for row in range(start, stop):
-            rounded = np.clip(np.rint(remaining[:, row] / scale), -levels, levels)
-            codes[:, row] = rounded
-            error = (remaining[:, row] - rounded * scale) / upper[:, row, row, None]
+            place = order[:, row]
+            found, rounded = grid.snap(place, remaining[:, row])
+            values[here, place], digits[here, place] = rounded, found
+            error = (remaining[:, row] - rounded) / upper[:, row, row, None]
             remaining[:, row + 1 : stop] -= upper[:, row, row + 1 : stop, None] * error[:, None, :]
             errors[:, row - start] = error
         remaining[:, stop:] -= upper[:, start:stop, stop:].swapaxes(1, 2) @ errors
-    restored = np.empty_like(codes)
-    np.put_along_axis(restored, order[:, :, None], codes, 1)
-    return restored
+    return values, digits
 
 
 def inverse_factor(moment: NDArray[np.float64]) -> Matrix:

@@ -24,10 +24,10 @@ from onnxc.rewrite import (
     LossyPass,
     Refusal,
     StructuralPass,
-    weight_codes,
 )
 from onnxc.saturation import as_matrix, machine_saturates, may_overflow, overflows
 from onnxc.sites import Site
+from onnxc.solve import solved
 
 Pass = ExactPass | StructuralPass | LossyPass
 CHUNK = 1 << 20  # elements looked at in one go
@@ -214,7 +214,7 @@ class CodeBook:
         weight, target = self.weights[name], self.context.target
         values: NDArray[np.float32] = np.asarray(self.context.model.values(weight.tensor), np.float32)
         levels = target.safe_weight_levels if narrow else target.weight_levels
-        codes = weight_codes(weight, values, self.context, self.factors, levels)
+        codes = solved(weight, values, self.context, self.factors, levels=levels)
         if not narrow:
             self.made[name, False] = codes
         return codes

@@ -17,10 +17,9 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxc.encoding import Codes, round_to_nearest
-from onnxc.gptq import gptq
+from onnxc.encoding import Codes
 from onnxc.model import Constant, Graph, Model, Node, Tensor
-from onnxc.moments import Factors
+from onnxc.packing import ModelSheet
 from onnxc.session import Options
 
 if TYPE_CHECKING:
@@ -29,8 +28,6 @@ if TYPE_CHECKING:
     from onnxc.recipe import Recipe
     from onnxc.sites import Site, Sites, Weight
     from onnxc.targets import Target
-
-BIAS_LIMIT = 2.0**30
 
 
 @dataclass(frozen=True)
@@ -99,7 +96,7 @@ class Candidate:
         pass_name: the pass that proposes it.
         kind: "compute" (of a site) or "storage" (of a weight).
         place: the site's node name or the weight's name.
-        mode: "static", "dynamic", "rows" (compute), "int8", "float16" (storage).
+        mode: "static", "dynamic", "rows" (compute); the name of a format, or "float16" (storage).
         specification: what the report says, e.g. "int8 per channel, activations uint8 by squared error".
         reads: activations that must be quantized for it, empty for storage.
         writes: the activation its result is quantized to, None where the result stays float.
@@ -207,13 +204,15 @@ class Rewriter:
     nodes: dict[str, Node] = field(default_factory=dict)
     tensors: dict[str, Tensor] = field(default_factory=dict)
     homes: dict[int, Graph] = field(default_factory=dict)
-    _codes: dict[str, Constant] = field(default_factory=dict)
+    _codes: dict[str, Tensor] = field(default_factory=dict)
     _scales: dict[tuple[str, str], Constant] = field(default_factory=dict)
     _pairs: dict[str, Tensor] = field(default_factory=dict)
     _dynamic: dict[tuple[str, int], list[Tensor]] = field(default_factory=dict)
     _weights: dict[str, Tensor] = field(default_factory=dict)
+    sheet: ModelSheet = field(init=False)
 
     def __post_init__(self) -> None:
+        self.sheet = ModelSheet(self.model)
         for graph in self.model.graphs():
             for tensor in graph.inputs:
                 self.tensors.setdefault(tensor.name, tensor)
@@ -223,10 +222,14 @@ class Rewriter:
                 for tensor in (*node.inputs, *node.outputs):
                     self.tensors.setdefault(tensor.name, tensor)
 
-    def weight_codes(self, weight: str) -> Constant:
-        """The int8 initializer that replaces ``weight``, named after it."""
+    def weight_codes(self, weight: str) -> Tensor:
+        """The int8 tensor that replaces ``weight``, named after it: an initializer, or what unfolds to it at load."""
         if weight not in self._codes:
-            self._codes[weight] = self.model.constant(f"{weight}_q", self.codes[weight].values)
+            codes, name = self.codes[weight], f"{weight}_q"
+            made = codes.packed.emit(self.sheet, name) if codes.packed else self.model.constant(name, codes.values)
+            if codes.packed:
+                made.dtype, made.shape = np.dtype(np.int8), list(codes.values.shape)
+            self._codes[weight] = made
         return self._codes[weight]
 
     def weight_scale(self, weight: str, form: str = "flat") -> Constant:
@@ -347,34 +350,3 @@ class Rewriter:
             name=self.model.unique(f"{base}_dq"),
             axis=0 if scale.ndim else None,
         ).outputs[0]
-
-
-def weight_codes(
-    weight: Weight, values: NDArray[np.float32], context: Context, factors: Factors, levels: int | None = None
-) -> Codes:
-    """The int8 codes of ``weight``: one scale per channel, large enough that an int32 bias stays in range; rounded by
-    GPTQ where input rows were seen, else to nearest.
-    """
-    levels = levels or context.target.weight_levels
-    smallest = None
-    for site in context.sites:
-        seen = context.observations.ranges.get(site.input.name) if site.weight is weight else None
-        if seen is None or site.bias is None or weight.channel_axis is None:
-            continue
-        low, high = context.observations.limits(site.input.name)
-        step = max((high - low) / 255.0, 1e-12)
-        bias = np.abs(np.asarray(context.model.values(site.bias), np.float32).ravel())
-        if bias.shape == (weight.shape[weight.channel_axis],):
-            needed = (bias / np.float32(step * BIAS_LIMIT)).astype(np.float32)
-            smallest = needed if smallest is None else np.maximum(smallest, needed)
-    nearest = round_to_nearest(values, weight.channel_axis, levels, smallest)
-    factor = factors.of(weight)
-    if factor is None or nearest.axis is None:
-        return nearest
-    channels_first = np.moveaxis(values, nearest.axis, 0)
-    groups, depth = factor.order.shape
-    matrix = channels_first.reshape(groups, -1, depth).swapaxes(1, 2)
-    codes = gptq(matrix, factor, nearest.scale.reshape(groups, -1), levels)
-    first = codes.swapaxes(1, 2).reshape(channels_first.shape)
-    nearest.values = np.ascontiguousarray(np.moveaxis(first, 0, nearest.axis))
-    return nearest

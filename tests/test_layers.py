@@ -18,7 +18,7 @@ LAYERS = """
     deliver judge price propose search structure
     planner
     cost sensitivity saturation exactness
-    rewrite moments gptq encoding observe sites shapes
+    owners rewrite moments gptq encoding observe sites shapes
     validate
     report tables
     quality answers kernels

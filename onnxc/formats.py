@@ -1,0 +1,94 @@
+"""How codes are stored: the formats there are, and what each costs. In: a weight's shape. Out: formats, bits.
+
+A code has ``levels`` values. So many codes as fit are written into one word of 8 or 16 bits, in base ``levels``: 16
+levels take 4 bits, 9 take 3.2, 6 take 2.67, 4 take 2, 3 take 1.6, 40 take 5.33. A table with a row per word turns words
+back into codes with one Gather, which ONNX Runtime runs once, at load, faster than any chain of shifts.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import numpy as np
+
+# levels -> (type of a word, codes in it)
+WORDS: dict[int, tuple[type[np.unsignedinteger], int]] = {
+    40: (np.uint16, 3),
+    16: (np.uint8, 2),
+    9: (np.uint16, 5),
+    6: (np.uint8, 3),
+    4: (np.uint8, 4),
+    3: (np.uint8, 5),
+}
+FULL = 255  # levels of int8: one code a byte, no table
+CODE_WORDS = 256  # entries of a vector codebook: one byte each
+DIMENSIONS = (2, 4, 8)
+HALF = "float16"
+NAME = re.compile(r"levels(\d+)(?:/(\d+))?|codebook(\d+)")
+
+
+@dataclass(frozen=True)
+class Format:
+    """One way to store codes.
+
+    Attributes:
+        levels: values that a code may take.
+        block: inputs of one output that share a step and an offset; 0: all of them share the output's scale.
+        dimension: of a vector codebook: neighbouring outputs that one byte stands for; 0: no codebook.
+    """
+
+    levels: int = FULL
+    block: int = 0
+    dimension: int = 0
+
+    @property
+    def name(self) -> str:
+        """What plans, reports and the command line call it."""
+        if self.dimension:
+            return f"codebook{self.dimension}"
+        if self.levels == FULL:
+            return "int8"
+        return f"levels{self.levels}" + (f"/{self.block}" if self.block else "")
+
+    @property
+    def bits(self) -> float:
+        """Of one code in the file, without scales and tables."""
+        if self.dimension:
+            return 8.0 / self.dimension
+        if self.levels == FULL:
+            return 8.0
+        word, count = WORDS[self.levels]
+        return 8.0 * np.dtype(word).itemsize / count
+
+    @property
+    def words(self) -> str:
+        """In a sentence of the report."""
+        if self.dimension:
+            return f"{self.bits:g}-bit codebook of {self.dimension} weights"
+        if self.levels == FULL:
+            return "int8 codes"
+        return f"{self.bits:.3g}-bit codes" + (f", block {self.block}" if self.block else "")
+
+
+INT8 = Format()
+
+
+def parse_format(name: str) -> Format:
+    """The format called ``name``; ValueError where there is none."""
+    if name == "int8":
+        return INT8
+    found = NAME.fullmatch(name)
+    if found is None:
+        raise ValueError(f"no format '{name}'")
+    levels, block, dimension = (int(part or 0) for part in found.groups())
+    return Format(FULL, 0, dimension) if dimension else Format(levels, block)
+
+
+def fitting_block(depth: int, block: int) -> int:
+    """The block size used for ``depth`` inputs: the largest divisor of ``depth`` between half of ``block`` and
+    ``block``; 0 where there is none, or where one block would be all.
+    """
+    if depth <= block:
+        return 0
+    return next((size for size in range(block, block // 2, -1) if depth % size == 0), 0)

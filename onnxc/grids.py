@@ -1,0 +1,231 @@
+"""The values that a stored weight may take. In: a matrix in units of its scales, a format. Out: a grid to snap to.
+
+Every value is an int8 code, whatever the format: what is stored in fewer bits unfolds to int8 at load, so that int8
+kernels read it. A grid knows how; solvers only ask it for the nearest value.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxc.formats import CODE_WORDS, FULL, Format
+
+Matrix = NDArray[np.float32]
+SHRINKS = (1.0, 0.93, 0.86, 0.79, 0.72, 0.63)  # shares of a block's range that are tried
+ROUNDS, VECTORS = 12, 1 << 14  # of k-means, and the vectors it sees
+TINY = 1e-12
+
+
+class Grid(Protocol):
+    """Values that can be stored."""
+
+    def width(self, outputs: int) -> int:
+        """Digits stored for one row of ``outputs`` weights."""
+
+    def snap(self, rows: NDArray[np.intp], target: Matrix) -> tuple[NDArray[np.uint16], NDArray[np.int8]]:
+        """The digits and values nearest to ``target`` [G, N]; ``rows`` [G]: the input that each group's row meets."""
+
+
+@dataclass(frozen=True)
+class EvenGrid:
+    """Evenly spaced around zero, the same for all weights: -128 + ... + 127 at most."""
+
+    levels: int
+
+    @property
+    def lowest(self) -> int:
+        return -(self.levels // 2)
+
+    def width(self, outputs: int) -> int:
+        return outputs
+
+    def snap(self, rows: NDArray[np.intp], target: Matrix) -> tuple[NDArray[np.uint16], NDArray[np.int8]]:
+        values = np.clip(np.rint(target), self.lowest, self.lowest + self.levels - 1)
+        return (values - self.lowest).astype(np.uint16), values.astype(np.int8)
+
+
+@dataclass(frozen=True)
+class BlockGrid:
+    """round(digit * step + offset), with a step and an offset for every block of inputs.
+
+    Attributes:
+        steps: [G, K / block, N] uint8, in units of ``unit``; offsets: the same shape, int8.
+    """
+
+    levels: int
+    block: int
+    steps: NDArray[np.uint8]
+    offsets: NDArray[np.int8]
+
+    @property
+    def unit(self) -> np.float32:
+        """What one step counts: 255 of them span the whole range of int8."""
+        return step_unit(self.levels)
+
+    def width(self, outputs: int) -> int:
+        return outputs
+
+    def snap(self, rows: NDArray[np.intp], target: Matrix) -> tuple[NDArray[np.uint16], NDArray[np.int8]]:
+        here = np.arange(len(rows))
+        step = self.steps[here, rows // self.block].astype(np.float32) * self.unit
+        offset = self.offsets[here, rows // self.block].astype(np.float32)
+        digits = np.clip(np.rint((target - offset) / np.maximum(step, TINY)), 0, self.levels - 1).astype(np.float32)
+        return digits.astype(np.uint16), np.clip(np.rint(digits * step + offset), -127, 127).astype(np.int8)
+
+
+@dataclass(frozen=True)
+class CodebookGrid:
+    """Code words of ``dimension`` neighbouring outputs each.
+
+    Attributes:
+        table: [code words, dimension] int8.
+        importance: [G, N], how much an error of each output counts.
+    """
+
+    table: NDArray[np.int8]
+    importance: Matrix
+
+    def width(self, outputs: int) -> int:
+        return outputs // int(self.table.shape[1])
+
+    def snap(self, rows: NDArray[np.intp], target: Matrix) -> tuple[NDArray[np.uint16], NDArray[np.int8]]:
+        dimension, shape = self.table.shape[1], target.shape
+        nearest = nearest_words(
+            target.reshape(-1, dimension), self.importance.reshape(-1, dimension), self.table.astype(np.float32)
+        )
+        return nearest.reshape(shape[0], -1), self.table[nearest].reshape(shape)
+
+
+def step_unit(levels: int) -> np.float32:
+    """Of a block's steps."""
+    return np.float32(254.0 / ((levels - 1) * 255.0))
+
+
+def nearest_words(vectors: Matrix, importance: Matrix, table: Matrix) -> NDArray[np.uint16]:
+    """The index of the code word with the least weighted squared distance to each of ``vectors`` [V, d]."""
+    weighted = vectors * importance
+    found = np.empty(len(vectors), np.uint16)
+    chunk = max(1, (1 << 22) // len(table))
+    squared = np.ascontiguousarray((table**2).T)
+    for start in range(0, len(vectors), chunk):
+        part = slice(start, start + chunk)
+        distance = importance[part] @ squared - 2 * weighted[part] @ table.T
+        found[part] = distance.argmin(1)
+    return found
+
+
+def even_scale(matrix: Matrix, levels: int, importance: Matrix) -> Matrix:
+    """The scale of each output [G, N] with the least squared error of rounding W [G, K, N] to an even grid.
+
+    Args:
+        importance: [G, K], the second moment of every input.
+    """
+    grid, best, least = EvenGrid(levels), None, None
+    peak = np.maximum(np.abs(matrix).max(1), TINY)
+    for shrink in SHRINKS if levels < FULL else SHRINKS[:1]:
+        scale = np.asarray(peak * np.float32(shrink / (levels // 2)), np.float32)
+        scaled = matrix / scale[:, None]
+        rounded = np.clip(np.rint(scaled), grid.lowest, grid.lowest + levels - 1)
+        error = (importance[:, :, None] * ((scaled - rounded) * scale[:, None]) ** 2).sum(1)
+        if best is None or least is None:
+            best, least = scale, error
+        else:
+            best, least = np.where(error < least, scale, best), np.minimum(error, least)
+    assert best is not None
+    return np.asarray(best, np.float32)
+
+
+def block_grid(matrix: Matrix, levels: int, block: int, importance: Matrix, limit: int) -> BlockGrid:
+    """Steps and offsets with the least weighted squared error for every block of W [G, K, N], in units of codes.
+
+    Args:
+        importance: [G, K]; limit: the largest magnitude of a value.
+    """
+    groups, depth, outputs = matrix.shape
+    blocks = matrix.reshape(groups, depth // block, block, outputs)
+    weights = importance.reshape(groups, depth // block, block, 1)
+    low, high = np.minimum(blocks.min(2), 0.0), np.maximum(blocks.max(2), 0.0)
+    unit, least = step_unit(levels), np.full(low.shape, np.inf, np.float32)
+    steps, offsets = np.zeros(low.shape, np.uint8), np.zeros(low.shape, np.int8)
+    for shrink in SHRINKS:
+        offset = np.clip(np.rint(low * shrink), -limit, limit)
+        top = np.minimum(high * shrink, limit)
+        step = np.clip(np.rint((top - offset) / ((levels - 1) * unit)), 1, 255)
+        step = np.where(offset + step * unit * (levels - 1) > limit + 0.49, np.maximum(step - 1, 1), step)
+        wide = (step * unit)[:, :, None]
+        digits = np.clip(np.rint((blocks - offset[:, :, None]) / wide), 0, levels - 1)
+        values = np.rint(digits * wide + offset[:, :, None])
+        error = (weights * (blocks - values) ** 2).sum(2)
+        better = error < least
+        least = np.where(better, error, least)
+        steps, offsets = (
+            np.where(better, step, steps).astype(np.uint8),
+            np.where(better, offset, offsets).astype(np.int8),
+        )
+    return BlockGrid(levels, block, steps, offsets)
+
+
+def codebook_grid(matrix: Matrix, dimension: int, importance: Matrix, spread: Matrix, limit: int) -> CodebookGrid:
+    """Code words by weighted k-means (Lloyd 1957) on the weights themselves, from a fixed start.
+
+    Args:
+        matrix: W [G, K, N] in units of codes, N a multiple of ``dimension``.
+        importance: [G, K], of every input; spread: [G, N], the squared scale of every output.
+    """
+    groups, depth, outputs = matrix.shape
+    vectors = matrix.reshape(-1, dimension)
+    random = np.random.default_rng(0)
+    picked = random.permutation(len(vectors))[:VECTORS] if len(vectors) > VECTORS else np.arange(len(vectors))
+    rows, columns = np.divmod(picked, outputs // dimension)
+    inputs = importance.reshape(-1)[rows]
+    share = spread.reshape(groups, -1, dimension)[rows // depth, columns]
+    weights = np.maximum(inputs[:, None] * share / max(float((inputs[:, None] * share).mean()), TINY), 1e-6)
+    seen = np.asarray(vectors[picked], np.float32)
+    table = seen[random.permutation(len(seen))[:CODE_WORDS]].copy()
+    for _ in range(ROUNDS):
+        nearest = nearest_words(seen, weights.astype(np.float32), table)
+        for axis in range(dimension):
+            total = np.bincount(nearest, weights[:, axis], len(table))
+            summed = np.bincount(nearest, weights[:, axis] * seen[:, axis], len(table))
+            table[:, axis] = np.where(total > 0, summed / np.maximum(total, TINY), table[:, axis])
+        idle = np.flatnonzero(np.bincount(nearest, minlength=len(table)) == 0)
+        if len(idle):  # a code word that nobody takes starts again at a vector that is far from its own
+            far = ((seen - table[nearest]) ** 2 * weights).sum(1).argsort()[-len(idle) :]
+            table[idle[: len(far)]] = seen[far]
+    rounded = np.clip(np.rint(table), -limit, limit).astype(np.int8)
+    rounded = rounded[np.lexsort(rounded.T[::-1])]
+    return CodebookGrid(rounded, np.asarray(spread / max(float(spread.mean()), TINY), np.float32))
+
+
+def make_grid(
+    matrix: Matrix, chosen: Format, importance: Matrix, levels: int, smallest: Matrix | None = None
+) -> tuple[Grid, Matrix]:
+    """The grid of a format for W [G, K, N], and the scale of each output [G, N] that it is measured in.
+
+    Args:
+        importance: [G, K], the second moment of every input.
+        levels: largest magnitude of an int8 code.
+        smallest: [G, N], the least scale that keeps a bias in range.
+    """
+    if not chosen.block and not chosen.dimension:
+        count = 2 * levels + 1 if chosen.levels == FULL else chosen.levels
+        scale = even_scale(matrix, count, importance)
+    elif chosen.block:
+        scale = np.maximum(np.abs(matrix).max(1), TINY) / np.float32(levels)
+    else:
+        deviation = np.sqrt((matrix**2).mean(1))
+        reach = np.quantile(np.abs(matrix) / np.maximum(deviation, TINY)[:, None], 0.9998) if matrix.size else 1.0
+        scale = deviation * np.float32(max(float(reach), 1.0) / levels)
+    scale = np.where(scale < np.float32(1e-30), np.float32(1.0), scale).astype(np.float32)
+    if smallest is not None:
+        scale = np.maximum(scale, smallest)
+    if not chosen.block and not chosen.dimension:
+        return EvenGrid(count), scale
+    scaled = matrix / scale[:, None]
+    if chosen.block:
+        return block_grid(scaled, chosen.levels, chosen.block, importance, levels), scale
+    return codebook_grid(scaled, chosen.dimension, importance, scale**2, levels), scale

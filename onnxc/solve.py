@@ -1,0 +1,134 @@
+"""From a float weight to its codes. In: a weight, a format, what meets the weight. Out: codes, and what they damage.
+
+One scale per output, large enough that an int32 bias stays in range; rounded by GPTQ where the inputs' second moment is
+known or can be assumed, else to nearest.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxc.encoding import Codes, round_to_nearest
+from onnxc.formats import INT8, Format
+from onnxc.gptq import Factor, gptq
+from onnxc.grids import make_grid
+from onnxc.moments import Factors
+from onnxc.packing import NATIVE_OPSET, layout_of, packed
+from onnxc.rewrite import Context
+from onnxc.sites import Weight
+
+BIAS_LIMIT = 2.0**30
+LOOKED_AT = 64  # outputs of a weight that an estimate looks at
+GAIN_FORMAT = Format(16)
+
+Matrix = NDArray[np.float32]
+
+
+def solved(
+    weight: Weight, values: Matrix, context: Context, factors: Factors, chosen: Format = INT8, levels: int | None = None
+) -> Codes:
+    """The codes of ``weight`` in a format.
+
+    Args:
+        values: of the weight; factors: of the second moments of what meets it.
+        levels: largest magnitude of a code, the target's by default.
+    """
+    levels = levels or context.target.weight_levels
+    smallest, factor = smallest_scale(weight, context), factors.of(weight)
+    axis = weight.channel_axis
+    if axis is None or (factor is None and chosen == INT8):
+        return round_to_nearest(values, axis, levels, smallest)
+    groups = len(factor.order) if factor is not None else 1
+    matrix = as_groups(values, axis, groups)
+    floor = smallest.reshape(groups, -1) if smallest is not None else None
+    grid, scale = make_grid(matrix, chosen, importance_of(factor, matrix), levels, floor)
+    found, digits = gptq(matrix / scale[:, None], factor, grid)
+    codes = Codes(from_groups(found, values.shape, axis), scale.reshape(-1), axis, levels)
+    codes.damage = damage(matrix, found * scale[:, None], factor)
+    if chosen != INT8:
+        layout = layout_of(values.shape, axis, groups)
+        codes.packed = packed(chosen, grid, digits, layout, native=context.model.opset >= NATIVE_OPSET)
+    return codes
+
+
+def estimated(
+    weight: Weight, values: Matrix, context: Context, factors: Factors, formats: list[Format]
+) -> dict[str, float]:
+    """Format name -> expected damage, from some of the outputs: rounding to nearest, and what GPTQ gains at 4 bits."""
+    axis, factor = weight.channel_axis, factors.of(weight)
+    assert axis is not None
+    groups = len(factor.order) if factor is not None else 1
+    matrix = as_groups(values, axis, groups)
+    outputs = matrix.shape[2]
+    if groups > LOOKED_AT:
+        some = np.linspace(0, groups - 1, LOOKED_AT).astype(int)
+        matrix = matrix[some]
+        factor = (
+            replace(factor, order=factor.order[some], upper=factor.upper[some], moment=factor.moment[some])
+            if factor
+            else None
+        )
+    fewest = 8  # a codebook's dimension, at most: neighbours stay neighbours
+    if outputs > LOOKED_AT:
+        starts = np.linspace(0, outputs - fewest, LOOKED_AT // fewest).astype(int) // fewest * fewest
+        matrix = matrix[:, :, (starts[:, None] + np.arange(fewest)).reshape(-1)]
+    importance, levels = importance_of(factor, matrix), context.target.weight_levels
+
+    def rounded(chosen: Format, solver: Factor | None) -> float:
+        grid, scale = make_grid(matrix, chosen, importance, levels)
+        found, _ = gptq(matrix / scale[:, None], solver, grid)
+        return damage(matrix, found * scale[:, None], factor)
+
+    gain = 1.0
+    if factor is not None:
+        gain = min(rounded(GAIN_FORMAT, factor) / max(rounded(GAIN_FORMAT, None), 1e-30), 1.0)
+    return {each.name: gain * rounded(each, None) for each in formats}
+
+
+def smallest_scale(weight: Weight, context: Context) -> Matrix | None:
+    """[channels], the least scales with which every bias behind ``weight`` fits int32; None where any will do."""
+    smallest = None
+    for site in context.sites:
+        seen = context.observations.ranges.get(site.input.name) if site.weight is weight else None
+        if seen is None or site.bias is None or weight.channel_axis is None:
+            continue
+        low, high = context.observations.limits(site.input.name)
+        step = max((high - low) / 255.0, 1e-12)
+        bias = np.abs(np.asarray(context.model.values(site.bias), np.float32).ravel())
+        if bias.shape == (weight.shape[weight.channel_axis],):
+            needed = (bias / np.float32(step * BIAS_LIMIT)).astype(np.float32)
+            smallest = needed if smallest is None else np.maximum(smallest, needed)
+    return smallest
+
+
+def as_groups(values: Matrix, axis: int, groups: int) -> Matrix:
+    """A weight as W [G, K, N]: the axis of its outputs last, in ``groups``."""
+    first = np.moveaxis(np.asarray(values, np.float32), axis, 0)
+    return np.ascontiguousarray(first.reshape(groups, first.shape[0] // groups, -1).swapaxes(1, 2))
+
+
+def from_groups(matrix: NDArray[np.int8], shape: tuple[int, ...], axis: int) -> NDArray[np.int8]:
+    """[G, K, N] in the weight's own shape."""
+    others = [size for position, size in enumerate(shape) if position != axis]
+    first = matrix.swapaxes(1, 2).reshape(shape[axis], *others)
+    return np.ascontiguousarray(np.moveaxis(first, 0, axis))
+
+
+def importance_of(factor: Factor | None, matrix: Matrix) -> Matrix:
+    """[G, K], how much an error at each input counts: its second moment."""
+    if factor is None:
+        return np.ones(matrix.shape[:2], np.float32)
+    diagonal = np.asarray(np.diagonal(factor.moment, axis1=1, axis2=2), np.float32)
+    return np.asarray(np.maximum(diagonal, 1e-3 * diagonal.mean(1, keepdims=True) + 1e-30), np.float32)
+
+
+def damage(matrix: Matrix, restored: Matrix, factor: Factor | None) -> float:
+    """tr((W - W')T H (W - W')) / tr(WT H W) over all groups of W [G, K, N]; H is the identity where it is not known."""
+    error = matrix - restored
+    if factor is None:
+        return float((error**2).sum() / max(float((matrix**2).sum()), 1e-30))
+    lost = float(((factor.moment @ error) * error).sum())
+    return lost / max(float(((factor.moment @ matrix) * matrix).sum()), 1e-30)

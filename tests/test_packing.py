@@ -1,0 +1,120 @@
+"""Codes below 8 bits: what ONNX Runtime unfolds at load is what was solved, bit for bit, in the bytes announced."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from onnx import TensorProto, numpy_helper
+
+from onnxc.encoding import Codes, stored_bytes
+from onnxc.formats import INT8, Format, parse_format
+from onnxc.gptq import factorize, gptq
+from onnxc.grids import make_grid
+from onnxc.judge import build
+from onnxc.model import Model
+from onnxc.packing import layout_of, packed, possible
+from onnxc.rewrite import Rewriter
+from onnxc.session import Options, Session
+from onnxc.sites import find, name_nodes
+from onnxc.solve import as_groups, damage, from_groups
+from onnxc.targets import target
+from tests.emission import model, node, random
+
+FORMATS = [
+    *(Format(levels) for levels in (40, 16, 9, 6, 4, 3)),
+    *(Format(levels, 32) for levels in (40, 16, 9, 6, 4)),
+    *(Format(dimension=dimension) for dimension in (2, 4, 8)),
+]
+SHAPES: list[tuple[tuple[int, ...], int, int]] = [
+    ((64, 48), 1, 1),  # MatMul
+    ((48, 64), 0, 1),  # Gemm with transB, embedding
+    ((16, 32, 3, 3), 0, 1),  # Conv
+    ((16, 8, 3, 3), 0, 2),  # grouped Conv
+    ((2, 48, 32), 1, 1),  # LSTM in two directions
+    ((33, 7), 1, 1),  # nothing divides it
+]
+
+
+def solved(shape: tuple[int, ...], axis: int, groups: int, chosen: Format, native: bool) -> Codes:
+    values = random.standard_normal(shape).astype(np.float32)
+    matrix = as_groups(values, axis, groups)
+    moment = random.standard_normal((groups, 512, matrix.shape[1])).astype(np.float32)
+    factor = factorize(moment.swapaxes(1, 2) @ moment / 512)
+    grid, scale = make_grid(matrix, chosen, np.ones(matrix.shape[:2], np.float32), 127)
+    found, digits = gptq(matrix / scale[:, None], factor, grid)
+    layout = layout_of(shape, axis, groups)
+    form = packed(chosen, grid, digits, layout, native=native)
+    return Codes(from_groups(found, shape, axis), scale.reshape(-1), axis, 127, form)
+
+
+@pytest.mark.parametrize("native", [False, True], ids=["words", "native"])
+@pytest.mark.parametrize("chosen", FORMATS, ids=lambda each: each.name)
+@pytest.mark.parametrize(("shape", "axis", "groups"), SHAPES, ids=str)
+def test_unfolds_to_the_codes(shape: Any, axis: int, groups: int, chosen: Format, native: bool) -> None:
+    layout = layout_of(shape, axis, groups)
+    if not possible(chosen, layout) or (native and chosen.levels != 16):
+        return
+    codes = solved(shape, axis, groups, chosen, native)
+    proto = model([node("Add", "x w", "y")], {"x": shape}, {"y": shape}, {"w": np.zeros(shape, np.float32)}, opset=21)
+    loaded = Model.load(proto)
+    rewriter = Rewriter(loaded, {"w": codes})
+    rewriter.unfold("w")
+    loaded.tidy()
+    session = Session(loaded, Options(), dump=True)
+    optimized = session.optimized()
+    assert [each.op_type for each in optimized.graph.node] == ["Add"]  # all of it is folded at load
+    result = session.run({"x": np.zeros(shape, np.float32)})["y"]
+    np.testing.assert_array_equal(np.asarray(result), codes.restored())
+
+
+@pytest.mark.parametrize("chosen", [INT8, *FORMATS], ids=lambda each: each.name)
+def test_the_bytes_are_those_announced(chosen: Format) -> None:
+    shape = (256, 384)
+    proto = model(
+        [node("MatMul", "x some_weight", "y")],
+        {"x": [8, 256]},
+        {"y": None},
+        {"some_weight": np.zeros(shape, np.float32)},
+    )
+    loaded = Model.load(proto)
+    name_nodes(loaded)
+    (weight,) = find(loaded, target("cpu")).weights
+    empty = len(loaded.serialized()) - weight.bytes
+    codes = solved(shape, 1, 1, chosen, False) if chosen != INT8 else None
+    if codes is None:
+        codes = Codes(np.ones(shape, np.int8), np.ones(384, np.float32), 1, 127)
+    Rewriter(loaded, {"some_weight": codes}).unfold("some_weight")
+    loaded.tidy()
+    written = len(loaded.serialized()) - empty
+    announced = stored_bytes(weight, chosen)
+    assert -150 < written - announced < 1600  # a table that all weights share
+    assert announced < weight.bytes * (chosen.bits / 32 + 0.04)
+
+
+def test_fewer_bits_damage_more_and_gptq_damages_less() -> None:
+    values = random.standard_normal((128, 96)).astype(np.float32)
+    rows = (random.standard_normal((600, 12)) @ random.standard_normal((12, 128))).astype(np.float32)
+    rows += 0.3 * random.standard_normal(rows.shape).astype(np.float32)
+    factor = factorize((rows.T @ rows / len(rows))[None])
+    matrix = values[None]
+    importance = np.diagonal(factor.moment, axis1=1, axis2=2)
+    found = {}
+    for name in ("levels40", "levels16/32", "levels16", "codebook2", "levels9", "levels6", "levels4", "codebook4"):
+        grid, scale = make_grid(matrix, parse_format(name), importance, 127)
+        nearest, _ = gptq(matrix / scale[:, None], None, grid)
+        fed, _ = gptq(matrix / scale[:, None], factor, grid)
+        before = damage(matrix, nearest * scale[:, None], factor)
+        found[name] = damage(matrix, fed * scale[:, None], factor)
+        assert found[name] < 0.5 * before, name
+    assert found["levels40"] < found["levels16/32"] < found["levels16"] < found["levels9"] < found["levels6"]
+    assert found["codebook2"] < found["levels16"]  # both 4 bits
+    assert found["codebook4"] < found["levels4"]  # both 2 bits
+
+
+def test_names_and_formats_are_each_others() -> None:
+    for each in [INT8, *FORMATS]:
+        assert parse_format(each.name) == each
+    with pytest.raises(ValueError, match="no format"):
+        parse_format("levels")
