@@ -15,7 +15,7 @@ LAYERS = """
     __main__
     cli
     inspection compiler summary
-    deliver judge price propose search structure
+    deliver judge price propose search structure training
     planner
     cost sensitivity saturation exactness
     owners rewrite moments gptq encoding observe sites shapes

@@ -1,0 +1,215 @@
+"""An ONNX graph as a torch function. In: a Model. Out: a Program that computes its outputs, differentiably.
+
+feeds + weights --node by node--> outputs        whatever depends on fixed constants only is computed once
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+
+import numpy as np
+import torch
+
+from onnxc.errors import ModelError
+from onnxc.file import editing
+from onnxc.file.shell import is_constant
+from onnxc.model import Constant, Graph, Model, Node, Tensor
+from onnxc.training.operators import OPERATORS
+from onnxc.training.operators.table import Call, Value, from_numpy
+
+Scope = dict[Tensor, Value]
+
+
+def domain_of(node: Node) -> str:
+    """The domain of a node's operator, "" for the default one."""
+    return "" if node.domain in {None, "", "ai.onnx"} else str(node.domain)
+
+
+def unsupported(nodes: Collection[Node]) -> Node | None:
+    """The first node, bodies included, whose operator has no torch function."""
+    for node in nodes:
+        if (domain_of(node), node.op) not in OPERATORS:
+            return node
+        for body in node.bodies():
+            if (found := unsupported(body.nodes)) is not None:
+                return found
+    return None
+
+
+class Program:
+    """A model that torch computes.
+
+    Args:
+        model: is read, never changed.
+        trainable: initializers whose values are given at every call; all others are fixed.
+        outputs: names of the outputs to compute; all of them by default. What they do not need is left out.
+        device: where everything is computed.
+
+    Raises:
+        ModelError: an operator has no torch function; names it, and a node.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        trainable: Collection[Constant] = (),
+        outputs: Sequence[str] | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.model = model
+        self.device = torch.device(device)
+        self.opsets = model.opsets
+        self.outputs = [each for each in model.graph.outputs if outputs is None or each.name in outputs]
+        self.trainable = frozenset(trainable)
+        self.nodes = needed(model, self.outputs)
+        if (node := unsupported(self.nodes)) is not None:
+            name = f"{domain_of(node)}.{node.op}".lstrip(".")
+            raise ModelError(f"node {node.name!r}: operator {name} cannot be trained through")
+        self._constants: Scope = {}
+        self._folded = self._fold()
+
+    def _fold(self) -> frozenset[Node]:
+        """Compute once what depends on fixed constants only."""
+        known: set[Tensor] = set()
+        folded = set()
+        with torch.no_grad():
+            for node in self.nodes:
+                reads = [each for each in editing.reads(node) if each.name or is_constant(each)]
+                inner = {item for body in bodies(node) for item in body.tensors_inside()}
+                outside = [each for each in reads if each not in inner]
+                fixed = all(
+                    (each in known) or (is_constant(each) and each not in self.trainable) for each in outside
+                ) and not any(each in self.trainable for each in (*reads, *inner))
+                if fixed and node.op not in RANDOM:
+                    self._run_node(node, self._constants)
+                    folded.add(node)
+                    known.update(node.outputs)
+        return frozenset(folded)
+
+    def __call__(
+        self, feeds: Mapping[str, object], weights: Mapping[Constant, torch.Tensor] | None = None
+    ) -> dict[str, Value]:
+        """Outputs by name.
+
+        Args:
+            feeds: arrays or tensors by input name.
+            weights: the values of the trainable initializers; those of the file where one is missing.
+        """
+        scope = self.start(feeds, weights)
+        self.run(0, len(self.nodes), scope, keep=self.outputs)
+        return {each.name: self.value(each, scope) for each in self.outputs}
+
+    def start(self, feeds: Mapping[str, object], weights: Mapping[Constant, torch.Tensor] | None = None) -> Scope:
+        """The scope before the first node: inputs and weights."""
+        scope: Scope = dict(weights or {})
+        for tensor in self.model.graph.inputs:
+            if tensor.name in feeds:
+                scope[tensor] = self.moved(feeds[tensor.name])
+        for tensor in self.model.graph.weights:  # an initializer that is an input too
+            if tensor.name in feeds and tensor not in scope:
+                scope[tensor] = self.moved(feeds[tensor.name])
+        return scope
+
+    def moved(self, value: object) -> Value:
+        """An array, a tensor or a list of them as tensors on the device."""
+        if isinstance(value, list | tuple):
+            return [self.moved(each) for each in value]
+        return value.to(self.device) if isinstance(value, torch.Tensor) else from_numpy(np.asarray(value), self.device)
+
+    def run(self, start: int, stop: int, scope: Scope, keep: Collection[Tensor] = ()) -> None:
+        """Compute nodes ``start`` to ``stop`` in place; values that no later node reads and nobody keeps go."""
+        last = self.last_readers()
+        kept = set(keep)
+        for index in range(start, stop):
+            node = self.nodes[index]
+            if node not in self._folded:
+                self._run_node(node, scope)
+            for tensor in last.get(index, ()):
+                if tensor not in kept and not is_constant(tensor):
+                    scope.pop(tensor, None)
+
+    def last_readers(self) -> dict[int, list[Tensor]]:
+        """Index of a node -> the tensors that nobody reads after it."""
+        if not hasattr(self, "_last"):
+            final = set(self.outputs)
+            where = {each: index for index, node in enumerate(self.nodes) for each in editing.reads(node)}
+            self._last: dict[int, list[Tensor]] = {}
+            for tensor, index in where.items():
+                if tensor not in final:
+                    self._last.setdefault(index, []).append(tensor)
+        return self._last
+
+    def value(self, tensor: Tensor, scope: Scope) -> Value:
+        """The value of a tensor in ``scope``, or of a constant.
+
+        Raises:
+            ModelError: nobody made it.
+        """
+        if tensor in scope:
+            return scope[tensor]
+        if tensor not in self._constants:
+            if not is_constant(tensor):
+                raise ModelError(f"input {tensor.name!r} of the model has no value")
+            self._constants[tensor] = from_numpy(tensor.values, self.device)
+        return self._constants[tensor]
+
+    def _run_node(self, node: Node, scope: Scope) -> None:
+        def body(graph: Graph, values: Sequence[Value]) -> list[Value]:
+            inner = _Layer(scope)
+            inner.update(zip(graph.inputs, values, strict=True))
+            for each in graph.nodes:
+                self._run_node(each, inner)
+            return [self.value(each, inner) for each in graph.outputs]
+
+        call = Call(node, self.opsets.get(domain_of(node), 1), self.device, body)
+        arguments = [self.value(each, scope) if each.name or is_constant(each) else None for each in node.inputs]
+        while arguments and arguments[-1] is None:
+            arguments.pop()
+        try:
+            made = OPERATORS[domain_of(node), node.op](call, *arguments)
+        except ModelError:
+            raise
+        except (RuntimeError, ValueError, IndexError, TypeError, KeyError, NotImplementedError) as error:
+            text = " ".join(str(error).split())[:160]
+            raise ModelError(f"node {node.name!r} ({node.op}) cannot be computed by torch: {text}") from error
+        results = made if isinstance(made, tuple) else (made,)
+        scope.update(zip(node.outputs, results, strict=False))
+
+
+class _Layer(dict[Tensor, Value]):
+    """The scope of a body: what is not in it is looked up around it."""
+
+    def __init__(self, around: Scope) -> None:
+        super().__init__()
+        self.around = around
+
+    def __contains__(self, key: object) -> bool:
+        return dict.__contains__(self, key) or key in self.around
+
+    def __missing__(self, key: Tensor) -> Value:
+        return self.around[key]
+
+
+RANDOM = frozenset(
+    {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}
+)
+
+
+def bodies(node: Node) -> Iterator[Graph]:
+    """All graphs inside a node, however deep."""
+    for graph in node.bodies():
+        yield graph
+        for each in graph.nodes:
+            yield from bodies(each)
+
+
+def needed(model: Model, outputs: Sequence[Tensor]) -> list[Node]:
+    """The nodes of the main graph that ``outputs`` depend on, in order."""
+    wanted: set[Tensor] = set(outputs)
+    chosen = []
+    for node in reversed(model.graph.nodes):
+        if any(each in wanted for each in node.outputs):
+            chosen.append(node)
+            wanted.update(editing.reads(node))
+    return chosen[::-1]
