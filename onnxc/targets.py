@@ -27,6 +27,8 @@ class Target:
         joints: operators without weights that have an int8 kernel at least as fast as the float one inside an island.
         carriers: data movement that ONNX Runtime runs on the codes; input and output must share scale and zero point.
         absorbed: activations that vanish into a Q with zero point 0 (and, for Clip, a range inside the clip's).
+        rank_share: of a matrix's K N products, that a pair of factors may take to be worth its second kernel call;
+            rank_step, channel_step: multiples that kernels like, of ranks and of a convolution's channels.
         smallest_linear: product K * N below which an int8 linear does not pay.
         weight_levels: largest magnitude of a weight code.
         safe_weight_levels: the same where the pair sums of one site would saturate without dot-product instructions.
@@ -39,6 +41,9 @@ class Target:
         {"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "DepthToSpace", "Slice", "Split"}
     )
     absorbed: frozenset[str] = ABSORBED
+    rank_share: float = 0.65
+    rank_step: int = 8
+    channel_step: int = 16
     smallest_linear: int = 64 * 64
     weight_levels: int = 127
     safe_weight_levels: int = 63

@@ -1,5 +1,6 @@
 """The passes that come with onnxc, in pipeline order: the table of contents of this folder."""
 
+from .factor_matmul import FactorMatmul
 from .flush_subnormals import FlushSubnormals
 from .merge_duplicates import MergeDuplicates
 from .quantize_dynamic import QuantizeDynamic
@@ -8,8 +9,10 @@ from .quantize_lstm import QuantizeLstm
 from .quantize_static import QuantizeStatic
 from .raise_opset import RaiseOpset
 from .simplify import Simplify
+from .store_codebook import StoreCodebook
 from .store_float16 import StoreFloat16
 from .store_int8 import StoreInt8
+from .store_low_bit import StoreLowBit
 from .strip_debug import StripDebug
 
 PASSES: tuple[type, ...] = (
@@ -18,10 +21,13 @@ PASSES: tuple[type, ...] = (
     RaiseOpset,
     FlushSubnormals,
     MergeDuplicates,
+    FactorMatmul,
     QuantizeStatic,
     QuantizeDynamic,
     QuantizeLstm,
     QuantizeEmbedding,
     StoreInt8,
+    StoreLowBit,
+    StoreCodebook,
     StoreFloat16,
 )
