@@ -29,6 +29,7 @@ from typing import Any
 import onnx
 
 from onnxc import __version__
+from onnxc.coder import Coder
 from onnxc.cost import PriceFile
 from onnxc.data import Calibration, generate
 from onnxc.deliver import gate, write
@@ -40,7 +41,7 @@ from onnxc.model import Model
 from onnxc.observe import Observations, observe
 from onnxc.planner import Plan, Problem
 from onnxc.price import priced
-from onnxc.propose import Chosen, CodeBook, Proposals, collect, passes_of
+from onnxc.propose import Chosen, Proposals, collect, passes_of
 from onnxc.recipe import Budget, PassRequest, Recipe, load_recipe, parse_passes
 from onnxc.report import Report
 from onnxc.rewrite import Context
@@ -223,11 +224,11 @@ def simplified(run: Run) -> Model:
     return model
 
 
-def proposed(run: Run, model: Model) -> tuple[Context, Proposals, CodeBook]:
+def proposed(run: Run, model: Model) -> tuple[Context, Proposals, Coder]:
     """Find the sites, observe them on real data, and ask every lossy pass."""
     context = observed(run, model)
     proposals = collect(run.chosen.lossy, context)
-    return context, proposals, CodeBook(context, proposals)
+    return context, proposals, Coder(context, proposals)
 
 
 def observed(run: Run, model: Model) -> Context:
@@ -248,7 +249,7 @@ def observed(run: Run, model: Model) -> Context:
     return Context(model, found, seen, run.recipe, where, samples=run.samples, options=run.options)
 
 
-def planned(run: Run, context: Context, proposals: Proposals, codes: CodeBook) -> tuple[Problem, Iterator[Trial]]:
+def planned(run: Run, context: Context, proposals: Proposals, codes: Coder) -> tuple[Problem, Iterator[Trial]]:
     """The trials to deliver, best first: the searched plan; should it turn out slower than the input, the same
     storage without int8 arithmetic; then the simplified model as it is; then the original.
     """
@@ -257,7 +258,7 @@ def planned(run: Run, context: Context, proposals: Proposals, codes: CodeBook) -
     problem = proposals.problem(context, prices)
 
     def judged(plan: Plan) -> Trial:
-        run.say(f"judging a plan with {len(plan.compute)} sites in int8 and {len(plan.stored)} weights as codes")
+        run.say(f"judging a plan with {len(plan.compute)} sites in int8 and {len(plan.coded)} weights as codes")
         return run.judge.trial(context.model, plan, codes)
 
     def sensitivities(first: Trial) -> None:
@@ -271,7 +272,7 @@ def planned(run: Run, context: Context, proposals: Proposals, codes: CodeBook) -
             noise, refined = measure(
                 context.model,
                 activations,
-                codes.of(weights, proposals.compute),
+                codes.probe(weights, proposals.compute),
                 samples,
                 run.options,
                 seen.ranges,
@@ -283,6 +284,7 @@ def planned(run: Run, context: Context, proposals: Proposals, codes: CodeBook) -
         drop_pages()
         seen.refined.update(refined)
         problem.noise, problem.compute = noise, collect(run.chosen.lossy, context).compute
+        problem.ratios = codes.noise_ratios()
 
     def ranges(method: str, percentile: float) -> None:
         seen = context.observations

@@ -17,6 +17,7 @@ import numpy as np
 
 from onnxc.data import generate
 from onnxc.errors import DataError, InputError, ModelError
+from onnxc.formats import HALF
 from onnxc.model import Constant, Model
 from onnxc.observe import Observations
 from onnxc.propose import collect, passes_of
@@ -104,8 +105,9 @@ def inspect(path: str | Path, *, recipe: Recipe = Recipe()) -> Inspection:
     for site in sites:
         if site.weight is None:
             continue
-        stored = proposals.storage.get(site.weight.name)
-        ways = [*proposals.compute.get(site.name, []), *([stored] if stored else [])]
+        storage = [c for c in proposals.storage.get(site.weight.name, []) if c.mode != HALF]
+        stored = storage[0] if storage else None
+        ways = [*proposals.compute.get(site.name, []), *storage]
         result.rows.append(
             SiteRow(
                 site=site.name,

@@ -6,12 +6,13 @@ import math
 from dataclasses import dataclass, field
 
 from onnxc.answers import class_scores
+from onnxc.coder import Coder
 from onnxc.data import Calibration
 from onnxc.errors import DataError, ModelError
 from onnxc.file.storage import drop_pages
+from onnxc.formats import HALF
 from onnxc.model import Model
 from onnxc.planner import Plan
-from onnxc.propose import CodeBook
 from onnxc.quality import FLOOR_SQNR_DB, FLOOR_SQNR_WITH_HOOK_DB, Quality, ReferenceOutputs, floor_met
 from onnxc.recipe import Budget
 from onnxc.rewrite import Rewriter
@@ -20,17 +21,18 @@ from onnxc.search import Trial
 from onnxc.session import Options, Session
 
 
-def build(model: Model, plan: Plan, codes: CodeBook) -> Model:
+def build(model: Model, plan: Plan, codes: Coder) -> Model:
     """``model`` with ``plan`` applied, a copy. The order of sites is the file's, so names come out the same."""
     copy = model.copy()
     rewriter = Rewriter(copy, codes.of(plan.stored, plan.compute))
     for candidate in plan.compute.values():
         if candidate.apply is not None:
             candidate.apply(rewriter)
-    for name in sorted(plan.stored):
-        rewriter.unfold(name)
-    for name in sorted(plan.halves):
-        rewriter.halve(name)
+    for name, mode in sorted(plan.stored.items()):
+        if mode == HALF:
+            rewriter.halve(name)
+        else:
+            rewriter.unfold(name)
     copy.tidy()
     drop_pages()
     return copy
@@ -99,7 +101,7 @@ class Judge:
         self.evaluations += 1
         return self.evaluation(Session(model, self.options))
 
-    def trial(self, model: Model, plan: Plan, codes: CodeBook) -> Trial:
+    def trial(self, model: Model, plan: Plan, codes: Coder) -> Trial:
         """Build ``plan`` on ``model`` and judge the result."""
         made = build(model, plan, codes)
         quality, score, missed = self.judge(made)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, get_args, get_type_hints
 
 import numpy as np
-from numpy.typing import NDArray
 
 from onnxc.cost import Prices
-from onnxc.encoding import Codes
 from onnxc.errors import RecipeError
-from onnxc.moments import Factors, factor_key
+from onnxc.formats import HALF
 from onnxc.planner import Problem
 from onnxc.recipe import Recipe
 from onnxc.registry import load_passes
@@ -25,9 +23,6 @@ from onnxc.rewrite import (
     Refusal,
     StructuralPass,
 )
-from onnxc.saturation import as_matrix, machine_saturates, may_overflow, overflows
-from onnxc.sites import Site
-from onnxc.solve import solved
 
 Pass = ExactPass | StructuralPass | LossyPass
 CHUNK = 1 << 20  # elements looked at in one go
@@ -100,14 +95,13 @@ class Proposals:
 
     Attributes:
         compute: site name -> candidates, one per mode.
-        storage: weight name -> its int8 storage; halves: its float16 storage, for weights that int8 hurts too much.
+        storage: weight name -> ways to store it, one per format.
         refusals: why not.
         told: places whose candidate was asked for with fields.
     """
 
     compute: dict[str, list[Candidate]]
-    storage: dict[str, Candidate]
-    halves: dict[str, Candidate]
+    storage: dict[str, list[Candidate]]
     refusals: list[Refusal]
     told: set[str]
 
@@ -120,7 +114,7 @@ class Proposals:
             for c in found
             for a in (*c.reads, *((c.writes,) if c.writes else ()))
         }
-        weights = set(self.storage)
+        weights = {name for name, found in self.storage.items() if any(c.mode != HALF for c in found)}
         weights |= {s.weight.name for s in context.sites if s.weight and s.name in self.compute}
         weights |= {name for found in self.compute.values() for c in found for name in c.weights}
         sources = [replace(a, tensor=name) for (name, _), a in activations.items() if name in made]
@@ -128,12 +122,12 @@ class Proposals:
 
     def problem(self, context: Context, prices: Prices) -> Problem:
         elements = {n: int(np.prod(s)) if s else 1 for n, s in context.observations.shapes.items()}
-        return Problem(context.sites, self.compute, self.storage, prices, elements, halves=self.halves, told=self.told)
+        return Problem(context.sites, self.compute, self.storage, prices, elements, told=self.told)
 
 
 def collect(lossy: list[tuple[LossyPass, bool]], context: Context) -> Proposals:
     """Ask every lossy pass about every site and weight; what the model's opset or weight does not allow is refused."""
-    found = Proposals({}, {}, {}, [], set())
+    found = Proposals({}, {}, [], set())
     weights, sites = not_finite(context)
     for instance, told in lossy:
         own = replace(context, told=told)
@@ -154,8 +148,10 @@ def collect(lossy: list[tuple[LossyPass, bool]], context: Context) -> Proposals:
             if answer.kind == "compute":
                 found.compute.setdefault(answer.place, []).append(answer)
             else:
-                (found.halves if answer.mode == "float16" else found.storage).setdefault(answer.place, answer)
-            if told and answer.mode != "float16":
+                ways = found.storage.setdefault(answer.place, [])
+                if answer.mode not in {way.mode for way in ways}:
+                    ways.append(answer)
+            if told and answer.mode != HALF:
                 found.told.add(answer.place)
     return found
 
@@ -168,84 +164,3 @@ def not_finite(context: Context) -> tuple[set[str], set[str]]:
         if not all(np.isfinite(flat[start : start + CHUNK]).all() for start in range(0, flat.size, CHUNK)):
             weights.add(weight.name)
     return weights, {site.name for site in context.sites if any(t.name in weights for t in site.node.inputs)}
-
-
-class CodeBook:
-    """The codes of every weight that a plan may store, made when first asked for.
-
-    Where this machine's kernels add pairs in 16 bits, a weight whose site runs in int8 and would overflow gets 7 bits;
-    the same weight behind a float site keeps 8.
-
-    Attributes:
-        overflowing: weights that overflow at one of their sites, on any machine of that kind.
-    """
-
-    def __init__(self, context: Context, proposals: Proposals) -> None:
-        self.context = context
-        self.made: dict[tuple[str, bool], Codes] = {}
-        self.overflowing: set[str] = set()
-        self.factors = Factors(context.sites, context.observations)
-        self.weights = {weight.name: weight for weight in context.sites.weights}
-        self.readers: dict[str, list[Site]] = {}
-        for site in context.sites:
-            if site.weight is not None and site.name in proposals.compute:
-                further = {name for candidate in proposals.compute[site.name] for name in candidate.weights}
-                for name in (site.weight.name, *sorted(further)):
-                    self.readers.setdefault(name, []).append(site)
-
-    def codes(self, name: str, *, computed: bool) -> Codes:
-        """The codes of a weight; ``computed``: an int8 kernel multiplies them."""
-        codes = self.rounded(name, narrow=False)
-        if not computed:
-            return codes
-        if (name, True) in self.made:
-            return self.made[name, True]
-        if any(self.saturates(site, codes) for site in self.readers.get(name, [])):
-            self.overflowing.add(name)
-            if machine_saturates():
-                codes = self.rounded(name, narrow=True)
-        self.made[name, True] = codes
-        return codes
-
-    def rounded(self, name: str, *, narrow: bool) -> Codes:
-        """8-bit codes, or 7-bit ones."""
-        if not narrow and (name, False) in self.made:
-            return self.made[name, False]
-        weight, target = self.weights[name], self.context.target
-        values: NDArray[np.float32] = np.asarray(self.context.model.values(weight.tensor), np.float32)
-        levels = target.safe_weight_levels if narrow else target.weight_levels
-        codes = solved(weight, values, self.context, self.factors, levels=levels)
-        if not narrow:
-            self.made[name, False] = codes
-        return codes
-
-    def saturates(self, site: Site, codes: Codes) -> bool:
-        """Whether the pair sums of ``site`` overflow 16 bits on its calibration rows; where no rows were seen, as of
-        the hidden state of a recurrent one, whether they ever can (on trained models that was 20 dB).
-        """
-        if site.kind == "recurrent":
-            return may_overflow(np.moveaxis(codes.values, -1, 0))
-        seen = self.context.observations
-        rows = seen.rows_of(site)
-        if rows is None and site.kind == "linear":
-            return may_overflow(as_matrix(site, codes))
-        if (
-            rows is None
-            or site.input.name not in seen.ranges
-            or codes.axis is None
-            or site.node.attrs.get("group", 1) != 1
-        ):
-            return False
-        low, high = seen.limits(site.input.name)
-        scale = max((high - low) / 255.0, 1e-12)
-        return overflows(site, codes, rows, scale, int(np.clip(np.rint(-low / scale), 0, 255)))
-
-    def of(self, names: frozenset[str] | set[str], sites: Collection[str]) -> dict[str, Codes]:
-        """The codes of several weights, where ``sites`` run in int8; those that share inputs are made one after the
-        other.
-        """
-        order = sorted(names, key=lambda name: (factor_key(self.weights[name], self.context.sites), name))
-        return {
-            name: self.codes(name, computed=any(site.name in sites for site in self.readers.get(name, [])))
-            for name in order
-        }

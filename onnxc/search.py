@@ -11,15 +11,18 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from onnxc.formats import HALF, INT8
 from onnxc.model import Model
 from onnxc.planner import Plan, Problem, plan, stored_share
 from onnxc.quality import Quality
-from onnxc.sensitivity import activation_key, weight_key
+from onnxc.sensitivity import activation_key
 
 TRIALS = 10
 HEADROOM = 0.93  # of the allowed noise: predictions are not exact
 FARTHEST = 0.25  # of the predicted noise of a plan that failed: the next guess
 ENOUGH = 0.7  # of the allowed noise: closer to it there is little left to win
+FARTHER = 3.0  # times the predicted noise of a plan that held: the next guess
+CLOSE = 0.85  # two plans with noises so near each other: nothing between them is worth a trial
 REPAIRS, LOUDEST = 24, 12
 
 
@@ -66,20 +69,24 @@ def search(
         variants: each betters or changes the problem's candidates without making them slower; tried on the first plan.
         trials: how many models may be built; the last resort, everything float, comes on top.
     """
-    first = judge(plan(problem))
-    tried = [first]
-    if first.missed is None:
+    first = judge(plan(problem.in_full_codes()))
+    tried, best = [first], first if first.missed is None else None
+    if best is not None and not problem.has_small_codes:
         return first, tried
-    if first.noise <= allowed:  # the outputs are close enough, a score or a few answers are not: other ranges, as fast
+    if best is None and first.noise <= allowed:  # a score or a few answers are not close enough: other ranges, as fast
         for variant in variants:
             variant()
-            tried.append(judge(plan(problem)))
+            tried.append(judge(plan(problem.in_full_codes())))
             if tried[-1].missed is None:
-                return tried[-1], tried
-    say(f"{first.missed}: looking for what hurts most")
+                best = tried[-1]
+                break
+        if best is not None and not problem.has_small_codes:
+            return best, tried
+    say(f"{first.missed or 'the outputs are right'}: looking for what hurts most")
     sensitivities(first)
-    best = bracket(problem, judge, allowed, tried, trials)
-    for last in (storage_only(problem), Plan(halves=frozenset(problem.halves)), Plan()):
+    if problem.noise:
+        best = bracket(problem, judge, allowed, tried, trials, best)
+    for last in (storage_only(problem), halves(problem), Plan()):
         if best is None:
             tried.append(judge(last))
             best = tried[-1] if tried[-1].missed is None else None
@@ -87,23 +94,28 @@ def search(
 
 
 def bracket(
-    problem: Problem, judge: Callable[[Plan], Trial], allowed: float, tried: list[Trial], trials: int
+    problem: Problem,
+    judge: Callable[[Plan], Trial],
+    allowed: float,
+    tried: list[Trial],
+    trials: int,
+    best: Trial | None = None,
 ) -> Trial | None:
     """Close in on the noisiest plan that holds every floor, between the best that did and the least noisy that did not.
 
     Predicted noise orders the plans; how far it is from measured noise shows only in trials, and may differ by an
     order of magnitude where errors meet in a recurrent network. So a guess never goes far below a failure at once.
     """
-    best: Trial | None = None
     low, high, step = 0.0, math.inf, 0.8
-    guess, trials = math.inf, trials + len(tried) - 1
-    seen: set[object] = set()
+    trials = trials + len(tried) - 1
+    guess = allowed * HEADROOM if problem.has_small_codes else math.inf
+    seen: set[object] = {trial.plan.key for trial in tried}
     for _ in range(4 * trials):
-        if len(tried) >= trials:
+        if len(tried) >= trials or (math.isfinite(high) and low > high * CLOSE):
             break
         candidate = under(problem, guess)
         if candidate.key in seen or candidate.noise <= low:  # nothing new between the two
-            if best is not None or guess < allowed * 1e-6:
+            if low > 0 or guess < allowed * 1e-6:
                 break
             guess *= 0.6
             continue
@@ -113,13 +125,14 @@ def bracket(
         if trial.missed is None:
             if best is None or worth(problem, trial.plan) < worth(problem, best.plan):
                 best = trial
-            if math.isinf(high) or trial.noise > allowed * ENOUGH or len(tried) > trials - 3:
-                break
             low = candidate.noise
-            guess = math.sqrt(low * high)
+            if (math.isinf(high) and candidate.noise < guess * ENOUGH) or trial.noise > allowed * ENOUGH:
+                break
+            farther = guess * min(allowed * HEADROOM / max(trial.noise, allowed * 1e-3), FARTHER)
+            guess = farther if math.isinf(high) else min(farther, math.sqrt(low * high))
             continue
         high = min(high, candidate.noise)
-        if best is not None:
+        if low > 0:
             guess = math.sqrt(low * high)
         elif trial.noise > allowed * HEADROOM:
             guess = high * max(allowed * HEADROOM / trial.noise, FARTHEST)
@@ -131,9 +144,20 @@ def bracket(
 def storage_only(problem: Problem) -> Plan:
     """Every operator as it was, every weight that may be as codes."""
     rows = {name: c for name, found in problem.compute.items() for c in found if c.mode == "rows"}
-    names = frozenset(set(problem.storage) - problem.forbidden)
-    names |= {site.weight.name for site in problem.found if site.name in rows and site.weight}
-    return Plan(rows, names, frozenset(set(problem.halves) - names))
+    wide = problem.in_full_codes()
+    coded = {
+        name: way.mode
+        for name in sorted(wide.storage)
+        if name not in problem.forbidden and (way := wide.coded(name, 0.0))
+    }
+    tables = {site.weight.name for site in problem.found if site.name in rows and site.weight}
+    coded = dict.fromkeys(sorted(tables), INT8.name) | coded
+    return Plan(rows, {**halves(problem).stored, **coded})
+
+
+def halves(problem: Problem) -> Plan:
+    """Every operator as it was, every weight that may be in float16."""
+    return Plan(stored={name: HALF for name in sorted(problem.storage) if problem.half(name)})
 
 
 def worth(problem: Problem, candidate: Plan) -> float:
@@ -168,7 +192,7 @@ def under(problem: Problem, noise: float) -> Plan:
 
 def noisiest(problem: Problem, current: Plan) -> list[str]:
     """The sites and weights of a plan whose own roundings are loudest: a plan for each of them is tried."""
-    loud = {name: problem.noise.get(weight_key(name), 0.0) for name in sorted(current.stored)}
+    loud = {name: problem.weight_noise(name, current.stored[name]) for name in sorted(current.stored)}
     for name, candidate in current.compute.items():
         activations = (*candidate.reads, *((candidate.writes,) if candidate.writes else ()))
         loud[name] = max((problem.noise.get(activation_key(each), 0.0) for each in activations), default=0.0)

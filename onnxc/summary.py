@@ -7,11 +7,13 @@ from dataclasses import fields
 from math import prod
 from pathlib import Path
 
+from onnxc.coder import Coder
 from onnxc.deliver import Delivery
+from onnxc.formats import INT8
 from onnxc.judge import Judge
 from onnxc.kernels import leftover_weights, operators
 from onnxc.planner import Plan, Problem
-from onnxc.propose import CodeBook, Proposals
+from onnxc.propose import Proposals
 from onnxc.quality import Quality, relative_drop
 from onnxc.report import Report, SiteRow
 from onnxc.rewrite import Candidate, Context
@@ -23,7 +25,7 @@ from onnxc.validate import Comparison
 def summarize(
     context: Context,
     proposals: Proposals,
-    codes: CodeBook,
+    codes: Coder,
     problem: Problem,
     judge: Judge,
     delivery: Delivery,
@@ -149,6 +151,8 @@ def site_row(
     row.milliseconds_after = row.milliseconds_before
     if candidate is not None:
         row.choice, row.specification = candidate.pass_name, candidate.specification
+        if storage is not None and storage.mode != INT8.name:
+            row.specification += f"; {storage.specification}"
         after = problem.prices.of(site.name, candidate.mode)
         row.milliseconds_after = after * 1e3 if after is not None else row.milliseconds_after
         return row
@@ -166,9 +170,8 @@ def site_row(
 
 def storage_of(weight: str, problem: Problem, plan: Plan) -> Candidate | None:
     """How the plan stores a weight, None where it stays float32 or has no candidate of its own."""
-    if weight in plan.stored:
-        return problem.storage.get(weight)
-    return problem.halves.get(weight) if weight in plan.halves else None
+    ways = problem.storage.get(weight, ())
+    return next((way for way in ways if way.mode == plan.stored.get(weight)), None)
 
 
 def multiplications(site: Site, context: Context) -> int | None:

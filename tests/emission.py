@@ -16,7 +16,8 @@ from onnxc.kernels import leftover_weights, operators
 from onnxc.model import Model
 from onnxc.observe import Observations, observe
 from onnxc.planner import Plan, plan
-from onnxc.propose import CodeBook, Proposals, collect
+from onnxc.coder import Coder
+from onnxc.propose import Proposals, collect
 from onnxc.recipe import Recipe
 from onnxc.rewrite import Context, LossyPass
 from onnxc.session import Options, Session
@@ -84,7 +85,7 @@ class Emission:
     context: Context
     proposals: Proposals
     plan: Plan
-    codes: CodeBook
+    codes: Coder
     model: Model
     session: Session
     kernels: Counter[str]
@@ -130,7 +131,7 @@ def emitted(
     problem.told -= set(without)
     problem.forbidden |= set(without)
     chosen = plan(problem)
-    codes = CodeBook(context, proposals)
+    codes = Coder(context, proposals)
     made = build(context.model, chosen, codes)
     session = Session(made, dump=True)
     before = Session(context.model)

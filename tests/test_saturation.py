@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from onnxc.encoding import Codes, round_to_nearest
 from onnxc.passes.quantize_dynamic import QuantizeDynamic
 from onnxc.passes.quantize_static import QuantizeStatic
-from onnxc.propose import CodeBook
+from onnxc.coder import Coder
 from onnxc.saturation import as_matrix, machine_saturates, may_overflow, overflows
 from onnxc.session import Session
 from onnxc.sites import Site
@@ -121,8 +121,8 @@ def test_a_crafted_site_gets_seven_bits_only_where_that_helps() -> None:
     data = [{"x": np.abs(each["x"])} for each in samples(x=[8, 32])]
     proto = model(nodes, {"x": [8, 32]}, {"y": None}, {"w": large, "v": small})
     context, found = proposed(proto, data, QuantizeStatic())
-    book = CodeBook(context, found)
-    made = book.of({"w", "v"}, found.compute)
+    book = Coder(context, found)
+    made = book.of({"w": "int8", "v": "int8"}, found.compute)
     assert book.overflowing == {"w"}
     assert made["w"].levels == (63 if machine_saturates() else 127)
     assert made["v"].levels == 127

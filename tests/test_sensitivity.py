@@ -9,7 +9,7 @@ from onnxc.passes.quantize_dynamic import QuantizeDynamic
 from onnxc.passes.quantize_embedding import QuantizeEmbedding
 from onnxc.passes.quantize_static import QuantizeStatic
 from onnxc.passes.store_int8 import StoreInt8
-from onnxc.propose import CodeBook
+from onnxc.coder import Coder
 from onnxc.sensitivity import Meter, activation_key, build_probe, measure, power, weight_key
 from onnxc.session import Options, Session
 from tests.emission import Sample, emitted, model, node, proposed, random, samples, weight
@@ -22,7 +22,7 @@ DATA = samples(3, x=[8, 32])
 def measured() -> dict[str, float]:
     context, found = proposed(PROTO, DATA, QuantizeStatic(), QuantizeDynamic(), StoreInt8())
     activations, weights = found.roundings(context)
-    codes = CodeBook(context, found).of(weights, found.compute)
+    codes = Coder(context, found).probe(weights, found.compute)
     noise, _ = measure(context.model, activations, codes, DATA, Options(), context.observations.ranges)
     return noise
 
@@ -38,8 +38,8 @@ def test_each_rounding_has_its_noise() -> None:
 def test_a_weight_alone(name: str) -> None:
     other = {"w": "v", "v": "w"}[name]
     found = emitted(PROTO, DATA, StoreInt8(), without=[other])
-    assert found.plan.stored == {name}
-    codes = found.codes.of({name}, {})
+    assert found.plan.coded == {name}
+    codes = found.codes.of({name: "int8"}, {})
     noise, _ = measure(found.context.model, [], codes, DATA, Options(), {})
     assert 10 * np.log10(1 / noise[weight_key(name)]) == pytest.approx(found.sqnr_db, abs=0.01)
 
@@ -90,7 +90,7 @@ def test_a_table_is_rounded_row_by_row() -> None:
         integers=["ids"],
     )
     found = emitted(proto, data, QuantizeEmbedding())
-    noise, _ = measure(found.context.model, [], found.codes.of({"table"}, {}), data, Options(), {})
+    noise, _ = measure(found.context.model, [], found.codes.of({"table": "int8"}, {}), data, Options(), {})
     assert 10 * np.log10(1 / noise["weight table"]) == pytest.approx(found.sqnr_db, abs=0.01)
 
 

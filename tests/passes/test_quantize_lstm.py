@@ -74,7 +74,7 @@ def test_close_to_the_float_operator(options: dict[str, Any]) -> None:
 
 def test_both_weights_are_codes_also_when_both_could_be_stored() -> None:
     found = emitted(recurrent(), samples(x=[STEPS, BATCH, INPUTS]), LSTM, StoreInt8(), ops="ort")
-    assert found.plan.stored == {"w", "r"}
+    assert found.plan.coded == {"w", "r"}
     assert found.kernels == {"DynamicQuantizeLSTM": 1}
     assert len(found.model.serialized()) < 0.45 * len(found.context.model.serialized())
 

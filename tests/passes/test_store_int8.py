@@ -39,7 +39,7 @@ def test_unfolded_at_load(operator: NodeProto, weights: dict[str, np.ndarray], s
     found = emitted(proto, samples(x=shape), STORE)
     before = emitted(proto, samples(x=shape))
     assert found.kernels == before.kernels  # no Cast, no Mul, no DequantizeLinear
-    assert {"w"} <= found.plan.stored
+    assert {"w"} <= found.plan.coded
     assert found.sqnr_db > 36
     assert len(found.model.serialized()) < 0.45 * len(before.model.serialized())
 
@@ -52,7 +52,7 @@ def test_the_estimate_of_bytes_is_close() -> None:
     made = emitted(proto, samples(x=[8, 96]), STORE)
     written = len(made.model.serialized()) - (len(context.model.serialized()) - stored.bytes)
     assert abs(written - stored_bytes(stored)) < 100
-    assert found.storage["w"].bytes == stored_bytes(stored)
+    assert found.storage["w"][0].bytes == stored_bytes(stored)
 
 
 def test_a_weight_inside_a_body_and_outside_is_stored_once() -> None:

@@ -1,0 +1,142 @@
+"""The codes of every weight that a plan may store, made when first asked for. In: names and formats. Out: codes."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxc.encoding import Codes
+from onnxc.formats import HALF, INT8, parse_format
+from onnxc.moments import Factors, factor_key
+from onnxc.propose import Proposals
+from onnxc.rewrite import Context
+from onnxc.saturation import as_matrix, machine_saturates, may_overflow, overflows
+from onnxc.sites import Site
+from onnxc.solve import estimated, solved
+
+PROBED = ("levels16", "levels16/64", "codebook2")  # formats whose noise is measured, for all formats of a weight
+
+
+class Coder:
+    """Solves a weight for a format, once.
+
+    Where this machine's kernels add pairs in 16 bits, a weight whose site runs in int8 and would overflow gets codes
+    of 7 bits at most; the same weight behind a float site keeps 8.
+
+    Attributes:
+        overflowing: weights that overflow at one of their sites, on any machine of that kind.
+    """
+
+    def __init__(self, context: Context, proposals: Proposals) -> None:
+        self.context = context
+        self.made: dict[tuple[str, str, bool], Codes] = {}
+        self.damages: dict[str, dict[str, float]] = {}
+        self.overflowing: set[str] = set()
+        self.factors = Factors(context.sites, context.observations)
+        self.weights = {weight.name: weight for weight in context.sites.weights}
+        self.ways = {name: [c.mode for c in found if c.mode != HALF] for name, found in proposals.storage.items()}
+        self.readers: dict[str, list[Site]] = {}
+        for site in context.sites:
+            if site.weight is not None and site.name in proposals.compute:
+                further = {name for candidate in proposals.compute[site.name] for name in candidate.weights}
+                for name in (site.weight.name, *sorted(further)):
+                    self.readers.setdefault(name, []).append(site)
+
+    def codes(self, name: str, mode: str, *, computed: bool) -> Codes:
+        """The codes of a weight in the format ``mode``; ``computed``: an int8 kernel multiplies them."""
+        codes = self.rounded(name, mode, narrow=False)
+        if not computed:
+            return codes
+        if (name, mode, True) in self.made:
+            return self.made[name, mode, True]
+        if any(self.saturates(site, codes) for site in self.readers.get(name, [])):
+            self.overflowing.add(name)
+            if machine_saturates():
+                codes = self.rounded(name, mode, narrow=True)
+        self.made[name, mode, True] = codes
+        return codes
+
+    def rounded(self, name: str, mode: str, *, narrow: bool) -> Codes:
+        """Codes up to 127, or ``narrow`` ones that never overflow."""
+        if not narrow and (name, mode, False) in self.made:
+            return self.made[name, mode, False]
+        target = self.context.target
+        levels = target.safe_weight_levels if narrow else target.weight_levels
+        codes = solved(
+            self.weights[name], self.values(name), self.context, self.factors, parse_format(mode), levels=levels
+        )
+        if not narrow:
+            self.made[name, mode, False] = codes
+        return codes
+
+    def values(self, name: str) -> NDArray[np.float32]:
+        """The float weight."""
+        return np.asarray(self.context.model.values(self.weights[name].tensor), np.float32)
+
+    def probed(self, name: str) -> str:
+        """The format in which a weight's noise is measured: a coarse one, where it has one."""
+        ways = self.ways.get(name, [])
+        coarse = next((mode for mode in PROBED if mode in ways), None)
+        return coarse or (INT8.name if INT8.name in ways or not ways else ways[0])
+
+    def noise_ratios(self) -> dict[str, dict[str, float]]:
+        """Weight -> format -> its damage over that of the format whose noise is measured."""
+        found: dict[str, dict[str, float]] = {}
+        for name in self.in_order(self.ways):
+            modes = self.ways[name]
+            if self.weights[name].channel_axis is None or modes in ([], [INT8.name]):
+                continue
+            if name not in self.damages:
+                formats = [parse_format(mode) for mode in dict.fromkeys((*modes, INT8.name))]
+                self.damages[name] = estimated(
+                    self.weights[name], self.values(name), self.context, self.factors, formats
+                )
+            base = max(self.damages[name][self.probed(name)], 1e-30)
+            found[name] = {mode: value / base for mode, value in self.damages[name].items()}
+        return found
+
+    def probe(self, names: Collection[str], sites: Collection[str]) -> dict[str, Codes]:
+        """The codes with which the noise of each weight is measured: as they are at run time, not packed."""
+        made = self.of({name: self.probed(name) for name in names}, sites)
+        return {name: replace(codes, packed=None) for name, codes in made.items()}
+
+    def saturates(self, site: Site, codes: Codes) -> bool:
+        """Whether the pair sums of ``site`` overflow 16 bits on its calibration rows; where no rows were seen, as of
+        the hidden state of a recurrent one, whether they ever can (on trained models that was 20 dB).
+        """
+        if site.kind == "recurrent":
+            return may_overflow(np.moveaxis(codes.values, -1, 0))
+        seen = self.context.observations
+        rows = seen.rows_of(site)
+        if rows is None and site.kind == "linear":
+            return may_overflow(as_matrix(site, codes))
+        if (
+            rows is None
+            or site.input.name not in seen.ranges
+            or codes.axis is None
+            or site.node.attrs.get("group", 1) != 1
+        ):
+            return False
+        low, high = seen.limits(site.input.name)
+        scale = max((high - low) / 255.0, 1e-12)
+        return overflows(site, codes, rows, scale, int(np.clip(np.rint(-low / scale), 0, 255)))
+
+    def in_order(self, names: Collection[str]) -> list[str]:
+        """``names``, those that share inputs one after the other."""
+        return sorted(names, key=lambda name: (factor_key(self.weights[name], self.context.sites), name))
+
+    def of(self, stored: Mapping[str, str], sites: Collection[str]) -> dict[str, Codes]:
+        """The codes of several weights, each in its format, where ``sites`` run in int8."""
+        return {
+            name: self.codes(
+                name, stored[name], computed=any(site.name in sites for site in self.readers.get(name, []))
+            )
+            for name in self.in_order([name for name, mode in stored.items() if mode != HALF])
+        }
+
+    def forget(self, stored: Mapping[str, str]) -> None:
+        """Drop the codes that the plan ``stored`` does not use: a search tries many."""
+        self.made = {key: codes for key, codes in self.made.items() if stored.get(key[0]) == key[1]}

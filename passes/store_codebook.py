@@ -1,0 +1,63 @@
+"""Weights as bytes that each stand for 2, 4 or 8 neighbours, looked up in a codebook of their own at load.
+
+    W (float32)    becomes    W_q = Gather(codebook (int8 [256, d]), words (uint8)), folded at load to int8
+
+In: a weight. Out: storage candidates, one per dimension, or the reason why not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar
+
+from onnxc.encoding import stored_bytes
+from onnxc.errors import RecipeError
+from onnxc.formats import DIMENSIONS, Format
+from onnxc.packing import layout_of, possible
+from onnxc.rewrite import Candidate, Context, LossyPass, Refusal
+from onnxc.sites import Weight
+
+from .store_low_bit import refused
+
+
+@dataclass(frozen=True)
+class StoreCodebook(LossyPass):
+    """Code words by k-means weighted with the second moment, chosen with GPTQ's error feedback (van Baalen et al.,
+    "GPTVQ: The Blessing of Dimensionality for LLM Quantization", 2024).
+
+    1. Every float32 weight whose output channels the dimension divides: 4, 2 or 1 bit a weight.
+    2. At equal bits a codebook fits the weights' distribution better than even steps, and needs no blocks.
+    3. It must not act on small weights, where the codebook takes more than it saves, nor on vectors.
+
+    Attributes:
+        dimension: only this one; 0: the planner chooses.
+    """
+
+    name: ClassVar[str] = "store-codebook"
+
+    dimension: int = 0
+
+    def store(self, weight: Weight, context: Context) -> Iterable[Candidate | Refusal]:
+        """Candidates for a weight."""
+        if self.dimension and self.dimension not in DIMENSIONS:
+            raise RecipeError(f"{self.name}:dimension={self.dimension} is not one of {', '.join(map(str, DIMENSIONS))}")
+        reason = refused(weight, context)
+        if reason:
+            yield Refusal(self.name, weight.name, reason)
+            return
+        groups = groups_of(weight)
+        layout, offered = layout_of(weight.shape, weight.channel_axis, groups), 0
+        for dimension in [self.dimension] if self.dimension else DIMENSIONS:
+            chosen = Format(dimension=dimension)
+            size = stored_bytes(weight, chosen, groups=groups)
+            if possible(chosen, layout) and (size < weight.bytes // 4 or context.told):
+                offered += 1
+                yield Candidate(self.name, "storage", weight.name, chosen.name, chosen.words, bytes=size)
+        if not offered:
+            yield Refusal(self.name, weight.name, "too small for a codebook, or no dimension divides its channels")
+
+
+def groups_of(weight: Weight) -> int:
+    """Groups of the convolution that reads a weight."""
+    return max((int(node.attrs.get("group", 1)) for node, _ in weight.readers if node.op == "Conv"), default=1)

@@ -1,0 +1,78 @@
+"""Weights in fewer than 8 bits that unfold to int8 at load: the file shrinks further, speed and memory stay those of int8.
+
+    W (float32)    becomes    W_q = Gather(table, words), with a step and an offset per block, folded at load to int8
+
+In: a weight. Out: storage candidates, one per number of levels and block size, or the reason why not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar
+
+from onnxc.encoding import stored_bytes
+from onnxc.errors import RecipeError
+from onnxc.formats import WORDS, Format, fitting_block
+from onnxc.packing import NATIVE_OPSET
+from onnxc.rewrite import Candidate, Context, LossyPass, Refusal
+from onnxc.sites import Weight
+
+BLOCKS = (0, 64, 32)
+
+
+@dataclass(frozen=True)
+class StoreLowBit(LossyPass):
+    """Evenly spaced codes of 40, 16, 9, 6, 4 or 3 levels: 5.3, 4, 3.2, 2.7, 2 or 1.6 bits.
+
+    1. Every float32 weight with a scale per output channel, also in the bodies of If, Loop and Scan, whatever operator
+       reads it: what it unfolds to is int8, for int8 kernels or for a Cast and a Mul.
+    2. With calibration data, since a weight of few bits needs GPTQ on the inputs that it meets; without, only if it was
+       asked for by name.
+    3. Blocks only where they divide the inputs of an output.
+    4. It must not act on vectors (biases, normalization).
+
+    Attributes:
+        levels: only so many; 0: the planner chooses.
+        block: only this size; -1: the planner chooses among none, 64 and 32.
+    """
+
+    name: ClassVar[str] = "store-low-bit"
+
+    levels: int = 0
+    block: int = -1
+
+    def store(self, weight: Weight, context: Context) -> Iterable[Candidate | Refusal]:
+        """Candidates for a weight."""
+        if self.levels and self.levels not in WORDS:
+            raise RecipeError(f"{self.name}:levels={self.levels} is not one of {', '.join(map(str, WORDS))}")
+        reason = refused(weight, context)
+        if reason:
+            yield Refusal(self.name, weight.name, reason)
+            return
+        depth = weight.elements // weight.shape[weight.channel_axis or 0]
+        native = context.model.opset >= NATIVE_OPSET
+        offered = set()
+        for levels in [self.levels] if self.levels else WORDS:
+            for block in BLOCKS if self.block < 0 else [self.block]:
+                fitting = fitting_block(depth, block) if block else 0
+                chosen = Format(levels, fitting)
+                if (block and not fitting and self.block < 0) or (fitting and levels == 3) or chosen in offered:
+                    continue
+                offered.add(chosen)
+                size = stored_bytes(weight, chosen, native=native)
+                if size < weight.bytes or context.told:
+                    yield Candidate(self.name, "storage", weight.name, chosen.name, chosen.words, bytes=size)
+        if not offered:
+            yield Refusal(self.name, weight.name, f"no block of {self.block} divides its {depth} inputs")
+
+
+def refused(weight: Weight, context: Context) -> str | None:
+    """Why a weight is not stored in fewer than 8 bits, None where it may be."""
+    if max(weight.shape, default=0) == weight.elements:
+        return "a vector: few bytes, much accuracy"
+    if weight.channel_axis is None:
+        return "its readers know no scale per channel"
+    if not context.observations.samples and context.recipe.passes is None:
+        return "fewer than 8 bits need calibration data (--calib)"
+    return None
