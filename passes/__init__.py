@@ -1,8 +1,11 @@
 """The passes that come with onnxc, in pipeline order: the table of contents of this folder."""
 
+from .factor_conv import FactorConv
 from .factor_matmul import FactorMatmul
 from .flush_subnormals import FlushSubnormals
 from .merge_duplicates import MergeDuplicates
+from .prune_channels import PruneChannels
+from .prune_weights import PruneWeights
 from .quantize_dynamic import QuantizeDynamic
 from .quantize_embedding import QuantizeEmbedding
 from .quantize_lstm import QuantizeLstm
@@ -21,7 +24,10 @@ PASSES: tuple[type, ...] = (
     RaiseOpset,
     FlushSubnormals,
     MergeDuplicates,
+    PruneChannels,
     FactorMatmul,
+    FactorConv,
+    PruneWeights,
     QuantizeStatic,
     QuantizeDynamic,
     QuantizeLstm,

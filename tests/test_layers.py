@@ -17,8 +17,8 @@ LAYERS = """
     inspection compiler summary
     deliver judge price propose search structure training
     planner
-    cost sensitivity saturation exactness
-    owners rewrite moments gptq encoding observe sites shapes
+    pruning pruning_jobs cost sensitivity saturation exactness
+    coupling owners rewrite moments gptq encoding observe sites shapes
     validate
     report tables
     quality answers kernels

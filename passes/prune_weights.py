@@ -1,0 +1,82 @@
+"""Weights that matter least become zero, and those that survive make up for them: half the entries, the same file size
+until it is stored sparse, packed or quantized.
+
+    W, b    becomes    W' with zeros, b', so that W' x' + b' is nearest to W x + b on the calibration data
+
+x' is what the model pruned so far makes of the data, x what the original made: each stage repairs what the ones before
+it lost. In: a model. Out: the pruned model, or one for every fraction that is tried.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+
+from onnxc.errors import RecipeError
+from onnxc.pruning import Pattern
+from onnxc.pruning_jobs import Amount, Job, model_shares, pruned
+from onnxc.rewrite import Context, Level, StructuralPass
+
+FRACTIONS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # tried where nothing was told
+
+
+@dataclass(frozen=True)
+class PruneWeights(StructuralPass):
+    """Prune the weights of MatMul, Gemm, Conv, ConvTranspose and recurrent operators.
+
+    1. ``threshold``: every weight below it in magnitude, in embeddings too; ``refit`` asks for more than that.
+    2. ``fraction``: of every weight (``scope`` site), or of all together (model), the least important by
+       ``importance``; a ``pattern`` of blocks such as 4x1 (inputs x outputs) goes as a whole.
+    3. ``pattern`` N:M: of M neighbouring inputs of an output at most N survive.
+    4. By the second order the survivors, and a constant bias, are solved again; otherwise where ``refit`` says so.
+       Where no input is observed (no data, bodies, recurrent operators), magnitude decides and nothing is solved.
+    5. It must not act on biases, normalization or other vectors; zeros that were there stay.
+    """
+
+    name: ClassVar[str] = "prune-weights"
+    threshold: float = 0.0
+    fraction: float = 0.0
+    scope: Literal["site", "model"] = "site"
+    pattern: str = ""
+    importance: Literal["second-order", "activation", "magnitude"] = "second-order"
+    refit: bool = False
+
+    def levels(self, context: Context) -> Iterable[Level]:
+        """The model as told, or pruned more and more."""
+        pattern = self.checked_pattern(told=context.told)
+        found = [Job.of(weight, context, embeddings=self.threshold > 0) for weight in context.sites.weights]
+        jobs = [job for job in found if job is not None]
+        for fraction in (self.fraction,) if context.told else FRACTIONS:
+            if jobs:
+                amount = Amount(self.threshold, fraction, pattern, self.importance, self.refit)
+                yield self.level(context, jobs, amount)
+
+    def level(self, context: Context, jobs: list[Job], amount: Amount) -> Level:
+        """The model with ``amount`` of every job, or of all together, gone."""
+        shares = dict.fromkeys((job.weight.name for job in jobs), amount.fraction)
+        if self.scope == "model" and amount.fraction:
+            shares = model_shares(context, jobs, amount)
+        model, solved = pruned(context, jobs, amount, shares)
+        tensors = {t.name: t for graph in model.graphs() for t in graph.weights}
+        zeros = sum(job.weight.elements - int(np.count_nonzero(tensors[job.weight.name].values)) for job in jobs)
+        total = sum(job.weight.elements for job in jobs)
+        blind = f"{len(jobs) - solved} of {len(jobs)} weights pruned by magnitude alone: their inputs are not observed"
+        notes = (blind,) if amount.solves and solved < len(jobs) else ()
+        return Level(model, f"{zeros / total:.1%} of the {total:,} entries of {len(jobs)} weights are zero", notes)
+
+    def checked_pattern(self, *, told: bool) -> Pattern:
+        """The pattern; RecipeError where the fields contradict each other, or say nothing."""
+        try:
+            pattern = Pattern.parse(self.pattern)
+        except ValueError as error:
+            raise RecipeError(f"{self.name}:pattern: {error}") from None
+        if not 0 <= self.fraction < 1 or self.threshold < 0:
+            raise RecipeError(f"{self.name}: fraction must be from 0 to below 1, threshold not negative")
+        ways = [name for name, way in (("threshold", self.threshold), ("fraction", self.fraction)) if way > 0]
+        ways += [f"pattern={self.pattern}"] if pattern.of else []
+        if len(ways) != 1 and told:
+            raise RecipeError(f"{self.name}: say how much, by one of threshold, fraction and an N:M pattern")
+        return pattern
