@@ -9,12 +9,13 @@ the optimum, islands included. Raising the price of noise walks along the fronti
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import networkx as nx
 
-from onnxc.cost import FLOAT, Prices
-from onnxc.model import Tensor
+from onnxc.cost import FLOAT, KERNEL_OVERHEAD, Prices
+from onnxc.formats import HALF, INT8
+from onnxc.model import Node, Tensor
 from onnxc.rewrite import Activation, Candidate
 from onnxc.sensitivity import Noise, activation_key, weight_key
 from onnxc.sites import Site, Sites, Weight
@@ -23,7 +24,6 @@ from onnxc.targets import ABSORBED, MOVED_THROUGH, QUANTIZED_AT_LOAD
 Vertex = tuple[str, str]
 SOURCE: Vertex = ("source", "")
 SINK: Vertex = ("sink", "")
-KERNEL_OVERHEAD = 1e-6  # seconds of one more node: what breaks ties towards fewer islands
 
 
 @dataclass(frozen=True)
@@ -32,25 +32,26 @@ class Plan:
 
     Attributes:
         compute: site name -> chosen candidate; sites that stay float are absent.
-        stored: names of the weights that are stored as codes; halves: of those stored as float16.
+        stored: name -> format of the weights that are not stored in float32.
         noise: predicted noise power over signal power of the worst output; 0 where nothing was measured.
         seconds: predicted time per run.
         price: the multiplier it is optimal for.
     """
 
     compute: Mapping[str, Candidate] = field(default_factory=dict)
-    stored: frozenset[str] = frozenset()
-    halves: frozenset[str] = frozenset()
+    stored: Mapping[str, str] = field(default_factory=dict)
     noise: float = 0.0
     seconds: float = 0.0
     price: float = 0.0
 
     @property
     def key(self) -> tuple[object, ...]:
-        return tuple(sorted((s, c.mode) for s, c in self.compute.items())), (
-            tuple(sorted(self.stored)),
-            tuple(sorted(self.halves)),
-        )
+        return tuple(sorted((s, c.mode) for s, c in self.compute.items())), tuple(sorted(self.stored.items()))
+
+    @property
+    def coded(self) -> set[str]:
+        """Names of the weights that are stored as codes."""
+        return {name for name, mode in self.stored.items() if mode != HALF}
 
 
 @dataclass
@@ -60,24 +61,72 @@ class Problem:
     Attributes:
         found: weights and sites of the model.
         compute: site name -> its candidates, at most one per mode.
-        storage: weight name -> its storage candidate.
+        storage: weight name -> its storage candidates, one per format.
         prices: measured seconds.
         elements: tensor name -> elements per run, for the price of a boundary.
         noise: measured noise of each rounding alone; empty until it is needed.
-        halves: weight name -> its float16 storage, taken where codes are not.
+        ratios: weight name -> format -> its noise over the measured one.
+        heard: how much of the noise of activations and of weights arrives when all of it comes together, from trials.
+        byte_price: what bytes count beside time; 1 where both count alike.
+        unit: the bytes that count as much as all of the float model's time; see smallest_bytes().
         forbidden: sites that must stay float, and weights that must stay float32.
         told: sites and weights whose candidate was asked for by name: chosen whether or not it pays.
     """
 
     found: Sites
     compute: Mapping[str, Sequence[Candidate]]
-    storage: Mapping[str, Candidate]
+    storage: Mapping[str, Sequence[Candidate]]
     prices: Prices
     elements: Mapping[str, int]
     noise: Noise = field(default_factory=dict)
-    halves: Mapping[str, Candidate] = field(default_factory=dict)
+    ratios: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    heard: tuple[float, float] = (1.0, 1.0)
+    byte_price: float = 1.0
+    unit: int | None = None
     forbidden: set[str] = field(default_factory=set)
     told: set[str] = field(default_factory=set)
+
+    def weight_noise(self, name: str, mode: str) -> float:
+        """Predicted noise of a weight in a format."""
+        if mode == HALF:
+            return 0.0
+        return self.heard[1] * self.noise.get(weight_key(name), 0.0) * self.ratios.get(name, {}).get(mode, 1.0)
+
+    def activation_noise(self, key: str) -> float:
+        """Predicted noise of a quantized activation."""
+        return self.heard[0] * self.noise.get(key, 0.0)
+
+    def coded(self, name: str, price: float) -> Candidate | None:
+        """The format of codes with the least bytes and noise, None where the weight has no candidate."""
+        unit = smallest_bytes(self)
+        ways = [way for way in self.storage.get(name, ()) if way.mode != HALF]
+        return min(
+            ways,
+            key=lambda way: self.byte_price * way.bytes / unit + price * self.weight_noise(name, way.mode),
+            default=None,
+        )
+
+    def half(self, name: str) -> Candidate | None:
+        """The storage in float16."""
+        return next((way for way in self.storage.get(name, ()) if way.mode == HALF), None)
+
+    def bytes_of(self, weight: Weight, mode: str | None) -> int:
+        """Bytes of a weight in a format, as float32 where ``mode`` is None."""
+        found = next((way.bytes for way in self.storage.get(weight.name, ()) if way.mode == mode), None)
+        return found if found is not None else weight.bytes
+
+    @property
+    def has_small_codes(self) -> bool:
+        """Whether a weight may be stored in fewer than 8 bits."""
+        return any(way.mode not in (INT8.name, HALF) for ways in self.storage.values() for way in ways)
+
+    def in_full_codes(self) -> Problem:
+        """The same problem without the formats below 8 bits, where there is another."""
+        storage = {
+            name: [way for way in ways if way.mode in (INT8.name, HALF)] or list(ways)
+            for name, ways in self.storage.items()
+        }
+        return replace(self, storage=storage)
 
 
 def plan(problem: Problem, price: float = 0.0) -> Plan:
@@ -99,6 +148,7 @@ def cut(problem: Problem, price: float, forbidden: set[str]) -> Plan:
     choices = {name: choice(problem, name, price) for name in problem.compute if name not in forbidden}
     candidates = {name: candidate for name, candidate in choices.items() if candidate is not None}
     producers = {candidate.writes.tensor: name for name, candidate in candidates.items() if candidate.writes}
+    convolved = {site.result.name for site in problem.found if site.operator == "Conv"}
     flow = Flow()
     quantized: dict[str, Activation] = {}
     for name, candidate in candidates.items():
@@ -122,31 +172,53 @@ def cut(problem: Problem, price: float, forbidden: set[str]) -> Plan:
         for further in candidate.weights:
             flow.require(node, SINK if further in forbidden else ("weight", further))
     for key in dict.fromkeys(activation_key(activation) for activation in quantized.values()):
-        flow.edge(("values", key), SINK, price * problem.noise.get(key, 0.0))
+        flow.edge(("values", key), SINK, price * problem.activation_noise(key))
     for key, activation in quantized.items():
         node = ("tensor", key)
         flow.require(node, ("values", activation_key(activation)))
         if activation.dynamic:
             continue
-        boundary = (problem.elements.get(activation.tensor, 0) * problem.prices.per_element + KERNEL_OVERHEAD) / total
+        size = problem.elements.get(activation.tensor, 0)
+        boundary = problem.prices.crossing(size, layout=activation.tensor in convolved) / total
         producer = producers.get(activation.tensor)
         if producer is None:
             flow.edge(node, SINK, boundary)
         else:
             flow.edge(node, ("site", producer), boundary)
-            flow.leave(sites[producer], candidates, boundary)
+            for reader in leaves(sites[producer]):
+                seconds = problem.prices.crossing(size, layout=reader is not None and reader.op == "Conv")
+                end = ("site", reader.name) if reader is not None and reader.name in candidates else SINK
+                flow.edge(("site", producer), end, seconds / total)
+    for joint, makers in fused_joints(problem.found).items():
+        for maker in makers:
+            if ("site", maker) in flow.graph:
+                flow.edge(("site", maker), ("site", joint), problem.prices.loose(joint) / len(makers) / total)
+                if joint not in candidates:
+                    flow.require(("site", joint), SINK)
     for weight in problem.found.weights:
         flow.add_weight(problem, weight, bytes_total, price, forbidden)
     _, (int8, _) = nx.minimum_cut(flow.graph, SOURCE, SINK, flow_func=nx.algorithms.flow.boykov_kolmogorov)
     compute = {name: c for name, c in candidates.items() if ("site", name) in int8}
-    stored = {name for kind, name in int8 if kind == "weight"}
-    stored |= {s.weight.name for n in compute if (s := sites[n]).weight is not None}
-    stored |= {weight for candidate in compute.values() for weight in candidate.weights}
+    coded = {name for kind, name in int8 if kind == "weight"}
+    coded |= {s.weight.name for n in compute if (s := sites[n]).weight is not None}
+    coded |= {weight for candidate in compute.values() for weight in candidate.weights}
+    stored = {
+        name: (way.mode if (way := problem.coded(name, price)) is not None else INT8.name) for name in sorted(coded)
+    }
+    stored |= {name: HALF for name in sorted(problem.storage) if name not in stored and problem.half(name)}
+    return Plan(compute, stored, predicted_noise(problem, compute, stored), predicted_seconds(problem, compute), price)
+
+
+def predicted_noise(problem: Problem, compute: Mapping[str, Candidate], stored: Mapping[str, str]) -> float:
+    """The sum of the noise of every rounding."""
+    return sum(noise_parts(problem, compute, stored))
+
+
+def noise_parts(problem: Problem, compute: Mapping[str, Candidate], stored: Mapping[str, str]) -> tuple[float, float]:
+    """Predicted noise of all quantized activations, and of all weights."""
     rounded = {activation_key(a) for c in compute.values() for a in (*c.reads, *((c.writes,) if c.writes else ()))}
-    noise = sum(problem.noise.get(key, 0.0) for key in sorted(rounded))
-    noise += sum(problem.noise.get(weight_key(name), 0.0) for name in sorted(stored))
-    halves = frozenset(set(problem.halves) - stored)
-    return Plan(compute, frozenset(stored), halves, noise, predicted_seconds(problem, compute), price)
+    weights = sum(problem.weight_noise(name, stored[name]) for name in sorted(stored))
+    return sum(problem.activation_noise(key) for key in sorted(rounded)), weights
 
 
 def choice(problem: Problem, name: str, price: float) -> Candidate | None:
@@ -165,8 +237,8 @@ def choice(problem: Problem, name: str, price: float) -> Candidate | None:
         spent = sum(problem.prices.of(peer, mode) or 0.0 for peer in peers)
         activation = next(c for c in candidates if c.mode == mode).reads[0]
         if not activation.dynamic:
-            spent += problem.elements.get(activation.tensor, 0) * problem.prices.per_element
-        return spent / total + price * problem.noise.get(activation_key(activation), 0.0)
+            spent += problem.prices.crossing(problem.elements.get(activation.tensor, 0), layout=False)
+        return spent / total + price * problem.activation_noise(activation_key(activation))
 
     return min(candidates, key=lambda candidate: cost(candidate.mode))
 
@@ -194,63 +266,87 @@ class Flow:
             self.graph.remove_edge(start, end)
         self.graph.add_edge(start, end)
 
-    def leave(self, site: Site, candidates: Mapping[str, Candidate], boundary: float) -> None:
-        """The DQ behind ``site``: paid when it is int8 and one of the readers of its result is float."""
-        node, exit_node = ("site", site.name), ("exit", site.name)
-        self.edge(node, exit_node, boundary)
-        for reader in site.result.outputs:
-            if reader.name in candidates:
-                self.require(exit_node, ("site", reader.name))
-            else:
-                self.require(exit_node, SINK)
-                return
-        if not site.result.outputs:
-            self.require(exit_node, SINK)
-
     def add_weight(self, problem: Problem, weight: Weight, bytes_total: int, price: float, forbidden: set[str]) -> None:
         """A weight: its bytes are paid when it stays float32, its noise when it is stored as codes."""
         node = ("weight", weight.name)
-        storage = problem.storage.get(weight.name)
+        storage = problem.coded(weight.name, price)
         if weight.name in forbidden:
             self.require(node, SINK)
             return
         if weight.name in problem.told:
             self.require(SOURCE, node)
+        noise = problem.weight_noise(weight.name, storage.mode if storage is not None else INT8.name)
         if storage is not None:
-            self.edge(SOURCE, node, (fallback_bytes(problem, weight) - storage.bytes) / bytes_total)
-        self.edge(node, SINK, price * problem.noise.get(weight_key(weight.name), 0.0))
+            half = problem.half(weight.name)
+            saved = (half.bytes if half is not None else weight.bytes) - storage.bytes
+            self.edge(SOURCE, node, problem.byte_price * saved / bytes_total)
+        self.edge(node, SINK, price * noise)
 
 
 def smallest_bytes(problem: Problem) -> int:
-    """Bytes of all weights, each as small as it gets: bytes times seconds is least where shares of what is left of
-    each are traded, not shares of the original.
+    """Bytes of all weights, each as small as 8 bits get it: bytes times seconds is least where shares of what is left
+    of each are traded, not shares of the original.
     """
-    stored = (problem.storage.get(weight.name) for weight in problem.found.weights)
-    kept = (each.bytes if each else w.bytes for each, w in zip(stored, problem.found.weights, strict=True))
-    return max(sum(kept), 1)
+    if problem.unit is None:
+        sizes = (
+            [way.bytes for way in problem.storage.get(w.name, ()) if way.mode in (INT8.name, HALF)]
+            for w in problem.found.weights
+        )
+        problem.unit = max(
+            sum(min(found, default=w.bytes) for found, w in zip(sizes, problem.found.weights, strict=True)), 1
+        )
+    return problem.unit
 
 
-def fallback_bytes(problem: Problem, weight: Weight) -> int:
-    """Bytes of ``weight`` where it is not stored as codes."""
-    half = problem.halves.get(weight.name)
-    return half.bytes if half is not None else weight.bytes
+def stored_bytes(problem: Problem, stored: Mapping[str, str]) -> int:
+    """Bytes of all weights under a plan."""
+    return sum(problem.bytes_of(weight, stored.get(weight.name)) for weight in problem.found.weights)
 
 
 def stored_share(problem: Problem, plan: Plan) -> float:
     """Bytes of all weights under ``plan``, as a share of their bytes in float32."""
-    total, kept = sum(weight.bytes for weight in problem.found.weights) or 1, 0
-    for weight in problem.found.weights:
-        storage = problem.storage.get(weight.name) if weight.name in plan.stored else None
-        kept += storage.bytes if storage else fallback_bytes(problem, weight)
-    return kept / total
+    return stored_bytes(problem, plan.stored) / (sum(weight.bytes for weight in problem.found.weights) or 1)
 
 
 def predicted_seconds(problem: Problem, compute: Mapping[str, Candidate]) -> float:
-    """The float model's time, with each chosen site's price in place of its float price."""
-    seconds = problem.prices.total
+    """The float model's time, with each chosen site's price in place of its float price, and what the borders of the
+    islands cost: Q and DQ, and float joints that are no longer fused.
+    """
+    prices = problem.prices
+    seconds = prices.total
     for name, candidate in compute.items():
-        seconds += (problem.prices.of(name, candidate.mode) or 0.0) - (problem.prices.of(name, FLOAT) or 0.0)
+        seconds += (prices.of(name, candidate.mode) or 0.0) - (prices.of(name, FLOAT) or 0.0)
+    seconds += sum(prices.crossing(size, layout=layout) for size, layout in crossings(problem, compute))
+    for joint, makers in fused_joints(problem.found).items():
+        if joint not in compute:
+            seconds += prices.loose(joint) * sum(maker in compute for maker in makers) / len(makers)
     return seconds
+
+
+def crossings(problem: Problem, compute: Mapping[str, Candidate]) -> list[tuple[int, bool]]:
+    """(elements, whether the float side is a convolution) of every Q and DQ at the border of an island."""
+    sites = {site.name: site for site in problem.found}
+    convolved = {site.result.name for site in problem.found if site.operator == "Conv"}
+    made = {c.writes.tensor: name for name, c in compute.items() if c.writes is not None}
+    entered = {a.tensor for c in compute.values() for a in c.reads if not a.dynamic} - set(made)
+    found = [(problem.elements.get(tensor, 0), tensor in convolved) for tensor in sorted(entered)]
+    for tensor, name in made.items():
+        left = [reader for reader in leaves(sites[name]) if reader is None or reader.name not in compute]
+        found += [(problem.elements.get(tensor, 0), reader is not None and reader.op == "Conv") for reader in left]
+    return found
+
+
+def leaves(site: Site) -> list[Node | None]:
+    """The readers of an int8 site's result, each with a DQ of its own where it is float; [None] of a model output."""
+    return list(site.result.outputs) or [None]
+
+
+def fused_joints(found: Sites) -> dict[str, list[str]]:
+    """Joint -> the convolutions whose result it alone reads: in float ONNX Runtime makes an Add part of one of them."""
+    alone = [site for site in found if site.operator == "Conv" and len(site.result.outputs) == 1]
+    results = {site.result.name: site.name for site in alone}
+    joints = {site.name: [results[t.name] for t in site.inputs if t.name in results] for site in found}
+    return {site.name: joints[site.name] for site in found if site.kind == "joint" and joints[site.name]}
 
 
 def silently_quantized(found: Sites, chosen: Plan) -> set[str]:

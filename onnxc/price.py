@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from onnxc.cost import FLOAT, PriceFile, Prices, measure
+import numpy as np
+
+from onnxc.coder import Coder
+from onnxc.cost import APART, FLOAT, PriceFile, Prices, measure, speed_up
 from onnxc.data import Calibration
 from onnxc.errors import DataError, ModelError
+from onnxc.formats import INT8
 from onnxc.judge import build
 from onnxc.model import Model
-from onnxc.planner import Plan
-from onnxc.propose import CodeBook, Proposals
+from onnxc.planner import Plan, crossings, plan
+from onnxc.propose import Proposals
 from onnxc.rewrite import Context, Refusal
 from onnxc.session import Options, Session
+
+REFINEMENTS = 3  # how often crossings are measured in the best plan, which may then be another one
+DEAREST_LAYOUT = 4.0  # times a crossing without a change of layout: what is above was measured on a busy machine
 
 
 def priced(
     context: Context,
     proposals: Proposals,
-    codes: CodeBook,
+    codes: Coder,
     samples: Calibration,
     options: Options,
     prices: PriceFile,
@@ -34,21 +43,27 @@ def priced(
         return Prices({}, 1.0)
     variants: dict[str, Callable[[], Model]] = {FLOAT: lambda: context.model}
     applied: dict[str, set[str]] = {}
+    joints = {site.name for site in context.sites if site.kind == "joint"}
+    if "static" in modes and joints & {name for name, found in proposals.compute.items() if found}:
+        modes.append(APART)
     for mode in modes:
         compute = {
             name: candidate
             for name, found in proposals.compute.items()
             for candidate in found
-            if candidate.mode == mode
+            if candidate.mode == ("static" if mode == APART else mode) and not (mode == APART and name in joints)
         }
-        applied[mode] = set(compute)
+        applied[mode] = set(compute) if mode != APART else joints
         stored = {site.weight.name for site in context.sites if site.name in compute and site.weight is not None}
         stored |= {weight for candidate in compute.values() for weight in candidate.weights}
-        plan = Plan(compute, frozenset(stored))
-        variants[mode] = partial(build, context.model, plan, codes)
+        variants[mode] = partial(build, context.model, Plan(compute, dict.fromkeys(sorted(stored), INT8.name)), codes)
     sample = samples.take(1)[0]
+    shapes = context.observations.shapes
     try:
-        return measure(variants, context.sites, applied, sample, context.observations.shapes, options, prices)
+        measured = measure(variants, context.sites, applied, sample, shapes, options, prices)
+        if "static" not in modes:
+            return measured
+        return crossed(measured, context, proposals, codes, sample, options, prices)
     except (ModelError, DataError):
         broken = {m: reason for m in modes if (reason := failure(variants[m], sample, options)) is not None}
         if not broken:
@@ -58,6 +73,36 @@ def priced(
         proposals.refusals += [Refusal(c.pass_name, name, f"the model would not run: {broken[c.mode]}") for c in lost]
         found[:] = [candidate for candidate in found if candidate not in lost]
     return priced(context, proposals, codes, samples, options, prices)
+
+
+def crossed(
+    found: Prices,
+    context: Context,
+    proposals: Proposals,
+    codes: Coder,
+    sample: Mapping[str, Any],
+    options: Options,
+    prices: PriceFile,
+) -> Prices:
+    """``found`` with the price of a change of layout.
+
+    Where a float convolution meets an int8 one, changes of layout stand beside the Q or DQ, which no variant of one
+    mode has. So the best plan is built and run: what it takes longer than the sum of its parts is divided among its
+    crossings of that kind. Dearer crossings may lead to another plan, which is measured in turn.
+    """
+    for _ in range(REFINEMENTS):
+        problem = proposals.problem(context, found).in_full_codes()
+        best = plan(problem)
+        changes = sum(found.crossing(size, layout=False) for size, layout in crossings(problem, best.compute) if layout)
+        if changes < 0.002 * found.total:
+            break
+        key = hashlib.sha256(repr((best.key, sorted(found.sites.items()))).encode()).hexdigest()[:16]
+        seconds = found.total / speed_up(context.model, build(context.model, best, codes), sample, options, prices, key)
+        layout = float(np.clip(found.layout + (seconds - best.seconds) / changes, found.layout, DEAREST_LAYOUT))
+        if layout < 1.05 * found.layout:
+            break
+        found = replace(found, layout=layout)
+    return found
 
 
 def failure(variant: Callable[[], Model], sample: Mapping[str, Any], options: Options) -> str | None:

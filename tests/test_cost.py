@@ -14,14 +14,15 @@ import onnx
 import pytest
 
 from onnxc import cost
-from onnxc.cost import FLOAT, PriceFile, measure, owner_names, owners_of, site_key
+from onnxc.coder import Coder
+from onnxc.cost import APART, FLOAT, PriceFile, corrected, crossing_line, measure, site_key
 from onnxc.errors import DataError
 from onnxc.judge import build
 from onnxc.model import Model
+from onnxc.owners import owner_names, owners_of
 from onnxc.passes.quantize_dynamic import QuantizeDynamic
 from onnxc.passes.quantize_static import QuantizeStatic
 from onnxc.price import priced
-from onnxc.propose import CodeBook
 from onnxc.session import Options, Session
 from tests.emission import Emission, emitted, model, node, proposed, samples, weight
 
@@ -53,7 +54,8 @@ def owned(found: Emission) -> dict[str, set[str]]:
     owners = owners_of(optimized, names)
     result: dict[str, set[str]] = {}
     for each in optimized.graph.node:
-        result.setdefault(owners.get(each.name, ""), set()).add(each.op_type)
+        owner = "crossing" if each.name in owners.crossings else owners.sites.get(each.name, "")
+        result.setdefault(owner, set()).add(each.op_type)
     return result
 
 
@@ -73,11 +75,44 @@ class TestOwners:
         assert "QLinearConv" in found["c1_node"]
         assert "QLinearAdd" in found["s_node"]
         assert found["m_node"] == {"QGemm"}
-        assert found[""] <= {"QuantizeLinear", "DequantizeLinear"}  # boundaries are priced by element
+        assert found["crossing"] >= {"QuantizeLinear"}  # priced by element
+        assert found["crossing"] <= {"QuantizeLinear", "DequantizeLinear", "Transpose"}
+        assert "" not in found
 
-    def test_layout_kernels_belong_to_who_needs_them(self) -> None:
-        found = owned(emitted(convolutions(), samples(2, x=SHAPE), QuantizeStatic()))
-        assert any("Transpose" in kernels for site, kernels in found.items() if site)
+    def test_layout_kernels_beside_a_crossing_are_a_part_of_it(self) -> None:
+        """The second convolution stays float and in its own layout: Reorders stand between it and the codes."""
+        nodes = [node("Conv", f"{s} w{i}", t, pads=[1] * 4) for i, (s, t) in enumerate(("xa", "ab", "by"))]
+        proto = model(nodes, {"x": SHAPE}, {"y": None}, {f"w{i}": weight(16, 16, 3, 3) for i in range(3)})
+        found = emitted(proto, samples(2, x=SHAPE), QuantizeStatic(), without=["b_node", "y_node"])
+        optimized = found.session.optimized()
+        owners = owners_of(optimized, owner_names(found.context.model, found.context.sites))
+        kinds = {each.name: each.op_type for each in optimized.graph.node}
+        assert found.kernels["ReorderInput"] == 1
+        assert {kinds[name] for name in owners.crossings} >= {"QuantizeLinear", "DequantizeLinear", "ReorderInput"}
+        assert all(kinds[crossing] in {"QuantizeLinear", "DequantizeLinear"} for crossing in owners.crossings.values())
+
+    def test_a_fusion_that_int8_breaks_is_its_sites_affair(self) -> None:
+        """Gelu in float; Div, Erf, Add and Mul behind a convolution in int8, each with a DQ of its own."""
+        nodes = [
+            node("Conv", "x w", "c", pads=[1] * 4),
+            node("Div", "c root", "d"),
+            node("Erf", "d", "e"),
+            node("Add", "e one", "f"),
+            node("Mul", "c f", "g"),
+            node("Mul", "g half", "y"),
+        ]
+        constants = {"root": np.array(2**0.5), "one": np.array(1.0), "half": np.array(0.5)}
+        weights = {"w": weight(16, 16, 3, 3)} | {k: v.astype(np.float32) for k, v in constants.items()}
+        found = emitted(model(nodes, {"x": SHAPE}, {"y": None}, weights), samples(2, x=SHAPE), QuantizeStatic())
+        optimized = found.session.optimized()
+        names = owner_names(found.context.model, found.context.sites)
+        kinds = {each.name: each.op_type for each in optimized.graph.node}
+        owners = owners_of(optimized, names)
+        assert {kinds[name] for name, site in owners.followers.items() if site == "c_node"} >= {"Erf", "Div", "Mul"}
+        plain = Session(found.context.model, dump=True).optimized()
+        before = owners_of(plain, names)
+        gelu = [each.name for each in plain.graph.node if each.op_type in ("Gelu", "BiasGelu")]
+        assert [before.followers.get(name) or before.sites.get(name) for name in gelu] == ["c_node"]
 
     def test_dynamic_kernels(self) -> None:
         nodes = [node("MatMul", f"x w{i}", f"m{i}") for i in range(2)] + [node("Sum", "m0 m1", "y")]
@@ -102,7 +137,7 @@ class TestOwners:
         ]
         made = [onnx.helper.make_node("Kernel", [], [f"o{i}"], name=name) for i, name in enumerate(kernels)]
         graph = onnx.helper.make_graph(made, "g", [], [])
-        owners = owners_of(onnx.helper.make_model(graph), names)
+        owners = owners_of(onnx.helper.make_model(graph), names).sites
         assert owners == {
             "MatMul": "MatMul",
             "MatMul_scaled": "MatMul",
@@ -175,10 +210,11 @@ class TestPrices:
             def take(self, count: int) -> list[dict[str, np.ndarray]]:
                 return data[:count]
 
-        arguments = (context, found, CodeBook(context, found), Taken(), Options())
+        arguments = (context, found, Coder(context, found), Taken(), Options())
         first = priced(*arguments, prices)  # type: ignore[arg-type]  # all that pricing asks of the data is take()
         assert set(first.sites) == {site.name for site in context.sites}
-        assert all(first.sites[name].keys() == {FLOAT, "static"} for name in found.compute)
+        assert all(first.sites[name].keys() - {APART} == {FLOAT, "static"} for name in found.compute)
+        assert {name for name in first.sites if APART in first.sites[name]} == {"s_node", "p_node", "f_node"}
         assert 0 < sum(times[FLOAT] for times in first.sites.values()) <= first.total * 1.01
         prices.save()
 
@@ -207,6 +243,27 @@ class TestPrices:
         )
         one, two = (found.sites[name][FLOAT] for name in ("m_node", "y_node"))
         assert one == two > 0
+
+    def test_a_profile_is_reduced_to_what_was_measured_without_it(self) -> None:
+        kernels = {("a", "Conv"): (30e-6, 1.0), ("b", "Add"): (4e-6, 1.0), ("loop", "Mul"): (8e-6, 2.0)}
+        found = corrected(kernels, 34e-6)  # 8 microseconds over, in four calls
+        assert {key: seconds for key, (seconds, _) in found.items()} == pytest.approx(
+            {("a", "Conv"): 28e-6, ("b", "Add"): 2e-6, ("loop", "Mul"): 4e-6}
+        )
+        for total in (5e-6, 20e-6, 42e-6, 100e-6):  # also on a machine that was busy meanwhile
+            assert sum(seconds for seconds, _ in corrected(kernels, total).values()) == pytest.approx(total)
+
+    def test_crossings_lie_on_a_line(self) -> None:
+        shapes = {"x": (1, 10, 10), "x/y": (1, 1000), "z": ()}
+        crossings = {("static", "x_q"): 3e-6, ("static", "x/y_dq"): 12e-6, ("static", "unknown"): 1.0}
+        assert crossing_line(crossings, shapes) == pytest.approx((1e-8, 2e-6))
+        per_element, per_crossing = crossing_line({("static", "x_q"): 9e-6, ("static", "x/y_q"): 1e-6}, shapes) or (
+            -1,
+            -1,
+        )
+        assert per_element >= 0
+        assert per_crossing > 0
+        assert crossing_line({("static", "unknown"): 1.0}, shapes) is None
 
     def test_what_a_price_depends_on(self) -> None:
         context, _ = proposed(convolutions(), samples(1, x=SHAPE), QuantizeStatic())
