@@ -1,0 +1,223 @@
+"""A model's channels, ready to be cut to any size. In: a model and data. Out: smaller models, refitted.
+
+Everything is measured once on the uncut model; every cut starts from it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxc.coupling.consumers import WIDEST, Consumer, consumers, observed_moments
+from onnxc.coupling.cutting import Cut, apply, tied, untied
+from onnxc.coupling.graph import Coupling, Group, Reader
+from onnxc.coupling.operators import RULES
+from onnxc.coupling.refit import refit
+from onnxc.coupling.selection import (
+    Damage,
+    Sizes,
+    by_norm,
+    by_variance,
+    problem,
+    second_order,
+    steps,
+)
+from onnxc.coupling.tracing import traced
+from onnxc.data import Calibration, Sample
+from onnxc.errors import DataError, ModelError
+from onnxc.model import Constant, Model
+from onnxc.session import Options, Session
+
+Importance = Literal["obs", "variance", "norm"]
+MOMENT_BYTES = 512 << 20  # of all second moments held at a time
+MOST_SAMPLES = 256
+SHOWN = 4  # places named per reason
+
+
+@dataclass
+class Channels:
+    """The groups of one model that may be cut.
+
+    Attributes:
+        model: a copy of the original in which vectors are not shared.
+        groups: what may be cut; refused: what may not, with the reason as their ``pinned``.
+        sizes: parameters and multiply-adds for any cut.
+    """
+
+    model: Model
+    coupling: Coupling
+    groups: list[Group]
+    refused: list[Group]
+    sizes: Sizes
+    samples: Calibration
+    options: Options
+    names: Mapping[str, str]
+    rounding: int
+    damages: list[Damage] = field(default_factory=list)
+    seen: list[Sample] = field(default_factory=list)
+
+    @classmethod
+    def of(
+        cls, original: Model, samples: Calibration, options: Options, rounding: int, kinds: Iterable[str]
+    ) -> Channels:
+        """Follow the channels of ``original``; only groups of ``kinds`` may be cut.
+
+        Raises:
+            ModelError, DataError: the model does not run on its samples.
+        """
+        model = original.copy()
+        names = untied(model)
+        sample = samples.take(1)[0]
+        coupling = Coupling(model, traced(model, sample, options), RULES)
+        allowed = {"channels", "hidden", *kinds}
+        groups: list[Group] = []
+        refused: list[Group] = []
+        for group in coupling.groups():
+            if not group.pinned and group.kind not in allowed:
+                group.pinned = f"{group.kind} were not asked for"
+            if not group.pinned and len(steps(group, rounding)) < 2:
+                group.pinned = f"they are {group.units * group.width}, too few to cut"
+            (refused if group.pinned else groups).append(group)
+        made = cls(model, coupling, groups, refused, Sizes.of(coupling, groups), samples, options, names, rounding)
+        made.check(sample)
+        return made
+
+    def check(self, sample: Sample) -> None:
+        """Cut every group as far as it goes and run that; groups with which it does not run are refused."""
+        everything = {number: int(steps(group, self.rounding)[-1]) for number, group in enumerate(self.groups)}
+        if self.failure(everything, sample) is None:
+            return
+        bad = {number: found for number, units in everything.items()
+               if (found := self.failure({number: units}, sample)) is not None}  # fmt: skip
+        left = {number: units for number, units in everything.items() if number not in bad}
+        while left and (found := self.failure(left, sample)) is not None:
+            bad[last := max(left)] = found
+            del left[last]
+        for number, found in bad.items():
+            self.groups[number].pinned = f"the smaller model does not run: {found}"
+            self.refused.append(self.groups[number])
+        self.groups = [group for number, group in enumerate(self.groups) if number not in bad]
+        self.sizes = Sizes.of(self.coupling, self.groups)
+
+    def failure(self, removed: Mapping[int, int], sample: Sample) -> str | None:
+        """Why the model with the first units of groups cut does not do what it should; None if it does."""
+        stays = []
+        for number, units in removed.items():
+            stay = np.ones(self.groups[number].units, np.bool_)
+            stay[:units] = False
+            stays.append((self.groups[number], stay))
+        try:
+            smaller = self.model.copy()
+            apply(Cut.of(self.coupling, stays), smaller)
+            found = Session(smaller, self.options).run(sample)
+        except (ModelError, DataError) as error:
+            return str(error)
+        for tensor in self.model.graph.outputs:
+            wanted = self.coupling.shapes.get(tensor.name)
+            if wanted is not None and tuple(np.shape(found[tensor.name])) != wanted:
+                return f"output '{tensor.name}' has another shape"
+        return None
+
+    def measure(self, importance: Importance) -> None:
+        """Order the units of every group, by what is known."""
+        weights: dict[str, NDArray[np.generic]] = {
+            tensor.name: tensor.values
+            for node in self.model.graph.nodes
+            for tensor in node.inputs
+            if isinstance(tensor, Constant) and tensor.dtype is not None and np.dtype(tensor.dtype).kind == "f"
+        }
+        self.damages = [by_norm(group, self.coupling, weights) for group in self.groups]
+        if importance == "norm" or self.samples.generated:
+            return
+        self.seen = list(self.samples.take(min(len(self.samples), MOST_SAMPLES)))
+        found = {consumer.reader: consumer for consumer in consumers(self.model, self.readers(range(len(self.groups))))}
+        wanted = {
+            number: [found[r] for r in group.readers if r in found and found[r].matrix.shape[1] <= WIDEST]
+            for number, group in enumerate(self.groups)
+        }
+        for batch in self.batches(wanted):
+            union = list(dict.fromkeys(consumer for number in batch for consumer in wanted[number]))
+            moments = observed_moments(self.model, union, self.seen, len(self.seen), self.options)
+            for number in batch:
+                group, mine = self.groups[number], wanted[number]
+                if importance == "variance":
+                    self.damages[number] = by_variance(group, [(each, moments[each.reader]) for each in mine])
+                else:
+                    problems = [problem(group, each, moments[each.reader]) for each in mine]
+                    self.damages[number] = second_order(group, problems, int(steps(group, self.rounding)[-1]))
+
+    def batches(self, wanted: Mapping[int, Sequence[Consumer]]) -> list[list[int]]:
+        """Groups whose moments are held together; those without a consumer that can be solved are left out."""
+        found: list[list[int]] = [[]]
+        used = 0
+        for number, mine in wanted.items():
+            if not mine:
+                continue
+            size = sum(8 * each.matrix.shape[0] * (each.matrix.shape[1] + 1) ** 2 for each in mine)
+            if found[-1] and used + size > MOMENT_BYTES:
+                found.append([])
+                used = 0
+            found[-1].append(number)
+            used += size
+        return [batch for batch in found if batch]
+
+    def readers(self, numbers: Iterable[int]) -> list[Reader]:
+        """The readers of some groups."""
+        return list(dict.fromkeys(reader for number in numbers for reader in self.groups[number].readers))
+
+    def count_macs(self, removed: Mapping[int, int]) -> float:
+        """Multiply-adds of one run with so many units of every group removed."""
+        return self.sizes.count(self.sizes.macs, removed)
+
+    def count_parameters(self, removed: Mapping[int, int]) -> float:
+        """Parameters with so many units of every group removed."""
+        return self.sizes.count(self.sizes.parameters, removed)
+
+    def cut(self, removed: Mapping[int, int], *, again: bool = True) -> tuple[Model, int]:
+        """The model with so many units of every group removed, and how many of its weights were refitted."""
+        stays = []
+        for number, units in removed.items():
+            stay = np.ones(self.groups[number].units, np.bool_)
+            stay[self.damages[number].order[:units]] = False
+            stays.append((self.groups[number], stay))
+        cut = Cut.of(self.coupling, stays)
+        smaller = self.model.copy()
+        apply(cut, smaller)
+        fitted = 0
+        if again and self.seen:
+            readers = self.readers(number for number, units in removed.items() if units)
+            kept = {reader: left for reader in readers if (left := self.outputs(cut, reader)) is not None}
+            fitted = refit(self.model, smaller, readers, kept, self.seen, len(self.seen), self.options)
+        tied(smaller, self.names)
+        return smaller, fitted
+
+    def outputs(self, cut: Cut, reader: Reader) -> NDArray[np.int64] | None:
+        """Which outputs of a reader's weight are left, of one group of inputs; None if all."""
+        node = next(node for node in self.model.graph.nodes if node.name == reader.node)
+        shape = self.coupling.shapes[reader.weight]
+        axis = {"Conv": 0, "Gemm": 0 if node.attrs.get("transB", 0) else 1}.get(node.op, 1)
+        kept = cut.kept.get((reader.weight, axis))
+        if kept is None:
+            return None
+        if node.op == "Conv":
+            return kept[kept < shape[0] // int(node.attrs.get("group", 1))]
+        if len(shape) == 3 and reader.role != "hidden":
+            return np.concatenate([direction * shape[1] + kept for direction in range(shape[0])])
+        return kept
+
+    def notes(self) -> tuple[str, ...]:
+        """What may not be cut, by reason, with real names."""
+        reasons: dict[str, list[str]] = {}
+        for group in self.refused:
+            reasons.setdefault(group.pinned, []).append(group.name)
+        told = []
+        for reason, places in reasons.items():
+            unique = list(Counter(places))
+            more = f" and {len(unique) - SHOWN} more" if len(unique) > SHOWN else ""
+            told.append(f"channels of {', '.join(unique[:SHOWN])}{more} stay: {reason}")
+        return tuple(told)

@@ -1,0 +1,100 @@
+"""Whole channels and attention heads are cut, and the layers after them refitted: a smaller dense model.
+
+    x ── Conv [64, 32, 3, 3] ── Relu ── Conv [64, 64, 3, 3] ──
+    becomes   x ── Conv [32, 32, 3, 3] ── Relu ── Conv [64, 32, 3, 3], solved anew ──
+
+In: a model and calibration data. Out: levels of 10, 20, 30 ... % fewer multiply-adds, or the one that was asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from onnxc.coupling.pruning import Channels, Importance
+from onnxc.coupling.selection import allocate, evenly, uniform
+from onnxc.errors import RecipeError
+from onnxc.rewrite import Context, Level, StructuralPass
+
+LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+
+
+@dataclass(frozen=True)
+class PruneChannels(StructuralPass):
+    """1. Channels, hidden units and heads that must go together are one unit (onnxc/coupling): through residual sums,
+       concatenations, reshapes, attention. Sizes that stay are multiples of 16 in wide layers, at least 4.
+    2. ``macs`` or ``parameters``, with data: every group loses so many units that the whole saves that fraction at the
+       least error of the layers behind; the units of a group by ``importance``. Without data: the same fraction
+       of every group, by the norm of the weights.
+    3. ``fraction``: that part of every group.
+    4. The weights behind a cut are refitted by least squares, in order, on what the smaller model really feeds them.
+    5. It does not act on channels that are inputs or outputs of the model or behind an operator that it cannot follow;
+       the notes name them.
+
+    Attributes:
+        fraction, macs, parameters: how much to cut; one of them.
+        importance: "obs" the error after a refit, "variance" of activations, or "norm" of weights.
+        rounding: sizes that stay are multiples of at most this.
+        heads, residual: whether attention heads, and the width of residual streams, are cut too.
+        refit: whether the layers behind are solved anew.
+    """
+
+    name: ClassVar[str] = "prune-channels"
+    fraction: float = 0.0
+    macs: float = 0.0
+    parameters: float = 0.0
+    importance: Importance = "obs"
+    rounding: int = 16
+    heads: bool = True
+    residual: bool = True
+    refit: bool = True
+
+    def levels(self, context: Context) -> Iterator[Level]:
+        """Levels by multiply-adds, each cut from the whole model; told, the one that was asked for."""
+        asked = {"fraction": self.fraction, "macs": self.macs, "parameters": self.parameters}
+        wanted = {word: value for word, value in asked.items() if value}
+        if context.told and len(wanted) != 1:
+            raise RecipeError(f"{self.name} needs one of fraction, macs and parameters, as {self.name}:macs=0.3")
+        if any(not 0 < value < 1 for value in wanted.values()) or self.rounding < 1:
+            raise RecipeError(f"{self.name}: fraction, macs and parameters lie between 0 and 1, rounding is at least 1")
+        assert context.samples is not None
+        kinds = [kind for kind, allowed in (("heads", self.heads), ("residual", self.residual)) if allowed]
+        channels = Channels.of(context.model, context.samples, context.options, self.rounding, kinds)
+        if not channels.groups:
+            return
+        channels.measure(self.importance)
+        done: Mapping[int, int] = {}
+        for word, value in wanted.items() if context.told else [("macs", level) for level in LEVELS]:
+            removed = self.removed(channels, word, value)
+            if not any(removed.values()) or removed == done:
+                continue
+            done = removed
+            yield self.level(channels, removed, wanted if context.told else {"macs": value})
+
+    def removed(self, channels: Channels, word: str, value: float) -> dict[int, int]:
+        """Units to remove of every group."""
+        if word == "fraction":
+            return uniform(channels.groups, value, self.rounding)
+        count = channels.count_macs if word == "macs" else channels.count_parameters
+        if any(damage.measured for damage in channels.damages):
+            return allocate(channels.groups, channels.damages, count, value, self.rounding)
+        return evenly(channels.groups, count, value, self.rounding)
+
+    def level(self, channels: Channels, removed: Mapping[int, int], wanted: Mapping[str, float]) -> Level:
+        """The smaller model, and what is said of it."""
+        model, fitted = channels.cut(removed, again=self.refit)
+        macs = 1 - channels.count_macs(removed) / max(channels.count_macs({}), 1.0)
+        parameters = 1 - channels.count_parameters(removed) / max(channels.count_parameters({}), 1.0)
+        count = sum(1 for units in removed.values() if units)
+        notes = list(channels.notes())
+        if channels.samples.generated:
+            notes.insert(0, "without calibration data channels go by the norm of their weights and nothing is refitted")
+        for word, value in wanted.items():
+            reached = macs if word == "macs" else parameters if word == "parameters" else 1.0
+            if reached < value - 1e-6:
+                notes.insert(0, f"{word}={value:g} cannot be reached: {reached:.1%} is the most that can be cut")
+        text = (
+            f"{macs:.1%} of the multiply-adds and {parameters:.1%} of the parameters cut in {count} groups of channels"
+        )
+        return Level(model, f"{text}, {fitted} weights refitted", tuple(notes))
