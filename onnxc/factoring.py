@@ -1,8 +1,8 @@
 """From weights to factors: which ranks, in which order, refitted to what. In: units and a goal. Out: smaller models.
 
-A *unit* is what is decided together: a weight, or several that read one input. It is surveyed once (its damage at every
-rank, on what it meets in the original model) and then asked for *jobs*, whatever the goal. Jobs are done in the order of
-the graph: each is solved on what the model factored so far really gives it, against the original's outputs.
+A *unit* is what is decided together: a weight, or several that read one input. It is surveyed once (its damage at
+every rank, on what it meets in the original model) and then asked for *jobs*, whatever the goal. Jobs are done in the
+order of the graph: each is solved on what the model factored so far really gives it, against the original's outputs.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def rank_of(curve: Curve, depth: int, width: int, goal: Goal, *, speed: float, s
         return goal.rank if goal.rank <= full else f"rank {goal.rank} is above its full rank {full}"
     if goal.parameters:
         rank = min(break_even(depth, width, goal.parameters), full)
-        return rank if rank else f"{goal.parameters:.0%} of its numbers are less than rank 1"
+        return rank or f"{goal.parameters:.0%} of its numbers are less than rank 1"
     most = min(break_even(depth, width, speed if goal.automatic else 1 - 1e-6), full)
     rank = curve.rank_for(goal.damage)
     if not most:

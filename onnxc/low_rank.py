@@ -1,9 +1,9 @@
 """Matrices of low rank, judged on the inputs that they meet. In: W and H = E[x xT]. Out: damage(rank), and pairs U V.
 
-The pair of rank r with the least output error E|x W - x U V|^2 is the truncated SVD of H^(1/2) W (Wang et al., "SVD-LLM:
-Truncation-aware Singular Value Decomposition", 2024, with L of H = L LT for the square root): all ranks come from one
-decomposition. Where the inputs have changed since, W is first replaced by the least-squares solution on the new ones;
-its truncation is then the best pair there is (reduced-rank regression, Izenman 1975).
+The pair of rank r with the least output error E|x W - x U V|^2 is the truncated SVD of H^(1/2) W (Wang et al.,
+"SVD-LLM: Truncation-aware Singular Value Decomposition", 2024, with L of H = L LT for the square root): all ranks come
+from one decomposition. Where the inputs have changed since, W is first replaced by the least-squares solution on the
+new ones; its truncation is then the best pair there is (reduced-rank regression, Izenman 1975).
 
 Everything comes in groups: W [G, K, N] and H [G, K, K], G = 1 but for grouped convolutions and stacked matrices.
 """
@@ -160,8 +160,8 @@ def orthonormal_range(matrix: NDArray[np.float32], rank: int, seed: int = 0) -> 
 
 
 def decompose_rows(table: Array, counts: Array, moment: Array | None = None) -> Decomposition:
-    """A table [V, D] whose rows are read ``counts`` [V] times, and which may also be a head: E[x xT] = ``moment`` [D, D]
-    of what is multiplied with its rows.
+    """A table [V, D] whose rows are read ``counts`` [V] times, and which may also be a head: ``moment`` [D, D] is
+    E[x xT] of what is multiplied with its rows.
 
     The two wishes are met together by decomposing diag(counts)^(1/2) T H^(1/2); a row that was never seen counts as a
     tenth of a mean one.
@@ -208,7 +208,7 @@ def solved(lower: Array, basis: Array) -> Array:
 
 def output_energy(weight: Array, moment: Array) -> Array:
     """[G], tr(WT H W): E|y|^2 of each group."""
-    return np.asarray(np.einsum("gkn,gkn->g", weight, moment @ weight))
+    return np.asarray((weight * (moment @ weight)).sum((1, 2)))
 
 
 def break_even(depth: int, width: int, share: float = 1.0) -> int:

@@ -129,14 +129,12 @@ def decomposed(matrix: Matrix, stats: Stats, most: int = 0, damage: float = 0.0)
     """
     weight = matrix.values()
     if "rows" in matrix.forms:
-        counts = sum(
-            (stats[r.key].counts for r in matrix.readings if r.key in stats and stats[r.key].counts is not None),
-            np.zeros(matrix.weight.shape[0]),
-        )
+        counts = np.zeros(matrix.weight.shape[0])
+        for reading in matrix.readings:
+            seen_rows = stats[reading.key].counts if reading.key in stats else None
+            counts += 0 if seen_rows is None else seen_rows
         head = met([r.reading for r in matrix.readers if r.form == "transposed" and r.reading], stats)
-        return low_rank.decompose_rows(
-            weight[0], np.asarray(counts), None if head is None else regularized(head.moment)[0]
-        )
+        return low_rank.decompose_rows(weight[0], counts, None if head is None else regularized(head.moment)[0])
     form = matrix.readers[0].form  # of several readers that differ, those like the first one count
     seen = met([r.reading for r in matrix.readers if r.form == form and r.reading], stats)
     if form == "right":
@@ -278,8 +276,8 @@ class MatrixJob(Job):
             for reader in matrix.readers:
                 node, graph = places[reader.node]
                 if reader.bias is not None and centered(matrix) and (seen := met(matrix.readings, stats)) is not None:
-                    was = np.einsum("gk,gkn->n", seen.reference, matrix.values())
-                    shift(model, node, reader.bias, was - np.einsum("gk,gkr,grn->n", seen.mean, left, own))
+                    was = seen.reference[0] @ matrix.values()[0]
+                    shift(model, node, reader.bias, was - seen.mean[0] @ left[0] @ own[0])
                 write(model, graph, node, reader, first, second, shared, transposes)
 
 
@@ -444,12 +442,13 @@ def linear_reader(
 
 
 def own_bias(site: Site | None, context: Context) -> str | None:
-    """The name of a constant bias [N] that only this linear adds, and that takes part in the result."""
+    """The name of a constant bias [N] that only this linear or convolution adds, and that counts in the result."""
     if site is None or site.bias is None or len(site.bias.outputs) != 1 or site.weight is None:
         return None
-    width = site.weight.shape[0 if site.operator == "Gemm" and site.node.attrs.get("transB", 0) else -1]
+    first = site.operator == "Conv" or (site.operator == "Gemm" and site.node.attrs.get("transB", 0))
+    width = site.weight.shape[0 if first else -1]
     outputs = {id(t) for graph in context.model.graphs() for t in graph.outputs}
-    alone = prod(site.bias.shape) == width and id(site.bias) not in outputs
+    alone = prod(int(size or 0) for size in site.bias.shape or ()) == width and id(site.bias) not in outputs
     return str(site.bias.name) if alone and site.node.attrs.get("beta", 1.0) else None
 
 

@@ -1,7 +1,7 @@
 """What a weight meets while its model is being compressed, stage by stage. In: models, samples. Out: moments.
 
-The samples go through a model once, in stages: each stage runs only the nodes between the tensors asked for and those of
-the stage before, whose values wait (in memory up to a limit, then in files). So a model may be rewritten behind the
+The samples go through a model once, in stages: each stage runs only the nodes between the tensors asked for and those
+of the stage before, whose values wait (in memory up to a limit, then in files). So a model may be rewritten behind the
 stage that was read last, and the next stage sees what the rewritten part really produces, at the cost of one run over
 the data in all.
 """
@@ -189,8 +189,10 @@ class Walk:
             entry = Variable(name, value.dtype, [None] * value.ndim)
             copy.redirect(tensors[name], entry)
             copy.graph.inputs.append(entry)
-        for item in (*copy.graph.nodes, *copy.graph.weights):
-            item.kept = False
+        for node in copy.graph.nodes:
+            node.kept = False
+        for weight in copy.graph.weights:
+            weight.kept = False
         copy.tidy()
         read = {id(t) for graph in copy.graphs() for node in graph.nodes for t in node.inputs}
         read |= {id(t) for t in copy.graph.outputs}
