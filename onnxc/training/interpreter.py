@@ -13,7 +13,7 @@ import torch
 from onnxc.errors import ModelError
 from onnxc.file import editing
 from onnxc.file.shell import is_constant
-from onnxc.model import Constant, Graph, Model, Node, Tensor
+from onnxc.model import Graph, Model, Node, Tensor
 from onnxc.training.operators import OPERATORS
 from onnxc.training.operators.table import Call, Value, from_numpy
 
@@ -41,7 +41,8 @@ class Program:
 
     Args:
         model: is read, never changed.
-        trainable: initializers whose values are given at every call; all others are fixed.
+        trainable: tensors whose values are given at every call; all other constants are fixed. A variable among them
+            takes the place of what its node would make.
         outputs: names of the outputs to compute; all of them by default. What they do not need is left out.
         device: where everything is computed.
 
@@ -53,7 +54,7 @@ class Program:
         self,
         model: Model,
         *,
-        trainable: Collection[Constant] = (),
+        trainable: Collection[Tensor] = (),
         outputs: Sequence[str] | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
@@ -75,6 +76,8 @@ class Program:
         folded = set()
         with torch.no_grad():
             for node in self.nodes:
+                if any(each in self.trainable for each in node.outputs):
+                    continue
                 reads = [each for each in editing.reads(node) if each.name or is_constant(each)]
                 inner = {item for body in bodies(node) for item in body.tensors_inside()}
                 outside = [each for each in reads if each not in inner]
@@ -88,19 +91,19 @@ class Program:
         return frozenset(folded)
 
     def __call__(
-        self, feeds: Mapping[str, object], weights: Mapping[Constant, torch.Tensor] | None = None
+        self, feeds: Mapping[str, object], weights: Mapping[Tensor, torch.Tensor] | None = None
     ) -> dict[str, Value]:
         """Outputs by name.
 
         Args:
             feeds: arrays or tensors by input name.
-            weights: the values of the trainable initializers; those of the file where one is missing.
+            weights: the values of the trainable tensors; those of the file where one is missing.
         """
         scope = self.start(feeds, weights)
         self.run(0, len(self.nodes), scope, keep=self.outputs)
         return {each.name: self.value(each, scope) for each in self.outputs}
 
-    def start(self, feeds: Mapping[str, object], weights: Mapping[Constant, torch.Tensor] | None = None) -> Scope:
+    def start(self, feeds: Mapping[str, object], weights: Mapping[Tensor, torch.Tensor] | None = None) -> Scope:
         """The scope before the first node: inputs and weights."""
         scope: Scope = dict(weights or {})
         for tensor in self.model.graph.inputs:
@@ -126,8 +129,22 @@ class Program:
             if node not in self._folded:
                 self._run_node(node, scope)
             for tensor in last.get(index, ()):
-                if tensor not in kept and not is_constant(tensor):
+                if tensor not in kept and tensor not in self.trainable and not is_constant(tensor):
                     scope.pop(tensor, None)
+
+    def run_nodes(self, nodes: Sequence[Node], scope: Scope) -> None:
+        """Compute some nodes in order; everything stays in ``scope``."""
+        for node in nodes:
+            if node not in self._folded:
+                self._run_node(node, scope)
+
+    def from_data(self) -> set[Tensor]:
+        """The tensors of the main graph that depend on the inputs."""
+        reached: set[Tensor] = set(self.model.graph.inputs)
+        for node in self.nodes:
+            if any(each in reached for each in editing.reads(node)):
+                reached.update(node.outputs)
+        return reached
 
     def last_readers(self) -> dict[int, list[Tensor]]:
         """Index of a node -> the tensors that nobody reads after it."""
@@ -139,6 +156,12 @@ class Program:
                 if tensor not in final:
                     self._last.setdefault(index, []).append(tensor)
         return self._last
+
+    def folded(self, tensor: Tensor) -> Value:
+        """The value of a tensor that depends on fixed constants only; None when it does not."""
+        if is_constant(tensor) and tensor not in self.trainable:
+            return self.value(tensor, {})
+        return self._constants.get(tensor)
 
     def value(self, tensor: Tensor, scope: Scope) -> Value:
         """The value of a tensor in ``scope``, or of a constant.
@@ -155,6 +178,9 @@ class Program:
         return self._constants[tensor]
 
     def _run_node(self, node: Node, scope: Scope) -> None:
+        if node.outputs and node.outputs[0] in self.trainable and node.outputs[0] in scope:
+            return
+
         def body(graph: Graph, values: Sequence[Value]) -> list[Value]:
             inner = _Layer(scope)
             inner.update(zip(graph.inputs, values, strict=True))

@@ -138,9 +138,24 @@ def ints(value: Any) -> list[int]:
     return [int(each) for each in (value if isinstance(value, list | tuple) else [value])]
 
 
+class _Straight(torch.autograd.Function):  # type: ignore[misc]  # torch is an extra and has no types here
+    """Gives the first argument and passes the gradient to the second."""
+
+    @staticmethod
+    def forward(context: Any, rounded: torch.Tensor, exact: torch.Tensor) -> torch.Tensor:
+        return rounded
+
+    @staticmethod
+    def backward(context: Any, gradient: torch.Tensor) -> tuple[None, torch.Tensor]:  # type: ignore[override]
+        return None, gradient
+
+
 def straight(rounded: torch.Tensor, exact: torch.Tensor) -> torch.Tensor:
     """``rounded`` with the gradient of ``exact``: the straight-through estimator (Bengio et al., 2013)."""
-    return exact + (rounded - exact).detach() if exact.requires_grad else rounded
+    if not exact.requires_grad:
+        return rounded
+    made: torch.Tensor = _Straight.apply(rounded.detach(), exact)
+    return made
 
 
 def is_float(value: torch.Tensor) -> bool:

@@ -1,0 +1,328 @@
+"""A student learns from a teacher. In: two models and samples. Out: the student with other weights, never a worse one.
+
+samples ──ONNX Runtime── teacher's outputs, once
+samples ──interpreter─── student's outputs ── loss ── gradients ── latents        block by block, then as a whole
+latents ──────────────── the file's initializers ──ONNX Runtime── is it better?   else the student as it was
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from time import monotonic
+
+import numpy as np
+import torch
+
+from onnxc.data import Sample
+from onnxc.errors import DataError, ModelError
+from onnxc.model import Model
+from onnxc.session import Options, Session
+from onnxc.training import blocks as cut
+from onnxc.training.interpreter import Program
+from onnxc.training.losses import Loss
+from onnxc.training.operators.table import from_numpy
+from onnxc.training.parity import check_parity
+from onnxc.training.samples import Shelf, batches, joined, plain, split
+from onnxc.training.tuning import Diary, Say, Settings, device, orderly, tune
+from onnxc.training.weights import Latent, latents, tensors_of, values_of, write
+
+BLOCK_SHARE = 0.4  # of the time, for the blocks
+BLOCK_STEPS = 300
+BLOCK_SAMPLES = 256  # at most, to learn from in the blocks
+ALIKE = 1e-2  # squared error over power up to which joined samples give what single ones give
+
+
+@dataclass
+class Trained:
+    """What came out.
+
+    Attributes:
+        model: the better one of the student before and after, as ONNX Runtime computes them.
+        improved: whether that is the one after.
+        before, after: loss on the samples held back, in ONNX Runtime.
+        steps: of the end-to-end training. seconds: all of it. parity: of the interpreter, in dB.
+        notes: sentences for a report.
+    """
+
+    model: Model
+    improved: bool
+    before: float
+    after: float
+    steps: int
+    seconds: float
+    parity: float
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Lesson:
+    """Samples with the teacher's answers.
+
+    Attributes:
+        rows: the student's inputs. answers: the teacher's outputs. labels: class numbers, where the data has them.
+        learning, held: numbers of the samples to learn from and to judge by.
+    """
+
+    rows: Shelf
+    answers: Shelf
+    labels: list[int] | None
+    learning: list[int]
+    held: list[int]
+    digest: str
+
+    @classmethod
+    def given(
+        cls,
+        teacher: Session,
+        student: Session,
+        samples: Iterable[Sample],
+        outputs: Sequence[str],
+        seed: int,
+        labels: list[int] | None = None,
+    ) -> Lesson:
+        """Run the teacher over ``samples``, once.
+
+        Raises:
+            DataError: the inputs of the two models have nothing in common, or there are fewer than two samples.
+        """
+        theirs, mine = ([each.name for each in session.inputs] for session in (teacher, student))
+        optional = [each.name for session in (teacher, student) for each in session.optional]
+        renamed: Mapping[str, str] = {}
+        if set(theirs) != set(mine):
+            if set(theirs) & set(mine) or len(theirs) != len(mine):
+                names = ", ".join(theirs), ", ".join(mine)
+                raise DataError(f"the inputs of the teacher ({names[0]}) and of the student ({names[1]}) do not match")
+            renamed = dict(zip(theirs, mine, strict=True))
+        rows, answers, digest = Shelf(), Shelf(), hashlib.sha256()
+        for sample in samples:
+            row = plain(sample, [*theirs, *optional])
+            for name, array in sorted(row.items()):
+                digest.update(f"{name}{array.shape}{array.dtype}".encode() + np.ascontiguousarray(array).tobytes())
+            rows.append({renamed.get(name, name): array for name, array in row.items()})
+            answers.append(teacher.run(row, list(outputs)))
+        if len(rows) < 2:
+            raise DataError("training needs two samples at least, one to learn from and one to judge by")
+        return cls(rows, answers, labels, *split(len(rows), seed), digest.hexdigest())
+
+    def wanted(self, numbers: Sequence[int]) -> dict[str, torch.Tensor]:
+        """The teacher's answers to a batch."""
+        return joined(self.answers[number] for number in numbers)
+
+    def label(self, numbers: Sequence[int]) -> torch.Tensor | None:
+        """The classes of a batch."""
+        if self.labels is None:
+            return None
+        rows = [int(next(iter(self.answers[number].values())).shape[0]) for number in numbers]
+        if any(row != 1 for row in rows):
+            raise DataError("hard labels need samples of one item each")
+        return torch.tensor([self.labels[number] for number in numbers])
+
+
+class Trainer:
+    """One student, one teacher.
+
+    Args:
+        teacher: what is learned from. student: is copied.
+        lesson: the samples. loss: the number to make smaller.
+        original: whose weights tell how codes were rounded; the teacher by default.
+
+    Raises:
+        ModelError: an operator cannot be trained through, nothing can be learned, or the interpreter disagrees with
+            ONNX Runtime.
+    """
+
+    def __init__(
+        self,
+        teacher: Model,
+        student: Model,
+        lesson: Lesson,
+        loss: Loss,
+        settings: Settings,
+        options: Options,
+        say: Say = lambda message: None,
+    ) -> None:
+        self.teacher, self.start, self.student = teacher, student, student.copy()
+        self.lesson, self.loss, self.settings, self.options, self.say = lesson, loss, settings, options, say
+        self.device = device()
+        names = [each.name for each in loss.outputs]
+        self.latents: list[Latent] = latents(self.student, teacher, self.device)
+        self.program = Program(self.student, trainable=tensors_of(self.latents), outputs=names, device=self.device)
+        reached = {tensor for node in self.program.nodes for tensor in (*cut.editing.reads(node), *node.outputs)}
+        self.latents = [each for each in self.latents if any(tensor in reached for tensor in each.tensors)]
+        if not self.latents:
+            raise ModelError("the model has no weight that can be learned")
+        probe = lesson.rows[lesson.learning[0]]
+        with torch.no_grad():
+            self.parity = check_parity(self.program, student, [probe], options)
+        self.joinable = self._joinable()
+        self.diary = Diary()
+
+    def _joinable(self) -> bool:
+        """Whether samples joined along their first axis give what they give one by one."""
+        rows = self.lesson.rows
+        pair = next((each for each in batches(rows, self.lesson.learning, 2) if len(each) == 2), None)
+        if pair is None or any(not array.shape for array in rows[pair[0]].values()):
+            return False
+        values = values_of(self.latents)
+        try:
+            with torch.no_grad():
+                both = self.program(joined(rows[number] for number in pair), values)
+                single = [self.program(rows[number], values) for number in pair]
+        except (ModelError, RuntimeError):
+            return False
+        for name, value in both.items():
+            apart = [each[name] for each in single]
+            if any(not each.ndim for each in apart) or torch.cat(apart).shape != value.shape:
+                return False
+            error = (torch.cat(apart).double() - value.double()).square().sum()
+            if not bool(error <= ALIKE * value.double().square().sum() + 1e-12):
+                return False
+        return True
+
+    @property
+    def size(self) -> int:
+        """Samples in a batch."""
+        if not self.joinable:
+            return 1
+        return max(1, min(self.settings.batch, len(self.lesson.learning) // 8))
+
+    def order(self, epoch: int) -> list[list[int]]:
+        """The batches of an epoch, another order in each."""
+        random = np.random.default_rng([self.settings.seed, epoch])
+        numbers = [self.lesson.learning[int(each)] for each in random.permutation(len(self.lesson.learning))]
+        made = batches(self.lesson.rows, numbers, self.size)
+        return [made[int(each)] for each in random.permutation(len(made))]
+
+    def batch_loss(self, numbers: Sequence[int]) -> torch.Tensor:
+        """The loss of the student as it is now."""
+        values = values_of(self.latents)
+        got = self.program(joined(self.lesson.rows[number] for number in numbers), values)
+        return self.loss(got, self.lesson.wanted(numbers), self.lesson.label(numbers))
+
+    def held_back(self) -> float:
+        """The loss on the samples held back."""
+        groups = batches(self.lesson.rows, self.lesson.held, self.size)
+        total = sum(float(self.batch_loss(group)) * len(group) for group in groups)
+        return total / len(self.lesson.held)
+
+    def judged(self, model: Model) -> float:
+        """The loss of a model on the samples held back, in ONNX Runtime, sample by sample."""
+        session, total = Session(model, self.options), 0.0
+        names = [each.name for each in self.loss.outputs]
+        for number in self.lesson.held:
+            answers = session.run(self.lesson.rows[number], names)
+            got = {name: from_numpy(answers[name]) for name in names}
+            with torch.no_grad():
+                total += float(self.loss(got, self.lesson.wanted([number]), self.lesson.label([number])))
+        return total / len(self.lesson.held)
+
+    def run(self, *, blockwise: bool) -> Trained:
+        """Train, write back, and hold the result against the start."""
+        started, settings, notes = monotonic(), self.settings, list[str]()
+        with orderly(settings.seed, settings.threads):
+            self._open_diary(blockwise)
+            before = self.judged(self.start)
+            seconds = settings.minutes * 60
+            if blockwise:
+                notes += self.by_blocks(seconds * BLOCK_SHARE)
+            left = max(seconds - (monotonic() - started), 1.0)
+            outcome = tune(
+                self.latents,
+                self.batch_loss,
+                self.order,
+                self.held_back,
+                settings,
+                steps=settings.steps,
+                seconds=left,
+                label="training",
+                diary=self.diary,
+                say=self.say,
+            )
+            write(self.latents)
+            after = self.judged(self.student)
+            self.diary.done()
+        improved = after < before
+        notes.append(f"{outcome.steps} steps, {outcome.ended}; loss on held-back samples {before:.4g} -> {after:.4g}")
+        if not improved:
+            notes.append("training made it no better: the model stays as it was")
+        model = self.student if improved else self.start
+        spent = monotonic() - started
+        return Trained(model, improved, before, min(before, after), outcome.steps, spent, self.parity, notes)
+
+    def _open_diary(self, blockwise: bool) -> None:
+        folder = self.settings.work
+        if folder is None:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        key = hashlib.sha256(self.start.serialized() + self.lesson.digest.encode())
+        key.update(repr((replace(self.settings, work=None), self.loss, blockwise)).encode())
+        self.diary = Diary(folder / f"training-{key.hexdigest()[:12]}.pt", key.hexdigest())
+        self.diary.open()
+
+    def by_blocks(self, seconds: float) -> list[str]:
+        """Every block learns to give what the teacher gives at its end; what it did, in sentences."""
+        lesson, end = self.lesson, monotonic() + seconds
+        some = lesson.learning[:BLOCK_SAMPLES], lesson.held[: BLOCK_SAMPLES // 4]
+        groups = [group for numbers in some for group in batches(lesson.rows, numbers, self.size)]
+        learning = set(lesson.learning)
+        train = [place for place, group in enumerate(groups) if group[0] in learning]
+        held = [place for place in range(len(groups)) if place not in set(train)]
+        try:
+            first = joined(lesson.rows[number] for number in groups[0])
+            names = [each.teacher for each in self.loss.outputs]
+            theirs = cut.shapes_of(self.teacher, names, first)
+            found = cut.blocks(self.program, self.latents, first, theirs)
+            if not found:
+                return ["the graph cannot be cut into blocks"]
+            session = cut.witness(self.teacher, sorted({n for b in found for n in b.targets.values()}), self.options)
+        except ModelError as error:
+            return [f"no training block by block: {error}"]
+        states = Shelf()
+        for group in groups:
+            row = joined(lesson.rows[number] for number in group)
+            states.append({str(p): row[t.name].numpy() for p, t in enumerate(found[0].given) if t.name in row})
+        self.say("training: what the original has inside")
+        wanted = Shelf()
+        for group in groups:
+            row = {k: v.numpy() for k, v in joined(lesson.rows[number] for number in group).items()}
+            wanted.append(session.run(row, sorted({n for block in found for n in block.targets.values()})))
+        gains = []
+        for place, block in enumerate(found):
+            others = [each for each in self.latents if each not in set(block.latents)]
+            with torch.no_grad():
+                rest = values_of(others)
+
+            def loss(numbers: Sequence[int], block: cut.Block = block) -> torch.Tensor:
+                values = {**rest, **values_of(block.latents)}  # noqa: B023 - called before the next block
+                return cut.distance(self.program, block, states, wanted, numbers, values)  # noqa: B023
+
+            label = f"block {place + 1} of {len(found)}"
+            share = (end - monotonic()) / (len(found) - place)
+            if share > 0 and f"{label} done" not in self.diary.kept:
+                random = np.random.default_rng([self.settings.seed, place])
+                outcome = tune(
+                    block.latents,
+                    loss,
+                    lambda epoch, random=random: [[train[int(i)]] for i in random.permutation(len(train))],
+                    lambda loss=loss: float(loss(held)),
+                    self.settings,
+                    steps=BLOCK_STEPS,
+                    seconds=share,
+                    label=label,
+                    say=self.say,
+                )
+                gains.append((outcome.before, outcome.after))
+                self.diary.save(f"{label} done", [each.parameter for each in block.latents], force=True)
+            elif f"{label} done" in self.diary.kept:
+                for latent, value in zip(block.latents, self.diary.kept[f"{label} done"], strict=True):
+                    latent.parameter.copy_(value)
+            with torch.no_grad():
+                now = {**rest, **values_of(block.latents)}
+            states = cut.advanced(self.program, block, states, now)
+        better = [after / max(before, 1e-30) for before, after in gains]
+        if not better:
+            return [f"{len(found)} blocks, none of them trained"]
+        middle = float(np.median(better))
+        return [f"{len(found)} blocks, error at their ends {middle:.0%} of what it was (median)"]
