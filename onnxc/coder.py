@@ -94,9 +94,19 @@ class Coder:
                 self.damages[name] = estimated(
                     self.weights[name], self.values(name), self.context, self.factors, formats
                 )
-            base = max(self.damages[name][self.probed(name)], 1e-30)
-            found[name] = {mode: value / base for mode, value in self.damages[name].items()}
+            damages = {mode: self.solved_damage(name, mode, value) for mode, value in self.damages[name].items()}
+            base = max(damages[self.probed(name)], 1e-30)
+            found[name] = {mode: value / base for mode, value in damages.items()}
         return found
+
+    def solved_damage(self, name: str, mode: str, estimate: float) -> float:
+        """The damage of the codes where they are made, the estimate where they are not."""
+        for narrow in (True, False):
+            codes = self.made.get((name, mode, narrow))
+            if codes is not None and np.isfinite(codes.damage):
+                self.damages[name][mode] = codes.damage
+                return codes.damage
+        return estimate
 
     def probe(self, names: Collection[str], sites: Collection[str]) -> dict[str, Codes]:
         """The codes with which the noise of each weight is measured: as they are at run time, not packed."""

@@ -141,7 +141,8 @@ def optimize(
     delivery = gate(run.judge, trials, run.prices, stamp, say, told=any(told for _, told in run.chosen.structural))
     say("measuring the result")
     run.prices.save()
-    report = summarize(context, proposals, codes, problem, run.judge, delivery, run.notes)
+    said = delivery.trial.notes if delivery.trial is not None else ()
+    report = summarize(context, proposals, codes, problem, run.judge, delivery, [*run.notes, *said])
     report.input, report.output = (
         str(run.original.path or "model"),
         str(output) if output is not None else None,
@@ -184,7 +185,7 @@ def opened(
     else:
         samples = generate(original, session, shapes=shapes, batch=batch, seed=recipe.seed)
     say("running the original")
-    judge = Judge(original, samples, recipe.budget, options, evaluation)
+    judge = Judge(original, samples, recipe.budget, options, evaluation, finishing=chosen.finishing)
     judge.prepare(session)
     return Run(original, recipe, chosen, options, samples, judge, prices, say, [])
 
@@ -259,7 +260,10 @@ def planned(run: Run, context: Context, proposals: Proposals, codes: Coder) -> t
 
     def judged(plan: Plan) -> Trial:
         run.say(f"judging a plan with {len(plan.compute)} sites in int8 and {len(plan.coded)} weights as codes")
-        return run.judge.trial(context.model, plan, codes)
+        trial = run.judge.trial(context.model, plan, codes)
+        if problem.ratios:
+            problem.ratios = codes.noise_ratios()  # with the true damage of what was solved
+        return trial
 
     def sensitivities(first: Trial) -> None:
         run.say("measuring what each rounding does to the outputs")

@@ -130,7 +130,7 @@ def even_scale(matrix: Matrix, levels: int, importance: Matrix) -> Matrix:
         scale = np.asarray(peak * np.float32(shrink / (levels // 2)), np.float32)
         scaled = matrix / scale[:, None]
         rounded = np.clip(np.rint(scaled), grid.lowest, grid.lowest + levels - 1)
-        error = (importance[:, :, None] * ((scaled - rounded) * scale[:, None]) ** 2).sum(1)
+        error = (importance[:, :, None] * ((scaled - rounded) * np.float32(shrink)) ** 2).sum(1)
         if best is None or least is None:
             best, least = scale, error
         else:
@@ -217,7 +217,8 @@ def make_grid(
     elif chosen.block:
         scale = np.maximum(np.abs(matrix).max(1), TINY) / np.float32(levels)
     else:
-        deviation = np.sqrt((matrix**2).mean(1))
+        peak = np.maximum(np.abs(matrix).max(1), TINY)
+        deviation = peak * np.sqrt(((matrix / peak[:, None]) ** 2).mean(1))
         reach = np.quantile(np.abs(matrix) / np.maximum(deviation, TINY)[:, None], 0.9998) if matrix.size else 1.0
         scale = deviation * np.float32(max(float(reach), 1.0) / levels)
     scale = np.where(scale < np.float32(1e-30), np.float32(1.0), scale).astype(np.float32)
@@ -228,4 +229,4 @@ def make_grid(
     scaled = matrix / scale[:, None]
     if chosen.block:
         return block_grid(scaled, chosen.levels, chosen.block, importance, levels), scale
-    return codebook_grid(scaled, chosen.dimension, importance, scale**2, levels), scale
+    return codebook_grid(scaled, chosen.dimension, importance, (scale / scale.max()) ** 2, levels), scale

@@ -11,18 +11,20 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from onnxc.formats import HALF, INT8
 from onnxc.model import Model
-from onnxc.planner import Plan, Problem, plan, stored_share
+from onnxc.planner import Plan, Problem, noise_parts, plan, stored_share
 from onnxc.quality import Quality
 from onnxc.sensitivity import activation_key
 
 TRIALS = 10
 HEADROOM = 0.93  # of the allowed noise: predictions are not exact
-FARTHEST = 0.25  # of the predicted noise of a plan that failed: the next guess
 ENOUGH = 0.7  # of the allowed noise: closer to it there is little left to win
-FARTHER = 3.0  # times the predicted noise of a plan that held: the next guess
-CLOSE = 0.85  # two plans with noises so near each other: nothing between them is worth a trial
+FARTHER, FEWER, LESS = 3.0, 0.75, 0.9  # steps of the noise aimed at
+CLOSE = 0.985  # of the best plan's worth: a smaller gain is not worth another trial
+FACTORS, RECENT = 4, 0.6  # calibration: factors up to 2^4, and what a trial counts beside the one after it
 REPAIRS, LOUDEST = 24, 12
 
 
@@ -35,6 +37,7 @@ class Trial:
         quality: against the original, over all samples.
         score: of the user's metric, None without a hook.
         missed: the sentence of the floor that is missed, None when all hold.
+        notes: what finishing passes said.
     """
 
     plan: Plan
@@ -42,6 +45,7 @@ class Trial:
     quality: Quality
     score: float | None
     missed: str | None
+    notes: tuple[str, ...] = ()
 
     @property
     def noise(self) -> float:
@@ -85,7 +89,11 @@ def search(
     say(f"{first.missed or 'the outputs are right'}: looking for what hurts most")
     sensitivities(first)
     if problem.noise:
-        best = bracket(problem, judge, allowed, tried, trials, best)
+        if best is None:  # with the better ranges that were found
+            tried.append(judge(plan(problem.in_full_codes())))
+            best = tried[-1] if tried[-1].missed is None else None
+        if best is None or problem.has_small_codes:
+            best = bracket(problem, judge, allowed, tried, trials, best, known=tried[-1:])
     for last in (storage_only(problem), halves(problem), Plan()):
         if best is None:
             tried.append(judge(last))
@@ -100,45 +108,65 @@ def bracket(
     tried: list[Trial],
     trials: int,
     best: Trial | None = None,
+    known: Sequence[Trial] = (),
 ) -> Trial | None:
-    """Close in on the noisiest plan that holds every floor, between the best that did and the least noisy that did not.
+    """Close in on the noisiest plan that holds every floor.
 
-    Predicted noise orders the plans; how far it is from measured noise shows only in trials, and may differ by an
-    order of magnitude where errors meet in a recurrent network. So a guess never goes far below a failure at once.
+    Noises measured one by one do not add up exactly: errors cancel, or meet in a recurrent network. So after every
+    trial the predictions of all plans are scaled to what trials measured, activations and weights apart, and the next
+    plan is the best one whose scaled prediction is the noise aimed at.
     """
-    low, high, step = 0.0, math.inf, 0.8
-    trials = trials + len(tried) - 1
-    guess = allowed * HEADROOM if problem.has_small_codes else math.inf
+    aim, highest, trials = allowed * HEADROOM, math.inf, trials + len(tried) - 1
     seen: set[object] = {trial.plan.key for trial in tried}
-    for _ in range(4 * trials):
-        if len(tried) >= trials or (math.isfinite(high) and low > high * CLOSE):
+    held, known = 0.0, list(known)
+    for _ in range(3 * trials):
+        problem.heard = calibrated(problem, known)
+        if len(tried) >= trials or aim < allowed * 1e-6:
             break
-        candidate = under(problem, guess)
-        if candidate.key in seen or candidate.noise <= low:  # nothing new between the two
-            if low > 0 or guess < allowed * 1e-6:
+        candidate = under(problem, aim)
+        if candidate.key in seen:
+            if best is not None and held > 0:
                 break
-            guess *= 0.6
+            aim *= FEWER
             continue
         seen.add(candidate.key)
         trial = judge(candidate)
         tried.append(trial)
+        known.append(trial)
         if trial.missed is None:
+            gained = best is None or worth(problem, trial.plan) < worth(problem, best.plan) * CLOSE
             if best is None or worth(problem, trial.plan) < worth(problem, best.plan):
                 best = trial
-            low = candidate.noise
-            if (math.isinf(high) and candidate.noise < guess * ENOUGH) or trial.noise > allowed * ENOUGH:
+            held = max(held, trial.noise)
+            if trial.noise > min(allowed, highest) * ENOUGH or not gained:
                 break
-            farther = guess * min(allowed * HEADROOM / max(trial.noise, allowed * 1e-3), FARTHER)
-            guess = farther if math.isinf(high) else min(farther, math.sqrt(low * high))
-            continue
-        high = min(high, candidate.noise)
-        if low > 0:
-            guess = math.sqrt(low * high)
-        elif trial.noise > allowed * HEADROOM:
-            guess = high * max(allowed * HEADROOM / trial.noise, FARTHEST)
-        else:  # the noise is as wanted, another floor is missed: small steps first, a score may turn on one item
-            guess, step = high * step, max(step - 0.1, 0.4)
+            aim = min(
+                allowed * HEADROOM, math.sqrt(max(held, aim / FARTHER) * highest) if math.isfinite(highest) else aim
+            )
+        elif trial.noise > allowed:  # calibration alone brings the next plan down
+            aim *= LESS
+        else:  # the noise is as wanted, another floor is missed: smaller steps, a score may turn on one item
+            highest = min(highest, trial.noise)
+            aim = math.sqrt(held * highest) if held else min(aim, highest) * FEWER
     return best
+
+
+def calibrated(problem: Problem, tried: Sequence[Trial]) -> tuple[float, float]:
+    """The factors of the noise of activations and of weights with which predictions fit the trials, late ones most.
+
+    Least squares of logarithms over a grid, drawn towards 1.
+    """
+    bare = replace(problem, heard=(1.0, 1.0))
+    steps = np.exp2(np.linspace(-FACTORS, FACTORS, 8 * FACTORS + 1))
+    first, second = np.meshgrid(steps, steps, indexing="ij")
+    error = 0.05 * (np.log(first) ** 2 + np.log(second) ** 2)
+    for age, trial in enumerate(reversed(tried)):
+        parts = noise_parts(bare, trial.plan.compute, trial.plan.stored)
+        if sum(parts) <= 0 or not 0 < trial.noise < 1:  # noise as loud as the signal says nothing more
+            continue
+        error += RECENT**age * (np.log(first * parts[0] + second * parts[1]) - math.log(trial.noise)) ** 2
+    row, column = np.unravel_index(int(np.argmin(error)), error.shape)
+    return float(steps[row]), float(steps[column])
 
 
 def storage_only(problem: Problem) -> Plan:
@@ -195,7 +223,7 @@ def noisiest(problem: Problem, current: Plan) -> list[str]:
     loud = {name: problem.weight_noise(name, current.stored[name]) for name in sorted(current.stored)}
     for name, candidate in current.compute.items():
         activations = (*candidate.reads, *((candidate.writes,) if candidate.writes else ()))
-        loud[name] = max((problem.noise.get(activation_key(each), 0.0) for each in activations), default=0.0)
+        loud[name] = max((problem.activation_noise(activation_key(each)) for each in activations), default=0.0)
     return sorted(loud, key=lambda name: -loud[name])[:LOUDEST]
 
 

@@ -25,6 +25,10 @@ from onnxc.session import Options, Session, runtime_version
 Noise = dict[str, float]
 MOST_REFINED = 16
 FEW, FINALISTS = 4, 3  # samples on which ranges are tried, and how many of them are then held against all samples
+MOST_SETTLED, WORTH = (
+    6,
+    0.97,
+)  # activations whose range is tried beside all others, and the noise that a new one must leave
 SMALL_SHARE = 0.02  # of the noise of all roundings together: not worth another range
 FEW_SWITCHES, TOGETHER, QUIET = 64, 6, 0.5  # groups with less than half of the mean group's noise are quiet
 PERCENTILES = (99.999, 99.99, 99.9, 99.5)
@@ -166,6 +170,12 @@ class Meter:
                     found[name] += power(other - value) if other.shape == value.shape else power(value)
         return max((value / self.signal[name] for name, value in found.items() if self.signal[name] > 0), default=0.0)
 
+    def at(self, activation: Activation) -> dict[str, np.ndarray]:
+        """The change that rounds a static activation in its own range."""
+        key = activation_key(activation)
+        scale, zero = self.probe.parameters[key]
+        return self.on(key) | {scale: np.asarray(activation.scale), zero: np.asarray(activation.zero_point)}
+
     def on(self, key: str) -> dict[str, np.ndarray]:
         """The change that turns the switch of ``key`` on."""
         return {self.probe.switches[key]: np.asarray(True)}
@@ -219,19 +229,44 @@ def measure(
         budget -= len(others) * len(few) + FINALISTS * count
         if noise[key] < SMALL_SHARE * total or budget < 0:
             break
-        scale, zero = probe.parameters[key]
-        settings: dict[tuple[float, float], dict[str, np.ndarray]] = {}
-        for low, high in others:
-            trial = replace(activation, low=low, high=high)
-            settings[low, high] = meter.on(key) | {
-                scale: np.asarray(trial.scale),
-                zero: np.asarray(trial.zero_point),
-            }
+        settings = {(low, high): meter.at(replace(activation, low=low, high=high)) for low, high in others}
         promising = sorted(others, key=lambda option: quick.noise(settings[option]))[:FINALISTS]
         found, option = min((meter.noise(settings[option]), option) for option in promising)
         if found < noise[key]:
             noise[key], refined[activation.tensor] = found, option
+    refined |= settled(meter, quick, worst, ranges, refined)
     return noise, refined
+
+
+def settled(
+    meter: Meter,
+    quick: Meter,
+    worst: Sequence[Activation],
+    ranges: Mapping[str, Histogram],
+    refined: Mapping[str, tuple[float, float]],
+) -> dict[str, tuple[float, float]]:
+    """Better ranges of the loudest activations while all others are rounded too: errors of neighbours cancel or add up.
+
+    Args:
+        meter, quick: on all samples and on few of them; worst: all static activations, the loudest first.
+        refined: what was found for each alone.
+    """
+    found: dict[str, tuple[float, float]] = {}
+    if len(worst) < 2:
+        return found
+    changes: dict[str, np.ndarray] = {}
+    for activation in worst:
+        low, high = refined.get(activation.tensor, (activation.low, activation.high))
+        changes |= meter.at(replace(activation, low=low, high=high))
+    least = meter.noise(changes)
+    for activation in worst[:MOST_SETTLED]:
+        options = [replace(activation, low=low, high=high) for low, high in alternatives(ranges[activation.tensor])]
+        best = min(options, key=lambda option: quick.noise(changes | quick.at(option)))
+        together = meter.noise(changes | meter.at(best))
+        if together < least * WORTH:
+            least, found[activation.tensor] = together, (best.low, best.high)
+            changes |= meter.at(best)
+    return found
 
 
 def loudness(meter: Meter) -> Noise:

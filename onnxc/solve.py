@@ -21,8 +21,8 @@ from onnxc.rewrite import Context
 from onnxc.sites import Weight
 
 BIAS_LIMIT = 2.0**30
-LOOKED_AT = 64  # outputs of a weight that an estimate looks at
-GAIN_FORMAT = Format(16)
+LOOKED_AT, FEW = 64, 1 << 16  # outputs of a weight that an estimate looks at; elements of one that it sees whole
+GAINS = (Format(16), Format(4))  # formats at which the gain of GPTQ is measured; between them it is interpolated
 
 Matrix = NDArray[np.float32]
 
@@ -46,6 +46,12 @@ def solved(
     floor = smallest.reshape(groups, -1) if smallest is not None else None
     grid, scale = make_grid(matrix, chosen, importance_of(factor, matrix), levels, floor)
     found, digits = gptq(matrix / scale[:, None], factor, grid)
+    if (
+        chosen.dimension and factor is not None
+    ):  # where few vectors made the codebook, errors fed forward may not fit it
+        nearest = gptq(matrix / scale[:, None], None, grid)
+        if damage(matrix, nearest[0] * scale[:, None], factor) < damage(matrix, found * scale[:, None], factor):
+            found, digits = nearest
     codes = Codes(from_groups(found, values.shape, axis), scale.reshape(-1), axis, levels)
     codes.damage = damage(matrix, found * scale[:, None], factor)
     if chosen != INT8:
@@ -57,13 +63,13 @@ def solved(
 def estimated(
     weight: Weight, values: Matrix, context: Context, factors: Factors, formats: list[Format]
 ) -> dict[str, float]:
-    """Format name -> expected damage, from some of the outputs: rounding to nearest, and what GPTQ gains at 4 bits."""
+    """Format name -> expected damage, from some of the outputs: rounding to nearest, and what GPTQ gains."""
     axis, factor = weight.channel_axis, factors.of(weight)
     assert axis is not None
     groups = len(factor.order) if factor is not None else 1
     matrix = as_groups(values, axis, groups)
     outputs = matrix.shape[2]
-    if groups > LOOKED_AT:
+    if groups > LOOKED_AT and weight.elements > FEW:
         some = np.linspace(0, groups - 1, LOOKED_AT).astype(int)
         matrix = matrix[some]
         factor = (
@@ -72,7 +78,7 @@ def estimated(
             else None
         )
     fewest = 8  # a codebook's dimension, at most: neighbours stay neighbours
-    if outputs > LOOKED_AT:
+    if outputs > LOOKED_AT and weight.elements > FEW:
         starts = np.linspace(0, outputs - fewest, LOOKED_AT // fewest).astype(int) // fewest * fewest
         matrix = matrix[:, :, (starts[:, None] + np.arange(fewest)).reshape(-1)]
     importance, levels = importance_of(factor, matrix), context.target.weight_levels
@@ -82,10 +88,17 @@ def estimated(
         found, _ = gptq(matrix / scale[:, None], solver, grid)
         return damage(matrix, found * scale[:, None], factor)
 
-    gain = 1.0
-    if factor is not None:
-        gain = min(rounded(GAIN_FORMAT, factor) / max(rounded(GAIN_FORMAT, None), 1e-30), 1.0)
-    return {each.name: gain * rounded(each, None) for each in formats}
+    nearest = {each.name: rounded(each, None) for each in formats}
+    if factor is None:
+        return nearest
+    bits = [each.bits for each in reversed(GAINS)]
+    gains = [np.log(rounded(each, factor) / max(rounded(each, None), 1e-30) + 1e-30) for each in reversed(GAINS)]
+    return {
+        each.name: min(nearest[each.name], rounded(each, factor))
+        if each.dimension
+        else nearest[each.name] * float(np.exp(min(np.interp(each.bits, bits, gains), 0.0)))
+        for each in formats
+    }
 
 
 def smallest_scale(weight: Weight, context: Context) -> Matrix | None:
@@ -122,12 +135,14 @@ def importance_of(factor: Factor | None, matrix: Matrix) -> Matrix:
     if factor is None:
         return np.ones(matrix.shape[:2], np.float32)
     diagonal = np.asarray(np.diagonal(factor.moment, axis1=1, axis2=2), np.float32)
+    diagonal = diagonal / np.maximum(diagonal.max(), np.float32(1e-30))
     return np.asarray(np.maximum(diagonal, 1e-3 * diagonal.mean(1, keepdims=True) + 1e-30), np.float32)
 
 
 def damage(matrix: Matrix, restored: Matrix, factor: Factor | None) -> float:
     """tr((W - W')T H (W - W')) / tr(WT H W) over all groups of W [G, K, N]; H is the identity where it is not known."""
-    error = matrix - restored
+    peak = max(float(np.abs(matrix).max(initial=0.0)), 1e-30)
+    error, matrix = (matrix - restored) / np.float32(peak), matrix / np.float32(peak)
     if factor is None:
         return float((error**2).sum() / max(float((matrix**2).sum()), 1e-30))
     lost = float(((factor.moment @ error) * error).sum())
