@@ -159,6 +159,12 @@ def _add_optimize(verbs: Any) -> None:
         metavar="98%",
         help="smallest share of unchanged top-1 answers",
     )
+    limits.add_argument(
+        "--max-load-time",
+        type=_limit("max_load_time"),
+        metavar="2x",
+        help="longest time to create a session, beside IN's (2x)",
+    )
     _add_data(made)
     choice = made.add_argument_group("choice")
     choice.add_argument("--recipe", metavar="FILE.toml", help="limits, settings and passes from a file; flags win")

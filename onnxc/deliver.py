@@ -16,14 +16,15 @@ from onnxc.file.storage import replace_file
 from onnxc.judge import Judge
 from onnxc.kernels import operators
 from onnxc.model import Model
-from onnxc.runtime.timing import Ratio
+from onnxc.recipe import DEFAULT_LOAD_TIME
 from onnxc.search import Trial
-from onnxc.session import Session, measure_ratio
+from onnxc.session import LoadCost, Ratio, Session, load_costs, measure_ratio
 
 SLOWEST = 0.98
 SAMPLES = 16
 SECONDS = 3.0
 ATTEMPTS = 3  # a busy machine must not decide: slower is believed when it is measured so often
+LOAD_NOISE = 0.05  # seconds: a difference below it is no reason to reject what nobody asked to load fast
 
 
 @dataclass
@@ -35,12 +36,14 @@ class Delivery:
         size: bytes of the file, weights inside.
         ratio: time of the original over time of this model; None when the input itself is delivered.
         rejected: sentences about trials that were slower than the input, or not smaller.
+        loads: what creating a session costs, of the original and of this model; None with ``ratio``.
     """
 
     trial: Trial | None
     size: int
     ratio: Ratio | None
     rejected: list[str] = field(default_factory=list)
+    loads: tuple[LoadCost, LoadCost] | None = None
 
 
 def speed_of(judge: Judge, path: Path, prices: PriceFile) -> Ratio:
@@ -59,6 +62,42 @@ def speed_of(judge: Judge, path: Path, prices: PriceFile) -> Ratio:
     values = (ratio.median, ratio.low, ratio.high, ratio.seconds_a, ratio.seconds_b)
     prices.entries |= {f"{key}{part}": value for part, value in zip(parts, values, strict=True)}
     return ratio
+
+
+def loads_of(judge: Judge, path: Path, prices: PriceFile) -> tuple[LoadCost, LoadCost]:
+    """Load cost of the original and of the model at ``path``, from the price file where it is known."""
+    key, parts = f"load {digest(path)} {judge.options.threads} threads", (" original", " new")
+    if not all(f"{key}{part}" in prices.entries for part in parts):
+        original = judge.original.path
+        if original is None:
+            original = path.with_name("original.onnx")
+            judge.original.save(original)
+        found, rounds = load_costs(original, path, judge.options), 1
+        while rounds < ATTEMPTS and loads_too_long(judge.budget.max_load_time, *found):
+            found, rounds = load_costs(original, path, judge.options, rounds=rounds + 1), rounds + 1
+        for part, cost in zip(parts, found, strict=True):
+            prices.entries[f"{key}{part}"] = cost.seconds
+            if cost.peak_bytes is not None:
+                prices.entries[f"{key}{part} bytes"] = cost.peak_bytes
+    peaks = [prices.entries.get(f"{key}{part} bytes") for part in parts]
+    first, second = (
+        LoadCost(prices.entries[f"{key}{part}"], None if peak is None else int(peak))
+        for part, peak in zip(parts, peaks, strict=True)
+    )
+    return first, second
+
+
+def loads_too_long(limit: float | None, before: LoadCost, after: LoadCost) -> str | None:
+    """The sentence about a model that loads longer than allowed, None if it does not. Where no limit was given, the
+    default holds for differences that a stopwatch can tell from noise.
+    """
+    if limit is None and after.seconds - before.seconds < LOAD_NOISE:
+        return None
+    allowed = DEFAULT_LOAD_TIME if limit is None else limit
+    if after.seconds <= allowed * before.seconds:
+        return None
+    times = f"{after.seconds * 1e3:,.0f} ms to load, {after.seconds / max(before.seconds, 1e-9):.2f} times as long"
+    return f"takes {times} as the input; at most {allowed:g} times are allowed (--max-load-time)"
 
 
 def digest(path: Path) -> str:
@@ -80,8 +119,8 @@ def gate(
     *,
     told: bool = False,
 ) -> Delivery:
-    """The first of ``trials`` that holds the floor, is smaller than the input, not slower, and within the limits of
-    size and speed; the first of those before the limits where none is within them; else the input itself.
+    """The first of ``trials`` that holds the floor, is smaller than the input, not slower, loads in time, and is within
+    the limits of size and speed; the first of those before these limits where none is within them; else the input.
 
     A model in which ONNX Runtime runs the same kernels as in the original, or fewer, is not slower whatever a busy
     machine measures. What was ``told`` is done whether or not it pays.
@@ -105,7 +144,12 @@ def gate(
             if ratio.median < SLOWEST and not told and not same_kernels(judge, path):
                 rejected.append(f"{what} runs {ratio.median:.2f} times as fast as the input")
                 continue
-        found.append(Delivery(trial, size, ratio, rejected))
+            loads = loads_of(judge, path, prices)
+            slow = loads_too_long(judge.budget.max_load_time, *loads)
+            if slow is not None and (judge.budget.max_load_time is not None or not told):
+                rejected.append(f"{what} {slow}")
+                continue
+        found.append(Delivery(trial, size, ratio, rejected, loads))
         budget = judge.budget
         if (budget.size is None or size <= budget.size * limit) and (
             budget.speed is None or ratio.median >= budget.speed

@@ -15,6 +15,8 @@ from onnxc.errors import RecipeError, UsageError
 from onnxc.registry import load_passes
 from onnxc.samples.hooks import did_you_mean
 
+DEFAULT_LOAD_TIME = 2.0  # times the original's, where no limit is given
+
 
 @dataclass(frozen=True)
 class Budget:
@@ -26,6 +28,7 @@ class Budget:
         max_drop: largest relative loss of the user's metric (0.01 is 1 %); only with an evaluation hook.
         min_sqnr: smallest signal to quantization noise ratio of the outputs, in dB.
         min_agreement: smallest fraction of unchanged top-1 answers.
+        max_load_time: longest time to create a session, as a factor of the original's; None: DEFAULT_LOAD_TIME.
     """
 
     size: float | None = None
@@ -33,6 +36,7 @@ class Budget:
     max_drop: float | None = None
     min_sqnr: float | None = None
     min_agreement: float | None = None
+    max_load_time: float | None = None
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,7 @@ def parse_fraction(text: str | float) -> float:
 
 def parse_speed(text: str | float) -> float:
     """``2x``, ``2`` or 2.0 as a factor. UsageError if it is not above 0."""
-    return _positive(str(text).strip().removesuffix("x"), f"'{text}' is not a speed: write 2x or 2")
+    return _positive(str(text).strip().removesuffix("x"), f"'{text}' is not a factor: write 2x or 2")
 
 
 def parse_decibels(text: str | float) -> float:
@@ -103,6 +107,7 @@ LIMITS: Mapping[str, Callable[[str | float], float]] = {
     "max_drop": parse_fraction,
     "min_sqnr": parse_decibels,
     "min_agreement": parse_fraction,
+    "max_load_time": parse_speed,
 }
 """The fields of a Budget and how each is read."""
 

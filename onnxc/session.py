@@ -43,6 +43,8 @@ __all__ = [
     "check_providers",
     "kernels",
     "load_cost",
+    "load_costs",
+    "load_ratio",
     "measure_ratio",
     "runtime_version",
 ]
@@ -256,6 +258,29 @@ def load_cost(path: Path | str, options: Options = Options()) -> LoadCost:
     if isinstance(cost, str):
         raise ModelError(load_failure(OnnxcError(cost), str(path), lambda: _proto(path)))
     return cost
+
+
+def load_costs(
+    a: Path | str, b: Path | str, options: Options = Options(), *, rounds: int = 1
+) -> tuple[LoadCost, LoadCost]:
+    """The load cost of two models, in fresh processes in turn: the least of ``rounds`` each. Raises as load_cost."""
+    found: tuple[list[LoadCost], list[LoadCost]] = [], []
+    for turn in range(rounds):
+        for index in (0, 1) if turn % 2 == 0 else (1, 0):
+            found[index].append(load_cost((a, b)[index], options))
+    best = []
+    for costs in found:
+        peaks = [cost.peak_bytes for cost in costs if cost.peak_bytes is not None]
+        best.append(LoadCost(min(cost.seconds for cost in costs), min(peaks, default=None)))
+    return best[0], best[1]
+
+
+def load_ratio(
+    original: Path | str, new: Path | str, options: Options = Options(), *, rounds: int = 2
+) -> tuple[float, float]:
+    """(time to load ``new`` over time to load ``original``, how many seconds ``new`` takes)."""
+    before, after = load_costs(original, new, options, rounds=rounds)
+    return after.seconds / max(before.seconds, 1e-9), after.seconds
 
 
 def basic_simplified(proto: onnx.ModelProto) -> onnx.ModelProto:

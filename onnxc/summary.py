@@ -17,7 +17,7 @@ from onnxc.propose import Proposals
 from onnxc.quality import Quality, relative_drop
 from onnxc.report import Report, SiteRow
 from onnxc.rewrite import Candidate, Context
-from onnxc.session import Session, load_cost
+from onnxc.session import Session
 from onnxc.sites import Site, matrix_axes
 from onnxc.validate import Comparison
 
@@ -60,7 +60,7 @@ def summarize(
 
 
 def missed(judge: Judge, delivery: Delivery) -> list[str]:
-    """The size and speed limits that the delivery does not hold; the quality floor always holds."""
+    """The limits that the delivery does not hold; the quality floor always holds."""
     found = []
     share = delivery.size / judge.original.source_bytes
     if judge.budget.size is not None and share > judge.budget.size:
@@ -72,6 +72,9 @@ def missed(judge: Judge, delivery: Delivery) -> list[str]:
         found.append(
             f"the best model found within the quality floor is {speed:.2f} times as fast, not {judge.budget.speed:g}"
         )
+    allowed = judge.budget.max_load_time
+    if allowed is not None and delivery.trial is None and allowed < 1.0:
+        found.append(f"no model found within the quality floor loads in {allowed:g} times the input's time")
     return found
 
 
@@ -84,21 +87,17 @@ def measured(judge: Judge, delivery: Delivery) -> Comparison | None:
     result.samples, result.generated = len(judge.reference), judge.samples.generated
     result.size_reference, result.size_new = judge.original.source_bytes, delivery.size
     result.ratio = delivery.ratio
+    if delivery.loads is not None:
+        result.load_reference, result.load_new = delivery.loads
     if judge.score is not None and trial.score is not None:
         result.score_reference, result.score_new = judge.score, trial.score
         result.drop = relative_drop(judge.score, trial.score)
     with tempfile.TemporaryDirectory(prefix="onnxc-", ignore_cleanup_errors=True) as folder:
         path = Path(folder, "new.onnx")
         trial.model.save(path)
-        original = judge.original.path
-        if original is None:
-            original = Path(folder, "original.onnx")
-            judge.original.save(original)
-        result.load_reference, result.load_new = (
-            load_cost(original, judge.options),
-            load_cost(path, judge.options),
-        )
-        result.kernels_reference = operators(Session(original, judge.options, dump=True).optimized())
+        original = Session(judge.original.path or judge.original, judge.options, dump=True)
+        result.kernels_reference = operators(original.optimized())
+        del original
         optimized = Session(path, judge.options, dump=True).optimized()
         result.kernels_new, result.leftover = operators(optimized), leftover_weights(optimized)
     return result

@@ -1,0 +1,119 @@
+"""The last gate: what loads too slowly is passed over, and the report says so."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+
+import onnxc
+from onnxc import deliver
+from onnxc.deliver import loads_too_long
+from onnxc.errors import BudgetError, UsageError
+from onnxc.recipe import Budget, parse_recipe
+from onnxc.session import LoadCost, load_costs, load_ratio
+from tests.emission import model, node, weight
+from tests.unpriced import pretend_everything_pays
+
+MODELS = Path(__file__).parents[1] / "models"
+
+
+def linears() -> onnx.ModelProto:
+    """Two linears; dynamic int8 and int8 storage apply."""
+    nodes = [node("MatMul", "x w", "a"), node("Relu", "a", "b"), node("MatMul", "b v", "y")]
+    return model(nodes, {"x": [8, 96]}, {"y": None}, {"w": weight(96, 96), "v": weight(96, 96)})
+
+
+@pytest.fixture
+def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The file of linears(); optimize() runs without clocks, but the load times are the test's."""
+    real = deliver.loads_of
+    pretend_everything_pays(monkeypatch)
+    monkeypatch.setattr(deliver, "loads_of", real)
+    onnx.save(linears(), tmp_path / "in.onnx")
+    return tmp_path / "in.onnx"
+
+
+def loading(monkeypatch: pytest.MonkeyPatch, *seconds: float) -> list[int]:
+    """Every new model takes the next of ``seconds`` to load, the original 100 ms; the rounds asked for."""
+    left, asked = list(seconds), list[int]()
+
+    def load_costs(*_: Any, rounds: int = 1) -> tuple[LoadCost, LoadCost]:
+        asked.append(rounds)
+        return LoadCost(0.1, 1000), LoadCost(left.pop(0) if len(left) > 1 else left[0], None)
+
+    monkeypatch.setattr(deliver, "load_costs", load_costs)
+    return asked
+
+
+@pytest.mark.parametrize(
+    ("limit", "before", "after", "slow"),
+    [
+        (None, 0.1, 0.19, False),
+        (None, 0.1, 0.21, True),
+        (None, 0.01, 0.055, False),  # five times as long, but within the noise of 50 ms
+        (None, 0.01, 0.065, True),
+        (3.0, 0.1, 0.29, False),
+        (3.0, 0.1, 0.31, True),
+        (1.2, 0.01, 0.013, True),  # asked for: noise or not
+        (0.5, 0.1, 0.06, True),
+    ],
+)
+def test_what_is_too_long(limit: float | None, before: float, after: float, slow: bool) -> None:
+    sentence = loads_too_long(limit, LoadCost(before, None), LoadCost(after, None))
+    assert (sentence is not None) == slow
+    if sentence is not None:
+        assert f"{after / before:.2f} times as long" in sentence
+        assert f"at most {limit or 2.0:g} times" in sentence
+
+
+def test_a_plan_that_loads_too_slowly_is_passed_over(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first plan is measured three times before it is believed; the next one loads fast."""
+    asked = loading(monkeypatch, 0.5, 0.5, 0.5, 0.1)
+    report = onnxc.optimize(source, tmp_path / "out.onnx", prices=tmp_path / "prices")
+    assert asked == [1, 2, 3, 1]
+    assert report.changed
+    assert any("500 ms to load, 5.00 times as long as the input" in note for note in report.notes)
+    assert report.comparison is not None
+    assert report.comparison.load_new == LoadCost(0.1, None)
+    assert report.comparison.load_reference == LoadCost(0.1, 1000)
+    again = onnxc.optimize(source, tmp_path / "again.onnx", prices=tmp_path / "prices")
+    assert len(asked) == 4  # known from the price file
+    assert again.changed
+    assert (tmp_path / "again.onnx").read_bytes() == (tmp_path / "out.onnx").read_bytes()
+
+
+def test_a_wider_limit_lets_it_through(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = loading(monkeypatch, 0.5)
+    report = onnxc.optimize(source, tmp_path / "out.onnx", prices=tmp_path / "prices", budget=Budget(max_load_time=6.0))
+    assert asked == [1]
+    assert report.limits == {"max_load_time": 6.0}
+    assert not any("to load" in note for note in report.notes)
+
+
+def test_a_limit_that_nothing_holds_is_missed(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loading(monkeypatch, 0.09)
+    with pytest.raises(BudgetError, match=r"loads in 0\.5 times the input's time; nothing was written"):
+        onnxc.optimize(source, tmp_path / "out.onnx", prices=tmp_path / "prices", budget=Budget(max_load_time=0.5))
+    assert not (tmp_path / "out.onnx").exists()
+
+
+def test_real_load_times() -> None:
+    """The same file against itself, in fresh processes."""
+    path = MODELS / "mixer.onnx"
+    before, after = load_costs(path, path)
+    assert 0 < before.seconds < 5
+    assert 0 < after.seconds < 5
+    ratio, seconds = load_ratio(path, path)
+    assert 0.1 < ratio < 10
+    assert 0 < seconds < 5
+
+
+def test_recipe_words() -> None:
+    assert parse_recipe({"max-load-time": "2.5x"}).budget.max_load_time == 2.5
+    with pytest.raises(UsageError, match="is not a factor"):
+        parse_recipe({"max-load-time": "slow"})
