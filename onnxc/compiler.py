@@ -51,6 +51,7 @@ from onnxc.search import Trial, search, storage_only
 from onnxc.sensitivity import measure, telling
 from onnxc.session import Options, Session, runtime_version
 from onnxc.sites import find, name_nodes
+from onnxc.sparse_tensors import unfold
 from onnxc.structure import shrunk
 from onnxc.summary import summarize
 from onnxc.targets import target as target_named
@@ -209,6 +210,7 @@ def simplified(run: Run) -> Model:
     run.say("simplifying")
     samples = run.samples.take(min(3, len(run.samples)))
     model, exactness = run.original.copy(), None
+    unfold(model)
     for each in run.chosen.exact:
         copy = model.copy()
         outcome = each.run_checked(copy, samples, run.options)

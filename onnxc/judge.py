@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from onnxc.answers import class_scores
@@ -15,7 +16,7 @@ from onnxc.model import Model
 from onnxc.planner import Plan
 from onnxc.quality import FLOOR_SQNR_DB, FLOOR_SQNR_WITH_HOOK_DB, Quality, ReferenceOutputs, floor_met
 from onnxc.recipe import Budget
-from onnxc.rewrite import Rewriter
+from onnxc.rewrite import FinishingPass, Rewriter
 from onnxc.samples.hooks import Evaluation
 from onnxc.search import Trial
 from onnxc.session import Options, Session
@@ -47,6 +48,7 @@ class Judge:
         samples: calibration data or generated inputs.
         budget: the limits; evaluation: the user's hook, None without one.
         evaluations: how often the hook was called.
+        finishing: passes that rewrite every model before it is judged, each with whether it was told to.
     """
 
     original: Model
@@ -57,6 +59,7 @@ class Judge:
     reference: ReferenceOutputs = field(init=False)
     score: float | None = None
     evaluations: int = 0
+    finishing: Sequence[tuple[FinishingPass, bool]] = ()
 
     @property
     def lowest_sqnr(self) -> float:
@@ -103,6 +106,8 @@ class Judge:
 
     def trial(self, model: Model, plan: Plan, codes: Coder) -> Trial:
         """Build ``plan`` on ``model`` and judge the result."""
-        made = build(model, plan, codes)
+        made, notes = build(model, plan, codes), list[str]()
+        for each, told in self.finishing:
+            notes += [f"{each.name}: {note}" for note in each.finish(made, told=told).notes]
         quality, score, missed = self.judge(made)
-        return Trial(plan, made, quality, score, missed)
+        return Trial(plan, made, quality, score, missed, tuple(notes))

@@ -19,12 +19,13 @@ from onnxc.rewrite import (
     Candidate,
     Context,
     ExactPass,
+    FinishingPass,
     LossyPass,
     Refusal,
     StructuralPass,
 )
 
-Pass = ExactPass | StructuralPass | LossyPass
+Pass = ExactPass | StructuralPass | LossyPass | FinishingPass
 CHUNK = 1 << 20  # elements looked at in one go
 
 
@@ -35,6 +36,7 @@ class Chosen:
     exact: list[ExactPass]
     lossy: list[tuple[LossyPass, bool]]
     structural: list[tuple[StructuralPass, bool]] = field(default_factory=list)
+    finishing: list[tuple[FinishingPass, bool]] = field(default_factory=list)
 
 
 def passes_of(recipe: Recipe) -> Chosen:
@@ -53,7 +55,10 @@ def passes_of(recipe: Recipe) -> Chosen:
             if name in asked:
                 chosen.structural.append((instance, bool(asked[name])))
         elif recipe.passes is None or name in asked:
-            chosen.lossy.append((instance, bool(asked.get(name))))
+            if isinstance(instance, FinishingPass):
+                chosen.finishing.append((instance, bool(asked.get(name))))
+            else:
+                chosen.lossy.append((instance, bool(asked.get(name))))
     return chosen
 
 

@@ -54,6 +54,17 @@ class ExactPass(ABC):
 
 
 @dataclass(frozen=True)
+class FinishingPass(ABC):
+    """An exact rewrite of what is about to be delivered, after everything is decided."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def finish(self, model: Model, *, told: bool = False) -> Outcome:
+        """Edit ``model`` in place; ``told``: it was asked for with fields, and acts whether or not it pays."""
+
+
+@dataclass(frozen=True)
 class Refusal:
     """Why a pass does not act on a site."""
 

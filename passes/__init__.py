@@ -3,6 +3,7 @@
 from .factor_conv import FactorConv
 from .factor_matmul import FactorMatmul
 from .flush_subnormals import FlushSubnormals
+from .fold_sparse import FoldSparse
 from .merge_duplicates import MergeDuplicates
 from .prune_channels import PruneChannels
 from .prune_weights import PruneWeights
@@ -17,9 +18,11 @@ from .store_float16 import StoreFloat16
 from .store_int8 import StoreInt8
 from .store_low_bit import StoreLowBit
 from .strip_debug import StripDebug
+from .unfold_frames import UnfoldFrames
 
 PASSES: tuple[type, ...] = (
     Simplify,
+    UnfoldFrames,
     StripDebug,
     RaiseOpset,
     FlushSubnormals,
@@ -36,4 +39,5 @@ PASSES: tuple[type, ...] = (
     StoreLowBit,
     StoreCodebook,
     StoreFloat16,
+    FoldSparse,
 )

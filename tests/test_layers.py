@@ -18,7 +18,7 @@ LAYERS = """
     deliver judge price propose search structure training
     planner
     pruning pruning_jobs cost sensitivity saturation exactness
-    coupling owners rewrite moments gptq encoding observe sites shapes
+    coupling owners sparse_tensors sparse_packing rewrite moments gptq encoding observe sites shapes
     validate
     report tables
     quality answers kernels
