@@ -17,8 +17,8 @@ LAYERS = """
     inspection compiler summary
     deliver judge price propose search structure training
     planner
-    pruning pruning_jobs cost sensitivity saturation exactness
-    coupling owners sparse_tensors sparse_packing rewrite moments gptq encoding observe sites shapes
+    pruning pruning_jobs cost sensitivity saturation exactness factoring matrices convolutions
+    coupling owners sparse_tensors sparse_packing rewrite moments gptq encoding observe sites shapes low_rank kernel_rank sequential
     validate
     report tables
     quality answers kernels
