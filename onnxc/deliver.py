@@ -78,7 +78,7 @@ def loads_of(judge: Judge, path: Path, prices: PriceFile) -> tuple[LoadCost, Loa
         for part, cost in zip(parts, found, strict=True):
             prices.entries[f"{key}{part}"] = cost.seconds
             if cost.peak_bytes is not None:
-                prices.entries[f"{key}{part} bytes"] = cost.peak_bytes
+                prices.entries[f"{key}{part} bytes"] = float(cost.peak_bytes)
     peaks = [prices.entries.get(f"{key}{part} bytes") for part in parts]
     first, second = (
         LoadCost(prices.entries[f"{key}{part}"], None if peak is None else int(peak))
