@@ -1,0 +1,147 @@
+"""Sparse codes unfold bit for bit when ONNX Runtime loads them, in the bytes that they say, for its int8 kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
+
+from onnxc.kernels import leftover_weights, operators
+from onnxc.model import Model
+from onnxc.packing import ModelSheet
+from onnxc.session import Session
+from onnxc.sparse_packing import LARGEST, Gaps, Mask, SparseCodes, forms, smallest_sparse
+
+random = np.random.default_rng(0)
+FOUR_BITS = np.array([value for value in range(-7, 8) if value], np.int8)
+EIGHT_BITS = np.array([value for value in range(-127, 128) if value], np.int8)
+
+
+def sparse(zeros: float, values: np.ndarray, *shape: int) -> np.ndarray:
+    """Codes of which a share is zero, the others drawn from ``values``."""
+    return np.where(random.random(shape) < zeros, 0, random.choice(values, shape)).astype(np.int8)
+
+
+def unfolded(codes: np.ndarray, form: Gaps | Mask, opset: int = 13) -> np.ndarray:
+    """What a session makes of ``form``."""
+    output = helper.make_tensor_value_info("y", TensorProto.INT8, codes.shape)
+    stored = [numpy_helper.from_array(np.zeros_like(codes), "w")]
+    graph = helper.make_graph([helper.make_node("Identity", ["w"], ["y"])], "g", [], [output], stored)
+    model = Model.load(helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8))
+    model.redirect(model.graph.weights[0], form.emit(ModelSheet(model), "w_q"))
+    model.tidy()
+    return np.asarray(Session(model).run({})["y"])
+
+
+def linear(codes: np.ndarray, form: Gaps | Mask | None) -> Model:
+    """x [n, K] times a weight of these codes, in int8."""
+    depth, outputs = codes.shape
+    constants = {
+        "s": np.asarray(0.02, np.float32),
+        "z": np.asarray(128, np.uint8),
+        "ws": np.full(outputs, 0.01, np.float32),
+        "wz": np.zeros(outputs, np.int8),
+        "w": codes,
+    }
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "s", "z"], ["d"]),
+        helper.make_node("DequantizeLinear", ["w", "ws", "wz"], ["dw"], axis=1),
+        helper.make_node("MatMul", ["d", "dw"], ["y"]),
+    ]
+    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["n", k]) for n, k in (("x", depth), ("y", outputs))]
+    stored = [numpy_helper.from_array(values, name) for name, values in constants.items()]
+    proto = helper.make_model(
+        helper.make_graph(nodes, "g", ends[:1], ends[1:], stored),
+        opset_imports=[helper.make_opsetid("", 13)],
+        ir_version=8,
+    )
+    model = Model.load(proto)
+    if form is not None:
+        weight = next(t for t in model.graph.weights if t.name == "w")
+        model.redirect(weight, form.emit(ModelSheet(model), "w_q"))
+        model.tidy()
+    return model
+
+
+def initializers(optimized: onnx.ModelProto) -> Iterable[tuple[int, ...]]:
+    return [tuple(each.dims) for each in optimized.graph.initializer if each.data_type == TensorProto.INT8]
+
+
+@pytest.mark.parametrize(
+    ("zeros", "values", "largest"),
+    [(0.9, FOUR_BITS, 0.035), (0.9, EIGHT_BITS, 0.052), (0.95, FOUR_BITS, 0.027), (0.95, EIGHT_BITS, 0.027)],
+    ids=["90, 4 bits", "90, 8 bits", "95, 4 bits", "95, 8 bits"],
+)
+def test_sparse_weights_are_small_and_run_in_int8(zeros: float, values: np.ndarray, largest: float) -> None:
+    codes = sparse(zeros, values, 768, 1536)
+    form = smallest_sparse(codes)
+    assert form is not None
+    packed, dense = linear(codes, form), linear(codes, None)
+    rest = len(dense.serialized()) - codes.size
+    assert len(packed.serialized()) - rest <= largest * 4 * codes.size, "nodes, words and tables"
+    session = Session(packed, dump=True)
+    kernels = operators(session.optimized())
+    assert kernels == {"QuantizeLinear": 1, "MatMulIntegerToFloat": 1}, kernels
+    assert not leftover_weights(session.optimized())
+    assert (768, 1536) in initializers(session.optimized()), "one int8 weight in memory"
+    x = random.standard_normal((4, 768)).astype(np.float32)
+    np.testing.assert_array_equal(session.run({"x": x})["y"], Session(dense).run({"x": x})["y"])
+
+
+@pytest.mark.parametrize("zeros", [0.0, 0.3, 0.6, 0.9, 0.99, 1.0])
+@pytest.mark.parametrize("values", [FOUR_BITS, EIGHT_BITS, np.array([-1, 1], np.int8)], ids=["4", "8", "ternary"])
+def test_every_form_unfolds_bit_for_bit(zeros: float, values: np.ndarray) -> None:
+    codes = sparse(zeros, values, 5, 7, 3, 3)
+    for form in forms(SparseCodes.of(codes)):
+        np.testing.assert_array_equal(unfolded(codes, form), codes, err_msg=repr(form)[-60:])
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 700), st.integers(-127, 127)), max_size=12), st.integers(0, 20))
+def test_any_gaps(runs: list[tuple[int, int]], tail: int) -> None:
+    codes = np.concatenate(
+        [np.array([0] * gap + [value], np.int8) for gap, value in runs] + [np.zeros(tail + 1, np.int8)]
+    )
+    for form in forms(SparseCodes.of(codes)):
+        np.testing.assert_array_equal(unfolded(codes, form), codes)
+
+
+def test_estimates_are_the_bytes_of_the_file() -> None:
+    codes = sparse(0.9, EIGHT_BITS, 256, 512)
+    for form in forms(SparseCodes.of(codes)):
+        sizes = []
+        for count in (1, 2):  # tables that weights share are there once
+            model = linear(codes, None)
+            sheet = ModelSheet(model)
+            for position in range(count):
+                made = form.emit(sheet, f"weight{position}_q")
+                model.insert("Cast", [made], [f"out{position}"], to=TensorProto.INT8).kept = True
+            model.tidy()
+            sizes.append(len(model.serialized()))
+        assert sizes[1] - sizes[0] == pytest.approx(form.bytes, rel=0.01, abs=250)
+
+
+def test_the_smallest_is_taken_and_dense_codes_stay() -> None:
+    assert smallest_sparse(sparse(0.0, EIGHT_BITS, 64, 64)) is None
+    assert smallest_sparse(np.zeros((0, 4), np.int8)) is None
+    assert LARGEST * 4 <= 1 << 30, "ONNX Runtime folds what is up to 1 GiB"
+    codes = sparse(0.9, FOUR_BITS, 256, 256)
+    found = smallest_sparse(codes)
+    assert isinstance(found, Gaps), "a mask takes more memory at load"
+    assert found.size == min(form.size for form in forms(SparseCodes.of(codes)))
+    first, second = (linear(codes, smallest_sparse(codes)).serialized() for _ in range(2))
+    assert first == second
+
+
+def test_nothing_is_stored_for_a_weight_of_zeros() -> None:
+    codes = np.zeros((64, 64), np.int8)
+    form = smallest_sparse(codes)
+    assert form is not None
+    assert form.bytes < 1500
+    np.testing.assert_array_equal(unfolded(codes, form), codes)
