@@ -68,7 +68,9 @@ class Problem:
         ratios: weight name -> format -> its noise over the measured one.
         heard: how much of the noise of activations and of weights arrives when all of it comes together, from trials.
         byte_price: what bytes count beside time; 1 where both count alike.
-        unit: the bytes that count as much as all of the float model's time; see smallest_bytes().
+        unit: the bytes that count as much as ``pace`` seconds; see smallest_bytes().
+        pace: by default the float model's time. Of a plan near the one sought, so that least bytes times seconds is
+            found where shares of its own bytes and seconds are traded.
         forbidden: sites that must stay float, and weights that must stay float32.
         told: sites and weights whose candidate was asked for by name: chosen whether or not it pays.
     """
@@ -83,6 +85,13 @@ class Problem:
     heard: tuple[float, float] = (1.0, 1.0)
     byte_price: float = 1.0
     unit: int | None = None
+    pace: float | None = None
+
+    @property
+    def whole(self) -> float:
+        """The seconds that count as 1."""
+        return max(self.pace or self.prices.total, 1e-9)
+
     forbidden: set[str] = field(default_factory=set)
     told: set[str] = field(default_factory=set)
 
@@ -142,7 +151,7 @@ def plan(problem: Problem, price: float = 0.0) -> Plan:
 
 def cut(problem: Problem, price: float, forbidden: set[str]) -> Plan:
     """One minimum cut. Nodes on the source's side are int8, quantized, stored as codes."""
-    total = max(problem.prices.total, 1e-9)
+    total = problem.whole
     bytes_total = smallest_bytes(problem)
     sites = {site.name: site for site in problem.found}
     choices = {name: choice(problem, name, price) for name in problem.compute if name not in forbidden}
@@ -231,7 +240,7 @@ def choice(problem: Problem, name: str, price: float) -> Candidate | None:
         for other, found in problem.compute.items()
         if len(found) > 1 and found[0].reads and found[0].reads[0].tensor == candidates[0].reads[0].tensor
     ]
-    total = max(problem.prices.total, 1e-9)
+    total = problem.whole
 
     def cost(mode: str) -> float:
         spent = sum(problem.prices.of(peer, mode) or 0.0 for peer in peers)

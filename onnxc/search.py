@@ -15,7 +15,7 @@ import numpy as np
 
 from onnxc.formats import HALF, INT8
 from onnxc.model import Model
-from onnxc.planner import Plan, Problem, noise_parts, plan, stored_share
+from onnxc.planner import Plan, Problem, noise_parts, plan, stored_bytes, stored_share
 from onnxc.quality import Quality
 from onnxc.sensitivity import activation_key
 
@@ -118,16 +118,18 @@ def bracket(
     """
     aim, highest, trials = allowed * HEADROOM, math.inf, trials + len(tried) - 1
     seen: set[object] = {trial.plan.key for trial in tried}
-    held, known = 0.0, list(known)
+    held, idle, known = 0.0, 0, list(known)
+    if best is not None:
+        problem.pace, problem.unit = best.plan.seconds, stored_bytes(problem, best.plan.stored)
     for _ in range(3 * trials):
         problem.heard = calibrated(problem, known)
         if len(tried) >= trials or aim < allowed * 1e-6:
             break
         candidate = under(problem, aim)
         if candidate.key in seen:
-            if best is not None and held > 0:
+            if best is not None and held > 0 and idle:
                 break
-            aim *= FEWER
+            idle, aim = idle + 1, aim * FEWER
             continue
         seen.add(candidate.key)
         trial = judge(candidate)
@@ -135,14 +137,15 @@ def bracket(
         known.append(trial)
         if trial.missed is None:
             gained = best is None or worth(problem, trial.plan) < worth(problem, best.plan) * CLOSE
+            idle = 0 if gained else idle + 1
             if best is None or worth(problem, trial.plan) < worth(problem, best.plan):
                 best = trial
+                problem.pace, problem.unit = trial.plan.seconds, stored_bytes(problem, trial.plan.stored)
             held = max(held, trial.noise)
-            if trial.noise > min(allowed, highest) * ENOUGH or not gained:
+            if idle > 1:
                 break
-            aim = min(
-                allowed * HEADROOM, math.sqrt(max(held, aim / FARTHER) * highest) if math.isfinite(highest) else aim
-            )
+            reached = math.sqrt(max(held, aim / FARTHER) * highest) if math.isfinite(highest) else aim
+            aim = min(allowed * HEADROOM, reached)
         elif trial.noise > allowed:  # calibration alone brings the next plan down
             aim *= LESS
         else:  # the noise is as wanted, another floor is missed: smaller steps, a score may turn on one item
