@@ -59,10 +59,11 @@ class Decomposition:
         """U [G, K, rank] and V [G, rank, N]. What flows between them has the square root of each part's energy, so
         that both are about equally hard to quantize.
         """
-        energy = np.maximum(self.energies[:, :rank], self.energies[:, :1] * 1e-12)
-        scale = np.where(energy > 0, energy, 1.0) ** 0.25
-        left = self.left[:, :, :rank] / scale[:, None, :]
-        right = self.right[:, :rank] * scale[:, :, None]
+        left, right = self.left[:, :, :rank], self.right[:, :rank]
+        energy = np.maximum(self.energies[:, :rank], 1e-12 * self.energies[:, :1])
+        norm = np.linalg.norm(right, axis=2)
+        scale = np.where((energy > 0) & (norm > 0), energy**0.25 / np.where(norm > 0, norm, 1.0), 1.0)
+        left, right = left / scale[:, None, :], right * scale[:, :, None]
         return left.astype(np.float32), right.astype(np.float32)
 
 

@@ -8,7 +8,9 @@ the data in all.
 
 from __future__ import annotations
 
+import shutil
 import tempfile
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -120,7 +122,8 @@ class Walk:
         self.model, self.samples, self.options, self.types = model, samples, options, types or {}
         self.done: set[Node] = set()
         self.waiting: list[dict[str, NDArray[Any] | Path]] = [{} for _ in range(len(samples))]
-        self.folder = tempfile.TemporaryDirectory(prefix="onnxc-", ignore_cleanup_errors=True)
+        self.folder = Path(tempfile.mkdtemp(prefix="onnxc-"))
+        weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
         self.held = self.files = 0
 
     def advance(self, names: Sequence[str]) -> Iterator[dict[str, NDArray[Any]]]:
@@ -206,7 +209,7 @@ class Walk:
         if self.held + values.nbytes <= MEMORY or values.dtype == object:
             self.held += values.nbytes
             return values
-        path = Path(self.folder.name, f"{self.files}.npy")
+        path = self.folder / f"{self.files}.npy"
         self.files += 1
         np.save(path, values)
         return path
