@@ -16,6 +16,7 @@ from onnxc.rewrite import Context
 from onnxc.saturation import as_matrix, machine_saturates, may_overflow, overflows
 from onnxc.sites import Site
 from onnxc.solve import estimated, solved
+from onnxc.sparse_packing import SPARSE_OPSET, smaller
 
 PROBED = ("levels16", "levels16/64", "codebook2")  # formats whose noise is measured, for all formats of a weight
 
@@ -68,6 +69,8 @@ class Coder:
         codes = solved(
             self.weights[name], self.values(name), self.context, self.factors, parse_format(mode), levels=levels
         )
+        if self.context.model.opset >= SPARSE_OPSET:
+            codes.packed = smaller(codes.values, codes.packed)
         if not narrow:
             self.made[name, mode, False] = codes
         return codes

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from onnxc.formats import INT8, Format
 from onnxc.packing import Packed, layout_of, packed_bytes
 from onnxc.sites import Weight
+from onnxc.sparse_packing import expected_bytes
 
 # What a Cast and a Mul node with their names, the scale's and the codes' headers take in the file, measured: about
 # 170 bytes plus four times the tensor's name.
@@ -96,8 +97,9 @@ def stored_bytes(weight: Weight, chosen: Format = INT8, *, groups: int = 1, nati
     """
     channels = weight.shape[weight.channel_axis] if weight.channel_axis is not None else 1
     others = 4 * channels + UNFOLD_BYTES + 6 * len(weight.name)
-    if chosen == INT8:
-        return prod(weight.shape) + others
-    return (
-        packed_bytes(chosen, layout_of(weight.shape, weight.channel_axis, groups), weight.name, native=native) + others
-    )
+    layout, size = layout_of(weight.shape, weight.channel_axis, groups), prod(weight.shape)
+    if chosen != INT8:
+        size = packed_bytes(chosen, layout, weight.name, native=native)
+    if not chosen.block and not chosen.dimension:
+        size = min(size, expected_bytes(weight.elements, weight.zeros, chosen.levels))
+    return size + others

@@ -63,7 +63,8 @@ def gptq(weight: Matrix, factor: Factor | None, grid: Grid) -> tuple[NDArray[np.
     """Codes of W [G, K, N] that minimize tr((W - W')T H (W - W')) of every group, column by column.
 
     Args:
-        weight: G groups of K inputs and N outputs each, in units of one code's scale.
+        weight: G groups of K inputs and N outputs each, in units of one code's scale; its zeros stay zeros as far as
+            the grid has them.
         factor: of the inputs' second moments; None: every weight goes to its nearest value.
         grid: the values that the weight may take.
 
@@ -86,7 +87,7 @@ def gptq(weight: Matrix, factor: Factor | None, grid: Grid) -> tuple[NDArray[np.
         errors = np.empty((groups, stop - start, outputs), np.float32)
         for row in range(start, stop):
             place = order[:, row]
-            found, rounded = grid.snap(place, remaining[:, row])
+            found, rounded = grid.snap(place, remaining[:, row] * (weight[here, place] != 0))
             values[here, place], digits[here, place] = rounded, found
             error = (remaining[:, row] - rounded) / upper[:, row, row, None]
             remaining[:, row + 1 : stop] -= upper[:, row, row + 1 : stop, None] * error[:, None, :]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from math import prod
 
 import networkx as nx
@@ -59,6 +60,11 @@ class Weight:
     @property
     def elements(self) -> int:
         return prod(self.shape)
+
+    @cached_property
+    def zeros(self) -> int:
+        """How many of its entries are zero."""
+        return self.elements - int(np.count_nonzero(self.tensor.values))
 
     @property
     def bytes(self) -> int:

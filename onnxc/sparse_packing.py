@@ -25,11 +25,15 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto
 
-from onnxc.packing import Bill, Sheet, reshaped
+from onnxc.packing import Bill, Packed, Sheet, reshaped
 
 GAPS = (256, 16, 6, 4, 3)  # digits of a gap where gaps have words of their own
 TOGETHER = (1, 2, 3)  # entries in a word, where gap and value share it
 MASK_PRICE = 1.1
+GAIN = 1.1  # how much smaller than packed codes a sparse form must be: it takes longer to unfold
+FEWEST = 0.3  # share of zeros below which no form is worth trying
+OVERHEAD = 600  # bytes of nodes and names
+SPARSE_OPSET = 11  # the first with ScatterElements and CumSum
 LARGEST = 1 << 28  # codes whose int32 indices ONNX Runtime still folds
 
 Array = NDArray[Any]
@@ -289,3 +293,41 @@ def smallest_sparse(codes: NDArray[np.int8]) -> Gaps | Mask | None:
         forms(SparseCodes.of(codes)), key=lambda form: form.size * (MASK_PRICE if isinstance(form, Mask) else 1.0)
     )
     return found if found.bytes < codes.size else None
+
+
+def smaller(codes: NDArray[np.int8], packed: Packed | None) -> Packed | None:
+    """``packed``, or a sparse form of ``codes`` where that takes clearly fewer bytes; None: the codes as they are."""
+    if codes.size - np.count_nonzero(codes) < FEWEST * codes.size:
+        return packed
+    sparse = smallest_sparse(codes)
+    if sparse is None or packed is None:
+        return sparse or packed
+    bill = Bill()
+    packed.emit(bill, "weight_q")
+    return sparse if sparse.bytes * GAIN < bill.bytes else packed
+
+
+def expected_bytes(elements: int, zeros: int, levels: int) -> int:
+    """Bytes of the smallest form of codes whose zeros lie anywhere, before they are made; never more than a byte for
+    each where there are few zeros.
+    """
+    share, given = zeros / max(elements, 1), elements - zeros
+    if share < FEWEST:
+        return elements
+
+    def entries(longest: int) -> float:
+        stays = share**longest  # another step of that length is needed
+        return given * (1 + stays / max(1 - stays, 1e-6))
+
+    count = digits_in(levels)
+    values = {True: 1.0, False: 1 / count}
+    sizes = [
+        entries(longest) * (1 / digits_in(longest) + each) + (0 if raw else 256 * count)
+        for longest in GAPS
+        for raw, each in values.items()
+    ]
+    for together in TOGETHER:
+        longest = int(256 ** (1 / together) + 1e-9) // levels
+        if longest >= 2:
+            sizes.append(entries(longest) / together + 256 * together)
+    return int(min(elements, min(sizes) + OVERHEAD))

@@ -13,9 +13,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnxc.kernels import leftover_weights, operators
 from onnxc.model import Model
-from onnxc.packing import ModelSheet
+from onnxc.packing import ModelSheet, PackedDigits, layout_of
 from onnxc.session import Session
-from onnxc.sparse_packing import LARGEST, Gaps, Mask, SparseCodes, forms, smallest_sparse
+from onnxc.sparse_packing import LARGEST, Gaps, Mask, SparseCodes, expected_bytes, forms, smaller, smallest_sparse
 
 random = np.random.default_rng(0)
 FOUR_BITS = np.array([value for value in range(-7, 8) if value], np.int8)
@@ -145,3 +145,21 @@ def test_nothing_is_stored_for_a_weight_of_zeros() -> None:
     assert form is not None
     assert form.bytes < 1500
     np.testing.assert_array_equal(unfolded(codes, form), codes)
+
+
+@pytest.mark.parametrize("zeros", [0.5, 0.8, 0.9, 0.95, 0.99])
+@pytest.mark.parametrize("values", [FOUR_BITS, EIGHT_BITS], ids=["4", "8"])
+def test_the_planner_expects_what_comes(zeros: float, values: np.ndarray) -> None:
+    codes = sparse(zeros, values, 512, 512)
+    found = smallest_sparse(codes)
+    assert found is not None
+    expected = expected_bytes(codes.size, codes.size - int(np.count_nonzero(codes)), len(values) + 1)
+    assert expected == pytest.approx(found.bytes, rel=0.03, abs=300)
+
+
+def test_packed_codes_stay_unless_zeros_are_many() -> None:
+    for zeros, wins in ((0.1, False), (0.4, False), (0.8, True)):
+        codes = sparse(zeros, FOUR_BITS, 128, 256)
+        packed = PackedDigits(16, -8, (codes + 8).astype(np.uint16), layout_of(codes.shape, 1))
+        assert isinstance(smaller(codes, packed), Gaps) == wins
+    assert smaller(sparse(0.1, EIGHT_BITS, 64, 64), None) is None
