@@ -1,5 +1,6 @@
 """The passes that come with onnxc, in pipeline order: the table of contents of this folder."""
 
+from .equalize_layers import EqualizeLayers
 from .factor_conv import FactorConv
 from .factor_matmul import FactorMatmul
 from .flush_subnormals import FlushSubnormals
@@ -13,6 +14,7 @@ from .quantize_lstm import QuantizeLstm
 from .quantize_static import QuantizeStatic
 from .raise_opset import RaiseOpset
 from .simplify import Simplify
+from .smooth_activations import SmoothActivations
 from .store_codebook import StoreCodebook
 from .store_float16 import StoreFloat16
 from .store_int8 import StoreInt8
@@ -31,6 +33,8 @@ PASSES: tuple[type, ...] = (
     FactorMatmul,
     FactorConv,
     PruneWeights,
+    EqualizeLayers,
+    SmoothActivations,
     QuantizeStatic,
     QuantizeDynamic,
     QuantizeLstm,

@@ -30,7 +30,7 @@ class QuantizeStatic(LossyPass):
        and without calibration data.
 
     Attributes:
-        range: how a range is chosen from the histogram: mse, minmax or percentile.
+        range: how a range is chosen from the histogram: mse, minmax, percentile or entropy.
         percentile: share of the values inside the range, in percent, for range=percentile.
     """
 
@@ -38,7 +38,7 @@ class QuantizeStatic(LossyPass):
     needs_data: ClassVar[bool] = True
     opset: ClassVar[int] = 13  # scales per channel
 
-    range: Literal["mse", "minmax", "percentile"] = "mse"
+    range: Literal["mse", "minmax", "percentile", "entropy"] = "mse"
     percentile: float = 99.99
 
     def propose(self, site: Site, context: Context) -> Iterable[Candidate | Refusal]:

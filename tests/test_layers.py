@@ -17,7 +17,9 @@ LAYERS = """
     inspection compiler summary
     deliver judge price propose search structure training
     planner
+    equalization smoothing bias_correction
     pruning pruning_jobs cost sensitivity saturation exactness factoring matrices convolutions
+    seams convergence hqq descent
     coupling owners sparse_tensors sparse_packing rewrite moments gptq encoding observe sites shapes low_rank kernel_rank sequential
     validate
     report tables

@@ -1,0 +1,58 @@
+"""Factors per channel move from an activation into the weights that read it; the outputs stay equal.
+
+      LayerNorm(g, b) ── x ── MatMul(W)         becomes    LayerNorm(g / s, b / s) ── x / s ── MatMul(W * s)
+      Conv(V, c) ── Relu ── x ── Conv(W)        becomes    Conv(V / s, c / s) ── Relu ── x / s ── Conv(W * s)
+
+In: a simplified model and calibration data. Out: the same function, easier to round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from onnxc.rewrite import Context, Level, StructuralPass
+from onnxc.smoothing import smoothed
+
+
+@dataclass(frozen=True)
+class SmoothActivations(StructuralPass):
+    """SmoothQuant (Xiao et al. 2022), or with aim=weights the scale search of AWQ (Lin et al. 2023).
+
+    1. Every tensor of the main graph that linears and convolutions alone read; they share its factors.
+    2. The factors go into what makes the tensor: scale and bias of a LayerNormalization, weight and bias of a linear or
+       convolution, a Mul or Add by a constant; through Relu, pooling, Reshape, Transpose, attention's values.
+    3. Where nothing takes them it is left as it is, and the reason is told by name; with ``insert`` a Mul in front
+       of the readers takes them. The scalar of a GELU never does: the operator would lose its kernel.
+    4. It must not act without calibration data.
+
+    Attributes:
+        alpha: how much of the outliers goes into the weights, 0 to 1, for every tensor; below 0: searched per tensor on
+            the error of the readers' outputs, no change being one of the choices.
+        aim: what is to be rounded with less error, activations or weights.
+        bits, block: of the weights for aim=weights; block 0 is one scale per output.
+        insert: multiply in front of the readers where nothing before takes the factors.
+    """
+
+    name: ClassVar[str] = "smooth-activations"
+    needs_data: ClassVar[bool] = True
+
+    alpha: float = -1.0
+    aim: Literal["activations", "weights"] = "activations"
+    bits: int = 4
+    block: int = 64
+    insert: bool = False
+
+    def levels(self, context: Context) -> Iterable[Level]:
+        """The smoothed model, none where no factor helps."""
+        level = smoothed(
+            context,
+            alpha=self.alpha if self.alpha >= 0 else None,
+            aim=self.aim,
+            bits=self.bits,
+            block=self.block,
+            insert=self.insert,
+        )
+        if level is not None:
+            yield level
