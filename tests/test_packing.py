@@ -76,7 +76,7 @@ def test_the_bytes_are_those_announced(chosen: Format) -> None:
         [node("MatMul", "x some_weight", "y")],
         {"x": [8, 256]},
         {"y": None},
-        {"some_weight": np.zeros(shape, np.float32)},
+        {"some_weight": np.ones(shape, np.float32)},
     )
     loaded = Model.load(proto)
     name_nodes(loaded)
