@@ -100,6 +100,7 @@ def parser() -> Parser:
     top.add_argument("--version", action="version", version=f"onnxc {__version__}")
     verbs = top.add_subparsers(title="verbs", metavar="VERB", required=True, parser_class=Parser)
     _add_optimize(verbs)
+    _add_distill(verbs)
     _add_compare(verbs)
     _add_inspect(verbs)
     _add_passes(verbs)
@@ -170,6 +171,12 @@ def _add_optimize(verbs: Any) -> None:
     choice.add_argument("--recipe", metavar="FILE.toml", help="limits, settings and passes from a file; flags win")
     choice.add_argument("--passes", metavar="a,b:field=value", help="only these may propose; with fields: do as told")
     choice.add_argument("--ops", choices=["standard", "ort"], help="ort allows operators of com.microsoft")
+    choice.add_argument(
+        "--recover",
+        type=_value(minutes),
+        metavar="MINUTES",
+        help="train the result back to IN; needs --calib and torch",
+    )
     choice.add_argument("--seed", type=int, help="of everything random (0)")
     choice.add_argument("--prices", metavar="FILE", help="where measured times are kept")
     choice.add_argument("--fresh", action="store_true", help="measure times again")
@@ -180,6 +187,34 @@ def _add_optimize(verbs: Any) -> None:
     output.add_argument("--external-data", action="store_true", help="weights in a file beside OUT")
     output.add_argument("--dry-run", action="store_true", help="do everything but write OUT")
     _add_output(output)
+
+
+def _add_distill(verbs: Any) -> None:
+    made = _verb(verbs, "distill", run_distill, "Train a student to answer as a teacher does.")
+    made.add_argument("models", metavar="TEACHER [STUDENT] OUT", nargs="+", help="without STUDENT give --student")
+    made.add_argument("--data", required=True, metavar="PATH", help="inputs, as for --calib of optimize")
+    made.add_argument("--student", metavar="width=0.5|compact", help="make the student out of the teacher")
+    learning = made.add_argument_group("learning")
+    learning.add_argument("--minutes", type=_value(minutes), default=10.0, help="longest training (10)")
+    learning.add_argument("--steps", type=_value(count), default=2000, help="of the optimizer, if time allows (2000)")
+    learning.add_argument("--batch", type=_value(count), default=32, help="samples in a step (32)")
+    learning.add_argument(
+        "--rate", type=_value(positive), default=2e-3, help="step, relative to a weight's size (0.002)"
+    )
+    learning.add_argument(
+        "--loss", choices=["auto", "kl", "mse", "cosine"], default="auto", help="what is made smaller"
+    )
+    learning.add_argument("--temperature", type=_value(positive), default=1.0, help="of class scores (1)")
+    learning.add_argument("--labels", metavar="NAME", help="the array of the data that holds class numbers")
+    learning.add_argument(
+        "--label-weight", type=_limit("size"), default=0.5, metavar="50%", help="of the labels (50%%)"
+    )
+    learning.add_argument("--outputs", metavar="STUDENT=TEACHER,...", help="outputs that belong together")
+    learning.add_argument("--blocks", action="store_true", help="block by block first; for a compressed teacher")
+    learning.add_argument("--seed", type=int, default=0, help="of everything random (0)")
+    learning.add_argument("--work", metavar="DIR", help="keep the state here: an interrupted training goes on")
+    _add_where(made)
+    _add_output(made.add_argument_group("output"))
 
 
 def _add_compare(verbs: Any) -> None:
@@ -240,6 +275,22 @@ def count(text: str) -> int:
     return int(text)
 
 
+def positive(text: str) -> float:
+    """A number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise UsageError(f"'{text}' is not a number above 0")
+    return value
+
+
+def minutes(text: str) -> float:
+    """``10``, ``10m`` or ``10min`` as minutes."""
+    return positive(text.removesuffix("min").removesuffix("m"))
+
+
 def console() -> Console:
     """Where results go."""
     from rich.console import Console
@@ -273,6 +324,7 @@ def recipe(parsed: argparse.Namespace) -> Recipe:
         "providers": _names(parsed.providers),
         "threads": parsed.threads,
         "seed": parsed.seed,
+        "recover": parsed.recover,
         "external_data": parsed.external_data or None,
         "custom_ops": tuple(parsed.custom_ops) if parsed.custom_ops else None,
         "passes": parse_passes(parsed.passes) if parsed.passes is not None else None,
@@ -336,6 +388,47 @@ def write_text(path: str, text: str) -> None:
         Path(path).write_text(text, encoding="utf-8")
     except OSError as error:
         raise UsageError(f"'{path}' cannot be written: {error.strerror or error}") from error
+
+
+def run_distill(parsed: argparse.Namespace) -> int:
+    """``onnxc distill``."""
+    from onnxc.progress import Progress
+    from onnxc.training.distill import distill
+
+    wanted = 2 if parsed.student else 3
+    if len(parsed.models) != wanted:
+        words = "TEACHER OUT, since --student makes the student" if parsed.student else "TEACHER STUDENT OUT"
+        raise UsageError(f"{len(parsed.models)} models are given: write {words}")
+    with Progress(quiet=parsed.quiet) as progress:
+        made = distill(
+            parsed.models[0],
+            parsed.student or parsed.models[1],
+            parsed.models[-1],
+            data=parsed.data,
+            minutes=parsed.minutes,
+            steps=parsed.steps,
+            batch=parsed.batch,
+            rate=parsed.rate,
+            measure=parsed.loss,
+            temperature=parsed.temperature,
+            labels=parsed.labels,
+            label_weight=parsed.label_weight,
+            outputs=parsed.outputs,
+            blockwise=parsed.blocks,
+            seed=parsed.seed,
+            work=parsed.work,
+            options=_options(parsed),
+            progress=progress,
+        )
+    if parsed.json:
+        import json
+
+        from onnxc.report import plain
+
+        print(json.dumps(plain(made), indent=2))
+    elif not parsed.quiet:
+        made.render(console())
+    return 0
 
 
 def run_compare(parsed: argparse.Namespace) -> int:

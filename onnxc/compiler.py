@@ -9,6 +9,7 @@ propose   passes/        candidates: specifications with their activations and b
 price     cost.py        measured seconds per site and mode
 plan      planner.py     compute per site, storage per weight, under the limits
 rewrite   rewrite.py     the chosen candidates, applied to a copy
+recover   training/      what was lost is learned back from the original, when asked
 validate  quality.py     against the original; below the floor: plan again with a higher price of noise
 save      deliver.py     never larger, never slower; atomically
 report    report.py      what was done, what was refused and why
@@ -34,12 +35,12 @@ from onnxc.cost import PriceFile
 from onnxc.data import Calibration, generate
 from onnxc.deliver import gate, write
 from onnxc.errors import BudgetError, DataError, ModelError, UsageError
-from onnxc.exactness import Exactness
+from onnxc.exactness import Exactness, file_bytes
 from onnxc.file.storage import drop_pages
 from onnxc.judge import Judge
 from onnxc.model import Model
 from onnxc.observe import Observations, observe
-from onnxc.planner import Plan, Problem
+from onnxc.planner import Plan, Problem, stored_bytes
 from onnxc.price import priced
 from onnxc.propose import Chosen, Proposals, collect, passes_of
 from onnxc.recipe import Budget, PassRequest, Recipe, load_recipe, parse_passes
@@ -62,6 +63,7 @@ RANGES = (
     ("percentile", 99.99),
     ("percentile", 99.999),
 )  # other choices than least squares
+TIGHT = 0.99  # of a limit is planned for: estimates are not exact
 PROBES = 16  # most samples for the noise of single roundings
 
 
@@ -98,6 +100,7 @@ def optimize(
     custom_ops: Iterable[str] | None = None,
     external_data: bool | None = None,
     seed: int | None = None,
+    recover: float | None = None,
     prices: str | Path | None = None,
     fresh: bool = False,
     progress: Progress | None = None,
@@ -109,7 +112,8 @@ def optimize(
         output: where the result goes; None: ``report.model`` holds it.
         calib: calibration data (see Calibration.open); without it inputs are generated.
         eval: "FILE.py:FUNCTION" or a callable: takes an onnxruntime.InferenceSession, returns a score.
-        budget, passes, target, ops, providers, threads, custom_ops, external_data, seed: replace what ``recipe`` says.
+        budget, passes, target, ops, providers, threads, custom_ops, external_data, seed, recover: replace what
+            ``recipe`` says; recover: minutes of training.
         recipe: a Recipe or a TOML file.
         shapes, batch: of generated inputs.
         prices: the file of measured times; fresh: measure again.
@@ -131,6 +135,7 @@ def optimize(
         "custom_ops": tuple(custom_ops) if custom_ops else None,
         "external_data": external_data,
         "seed": seed,
+        "recover": recover,
     }
     wanted = replace(wanted, **{name: value for name, value in settings.items() if value is not None})
     say = progress or (lambda message: None)
@@ -138,6 +143,7 @@ def optimize(
     smaller = shrunk(run.chosen.structural, simplified(run), partial(observed, run), run.judge, run.notes, say)
     context, proposals, codes = proposed(run, smaller)
     problem, trials = planned(run, context, proposals, codes)
+    trials = recovered(run, trials)
     stamp = receipt(run)
     delivery = gate(run.judge, trials, run.prices, stamp, say, told=any(told for _, told in run.chosen.structural))
     say("measuring the result")
@@ -174,6 +180,11 @@ def opened(
         check_output(source, Path(output))
     if recipe.budget.max_drop is not None and hook is None:
         raise UsageError("--max-drop needs a score to drop: give a hook with --eval FILE.py:FUNCTION")
+    if recipe.recover:
+        import onnxc.training  # noqa: F401 - says now, not after the work, that torch is missing
+
+        if calib is None:
+            raise UsageError("--recover learns from real inputs: give them with --calib PATH")
     chosen = passes_of(recipe)
     target_named(recipe.target)
     say("loading")
@@ -259,10 +270,16 @@ def planned(run: Run, context: Context, proposals: Proposals, codes: Coder) -> t
     run.say("measuring times in place")
     prices = priced(context, proposals, codes, run.samples, run.options, run.prices)
     problem = proposals.problem(context, prices)
+    if run.recipe.budget.speed is not None:
+        problem.most_seconds = prices.total / run.recipe.budget.speed * TIGHT
 
     def judged(plan: Plan) -> Trial:
         run.say(f"judging a plan with {len(plan.compute)} sites in int8 and {len(plan.coded)} weights as codes")
         trial = run.judge.trial(context.model, plan, codes)
+        size = run.recipe.budget.size
+        if size is not None and problem.most_bytes is None:  # what is no weight takes as much in every plan
+            others = file_bytes(trial.model) - stored_bytes(problem, plan.stored)
+            problem.most_bytes = max(size * run.original.source_bytes * TIGHT - others, 1.0)
         if problem.ratios:
             problem.ratios = codes.noise_ratios()  # with the true damage of what was solved
         return trial
@@ -311,6 +328,16 @@ def planned(run: Run, context: Context, proposals: Proposals, codes: Coder) -> t
                 yield judged(lesser)
 
     return problem, trials()
+
+
+def recovered(run: Run, trials: Iterator[Trial]) -> Iterator[Trial]:
+    """``trials``, the best one trained as long as the recipe says."""
+    if not run.recipe.recover:
+        return trials
+    from onnxc.training.recover import recovering
+    from onnxc.training.tuning import Settings
+
+    return recovering(run.judge, trials, Settings(run.recipe.recover, seed=run.recipe.seed), run.say)
 
 
 def receipt(run: Run) -> dict[str, str]:

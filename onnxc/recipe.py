@@ -60,6 +60,7 @@ class Recipe:
     seed: int = 0
     external_data: bool = False
     custom_ops: tuple[str, ...] = ()
+    recover: float = 0.0  # minutes of training that wins back what compression lost
 
 
 def parse_fraction(text: str | float) -> float:
@@ -168,6 +169,7 @@ _SETTINGS: Mapping[str, type | tuple[type, ...]] = {
     "seed": int,
     "external_data": bool,
     "custom_ops": list,
+    "recover": (int, float),
 }
 
 

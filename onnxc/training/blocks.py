@@ -191,21 +191,43 @@ def entered(
     return {**values, **scope}
 
 
-def distance(
-    program: Program,
-    block: Block,
-    states: Shelf,
-    wanted: Shelf,
-    numbers: Sequence[int],
-    values: Mapping[Tensor, torch.Tensor],
-) -> torch.Tensor:
-    """Squared error of a block's end over the teacher's power there, mean over batches."""
-    total = torch.zeros((), device=program.device)
-    for number in numbers:
-        scope = entered(program, block, states, number, values)
-        program.run_nodes(block.nodes, scope)
-        for tensor, name in block.targets.items():
-            reference = from_numpy(wanted[number][name], program.device)
-            error = (scope[tensor] - reference).square().sum() / reference.square().sum().clamp(min=1e-12)
-            total = total + error / len(block.targets)
-    return total / max(len(numbers), 1)
+@dataclass
+class Lesson:
+    """What one block learns from.
+
+    Attributes:
+        states: what the student feeds it, batch by batch. wanted: the teacher's tensors.
+        rest: values of all that other blocks learn. train, held: numbers of batches.
+    """
+
+    program: Program
+    block: Block
+    states: Shelf
+    wanted: Shelf
+    rest: Mapping[Tensor, torch.Tensor]
+    train: Sequence[int]
+    held: Sequence[int]
+    seed: int
+
+    def order(self, epoch: int) -> list[list[int]]:
+        """Every batch once, in another order each time."""
+        return [
+            [self.train[int(each)]] for each in np.random.default_rng([self.seed, epoch]).permutation(len(self.train))
+        ]
+
+    def held_back(self) -> float:
+        """The loss of the batches held back."""
+        return float(self.loss(self.held))
+
+    def loss(self, numbers: Sequence[int]) -> torch.Tensor:
+        """Squared error of the block's end over the teacher's power there, mean over batches."""
+        values = {**self.rest, **values_of(self.block.latents)}
+        total = torch.zeros((), device=self.program.device)
+        for number in numbers:
+            scope = entered(self.program, self.block, self.states, number, values)
+            self.program.run_nodes(self.block.nodes, scope)
+            for tensor, name in self.block.targets.items():
+                reference = from_numpy(self.wanted[number][name], self.program.device)
+                error = (scope[tensor] - reference).square().sum() / reference.square().sum().clamp(min=1e-12)
+                total = total + error / len(self.block.targets)
+        return total / max(len(numbers), 1)

@@ -17,6 +17,7 @@ import torch
 
 from onnxc.data import Sample
 from onnxc.errors import DataError, ModelError
+from onnxc.file import editing
 from onnxc.model import Model
 from onnxc.session import Options, Session
 from onnxc.training import blocks as cut
@@ -149,7 +150,7 @@ class Trainer:
         names = [each.name for each in loss.outputs]
         self.latents: list[Latent] = latents(self.student, teacher, self.device)
         self.program = Program(self.student, trainable=tensors_of(self.latents), outputs=names, device=self.device)
-        reached = {tensor for node in self.program.nodes for tensor in (*cut.editing.reads(node), *node.outputs)}
+        reached = {tensor for node in self.program.nodes for tensor in (*editing.reads(node), *node.outputs)}
         self.latents = [each for each in self.latents if any(tensor in reached for tensor in each.tensors)]
         if not self.latents:
             raise ModelError("the model has no weight that can be learned")
@@ -294,19 +295,15 @@ class Trainer:
             with torch.no_grad():
                 rest = values_of(others)
 
-            def loss(numbers: Sequence[int], block: cut.Block = block) -> torch.Tensor:
-                values = {**rest, **values_of(block.latents)}  # noqa: B023 - called before the next block
-                return cut.distance(self.program, block, states, wanted, numbers, values)  # noqa: B023
-
+            lesson_of = cut.Lesson(self.program, block, states, wanted, rest, train, held, self.settings.seed + place)
             label = f"block {place + 1} of {len(found)}"
             share = (end - monotonic()) / (len(found) - place)
             if share > 0 and f"{label} done" not in self.diary.kept:
-                random = np.random.default_rng([self.settings.seed, place])
                 outcome = tune(
                     block.latents,
-                    loss,
-                    lambda epoch, random=random: [[train[int(i)]] for i in random.permutation(len(train))],
-                    lambda loss=loss: float(loss(held)),
+                    lesson_of.loss,
+                    lesson_of.order,
+                    lesson_of.held_back,
                     self.settings,
                     steps=BLOCK_STEPS,
                     seconds=share,

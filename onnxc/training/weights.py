@@ -279,11 +279,10 @@ def latents(model: Model, original: Model | None = None, device: torch.device | 
     found: list[Latent] = []
     taken: set[Constant] = set()
     for node in program.nodes:
-        for made in (_words(node, program), _bias(node, program)):
-            if made is not None:
-                found.append(made)
-                source = getattr(made, "source", None)
-                taken.add(source)
+        for stored in (_words(node, program), _bias(node, program)):
+            if stored is not None and stored.source is not None:
+                found.append(stored)
+                taken.add(stored.source)
     exact = _weights_of(original)
     scales: dict[bytes, ScaleLatent] = {}
     for graph in model.graphs():

@@ -92,10 +92,8 @@ def table(pattern: str = "", talk: bool = False) -> str:
     ran = sum(count.values()) - count["not run"]
     told = count["ok"] + count["wrong"] + count["error"]
     lines = [
-        (
-            f"{sum(count.values())} models; ONNX Runtime runs {ran} of them on what Python can feed; {count['refused']} of "
-            f"these hold an operator that is refused by name; of the other {told}, {count['ok']} agree."
-        ),
+        f"{sum(count.values())} models; ONNX Runtime runs {ran} of them on what Python can feed.",
+        f"{count['refused']} of these have an operator that is refused; of the other {told}, {count['ok']} agree.",
         "",
         "| operator | agree / models | operator | agree / models | operator | agree / models |",
         "|---|---|---|---|---|---|",

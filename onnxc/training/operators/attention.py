@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from onnxc.training.operators.table import Call, operator
+from onnxc.training.operators.table import Call, filled, operator
 
 
 @operator("Attention")
@@ -17,7 +17,7 @@ def attention(call: Call, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *re
     Returns:
         The result, the keys and values with the past before them, and the scores after ``qk_matmul_output_mode``.
     """
-    mask, past_key, past_value, lengths = (*rest, *[None] * (4 - len(rest)))
+    mask, past_key, past_value, lengths = filled(rest, 4)
     if lengths is not None:
         raise call.refuse("attention with lengths of padded keys")
     flat = q.ndim == 3

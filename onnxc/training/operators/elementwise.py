@@ -199,11 +199,12 @@ def clip(call: Call, x: torch.Tensor, low: Any = None, high: Any = None) -> torc
     """Between limits given as attributes (before opset 11) or inputs."""
     low = call.get("min") if low is None else low
     high = call.get("max") if high is None else high
-    if low is not None:
-        x = torch.maximum(x, torch.as_tensor(low, dtype=x.dtype, device=x.device))
-    if high is not None:
-        x = torch.minimum(x, torch.as_tensor(high, dtype=x.dtype, device=x.device))
-    return x
+    return torch.clamp(x, _limit(low), _limit(high)) if low is not None or high is not None else x
+
+
+def _limit(value: Any) -> Any:
+    """A limit as a number, which is faster than a tensor."""
+    return value.item() if isinstance(value, torch.Tensor) else value
 
 
 @operator("LeakyRelu")

@@ -13,7 +13,7 @@ import torch
 
 from onnxc.training.operators.linear import convolve
 from onnxc.training.operators.recurrent import lstm_cell, recurrent
-from onnxc.training.operators.table import LIMITS, TYPES, Call, is_float, operator, straight
+from onnxc.training.operators.table import LIMITS, TYPES, Call, filled, is_float, operator, straight
 
 
 def carried(x: torch.Tensor) -> torch.Tensor:
@@ -150,7 +150,7 @@ def _requantized(call: Call, x: torch.Tensor, scale: Any, zero: Any, place: int)
 @operator("MatMulIntegerToFloat", domain="com.microsoft")
 def matmul_integer_to_float(call: Call, a: Any, b: Any, a_scale: Any, b_scale: Any, *rest: Any) -> torch.Tensor:
     """The product of codes, in real units, plus a bias."""
-    a_zero, b_zero, bias = (*rest, *[None] * (3 - len(rest)))
+    a_zero, b_zero, bias = filled(rest, 3)
     made = torch.matmul(centred(a, a_zero, -2), centred(b, b_zero, -1)) * a_scale * b_scale
     return made if bias is None else made + bias
 
@@ -158,7 +158,7 @@ def matmul_integer_to_float(call: Call, a: Any, b: Any, a_scale: Any, b_scale: A
 @operator("DynamicQuantizeMatMul", domain="com.microsoft")
 def dynamic_quantize_matmul(call: Call, a: Any, b: Any, b_scale: Any, *rest: Any) -> torch.Tensor:
     """DynamicQuantizeLinear and the product of codes, in real units, plus a bias."""
-    b_zero, bias = (*rest, *[None] * (2 - len(rest)))
+    b_zero, bias = filled(rest, 2)
     codes, scale, zero = dynamic_quantize_linear(call, a)
     made = torch.matmul(codes - zero, centred(b, b_zero, -1)) * scale * b_scale
     return made if bias is None else made + bias
@@ -167,7 +167,7 @@ def dynamic_quantize_matmul(call: Call, a: Any, b: Any, b_scale: Any, *rest: Any
 @operator("DynamicQuantizeLSTM", domain="com.microsoft")
 def dynamic_quantize_lstm(call: Call, x: Any, w: Any, r: Any, *rest: Any) -> tuple[torch.Tensor, ...]:
     """An LSTM with int8 weights [D, I, 4 H]; the rounding of its activations is left out."""
-    b, lengths, h, c, peepholes, w_scale, w_zero, r_scale, r_zero = (*rest, *[None] * (9 - len(rest)))
+    b, lengths, h, c, peepholes, w_scale, w_zero, r_scale, r_zero = filled(rest, 9)
 
     def real(codes: Any, scale: Any, zero: Any) -> torch.Tensor:
         directions = codes.shape[0]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from onnxc.training.operators.table import Call, ints, operator
+from onnxc.training.operators.table import Call, filled, ints, operator
 
 Activation = Callable[[torch.Tensor], torch.Tensor]
 Step = Callable[[torch.Tensor, tuple[torch.Tensor, ...]], tuple[torch.Tensor, ...]]
@@ -233,19 +233,19 @@ def rnn_cell(
 @operator("LSTM")
 def lstm(call: Call, x: Any, w: Any, r: Any, *rest: Any) -> tuple[torch.Tensor, ...]:
     """Y, the last h, the last c."""
-    b, lengths, h, c, peepholes = (*rest, *[None] * (5 - len(rest)))
+    b, lengths, h, c, peepholes = filled(rest, 5)
     return recurrent(call, 4, lstm_cell, x, w, r, b, lengths, [h, c], peepholes)
 
 
 @operator("GRU")
 def gru(call: Call, x: Any, w: Any, r: Any, *rest: Any) -> tuple[torch.Tensor, ...]:
     """Y and the last h."""
-    b, lengths, h = (*rest, *[None] * (3 - len(rest)))
+    b, lengths, h = filled(rest, 3)
     return recurrent(call, 3, gru_cell, x, w, r, b, lengths, [h])
 
 
 @operator("RNN")
 def rnn(call: Call, x: Any, w: Any, r: Any, *rest: Any) -> tuple[torch.Tensor, ...]:
     """Y and the last h."""
-    b, lengths, h = (*rest, *[None] * (3 - len(rest)))
+    b, lengths, h = filled(rest, 3)
     return recurrent(call, 1, rnn_cell, x, w, r, b, lengths, [h])

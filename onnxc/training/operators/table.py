@@ -146,7 +146,7 @@ class _Straight(torch.autograd.Function):  # type: ignore[misc]  # torch is an e
         return rounded
 
     @staticmethod
-    def backward(context: Any, gradient: torch.Tensor) -> tuple[None, torch.Tensor]:  # type: ignore[override]
+    def backward(context: Any, gradient: torch.Tensor) -> tuple[None, torch.Tensor]:
         return None, gradient
 
 
@@ -156,6 +156,11 @@ def straight(rounded: torch.Tensor, exact: torch.Tensor) -> torch.Tensor:
         return rounded
     made: torch.Tensor = _Straight.apply(rounded.detach(), exact)
     return made
+
+
+def filled(values: Sequence[Any], count: int) -> list[Any]:
+    """``values`` with None for what is left out at the end."""
+    return [*values, *[None] * (count - len(values))]
 
 
 def is_float(value: torch.Tensor) -> bool:

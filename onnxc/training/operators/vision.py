@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from onnxc.training.operators.table import Call, ints, operator
+from onnxc.training.operators.table import Call, filled, ints, operator
 
 
 @operator("Upsample")
@@ -28,7 +28,7 @@ def resize(call: Call, x: torch.Tensor, *rest: Any) -> torch.Tensor:
         return _resampled(
             call, x, dict(enumerate(rest[0].tolist())), {}, str(call.get("mode", "nearest")), "asymmetric", "floor"
         )
-    _region, scales, sizes = (*rest, *[None] * (3 - len(rest)))
+    _region, scales, sizes = filled(rest, 3)
     axes = [axis % x.ndim for axis in ints(call.get("axes"))] or list(range(x.ndim))
     how = str(call.get("coordinate_transformation_mode", "half_pixel"))
     if how == "tf_crop_and_resize" or call.get("antialias", 0):

@@ -1,0 +1,305 @@
+"""Students learn, are written back exactly, and are never handed out worse than they came."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from onnxc.cli import main
+from onnxc.errors import DataError, ModelError
+from onnxc.model import Model
+from onnxc.session import Options, Session
+from onnxc.training.losses import Loss, Output, matched
+from onnxc.training.recover import recover
+from onnxc.training.trainer import Lesson, Trainer
+from onnxc.training.tuning import Diary, Settings
+from onnxc.training.weights import latents, values_of, write
+
+MODELS = Path(__file__).parents[2] / "models"
+FEW = Settings(minutes=2, steps=20, batch=8, threads=1)
+
+
+def samples(name: str, count: int = 24) -> list[dict[str, np.ndarray]]:
+    with np.load(MODELS / "data" / f"{name}_calib.npz") as file:
+        arrays = {key: file[key][:count] for key in file.files}
+    return [{key: array[place : place + 1] for key, array in arrays.items()} for place in range(count)]
+
+
+def rounded(model: Model, levels: int = 3) -> Model:
+    """Every matrix and filter as int8 codes from -levels to levels and a scale per first axis."""
+    model = model.copy()
+    for tensor in list(model.graph.weights):
+        values = np.asarray(tensor.values)
+        if values.dtype != np.float32 or values.ndim < 2 or values.size < 256:
+            continue
+        axes = tuple(range(1, values.ndim))
+        scale = np.abs(values).max(axis=axes, keepdims=True) / (levels + 0.5)
+        codes = np.clip(np.rint(values / scale), -levels, levels).astype(np.int8)
+        name = tensor.name
+        cast = model.insert("Cast", [model.constant(f"{name}_q", codes)], [f"{name}_cast"], to=1).outputs[0]
+        scale_tensor = model.constant(f"{name}_scale", scale.astype(np.float32))
+        restored = model.insert("Mul", [cast, scale_tensor], [f"{name}_unfolded"]).outputs[0]
+        model.redirect(tensor, restored)
+    model.tidy()
+    return model
+
+
+@pytest.fixture(scope="module")
+def teacher() -> Model:
+    return Model.load(MODELS / "sklearn_mlp.onnx")
+
+
+def trainer(teacher: Model, student: Model, count: int = 24) -> Trainer:
+    loss = Loss(matched(teacher, student))
+    names = [each.teacher for each in loss.outputs]
+    lesson = Lesson.given(Session(teacher), Session(student), samples("sklearn_mlp", count), names, 0)
+    return Trainer(teacher, student, lesson, loss, FEW, Options())
+
+
+def test_a_compressed_model_wins_back_what_it_lost(teacher: Model) -> None:
+    student = rounded(teacher)
+    made = recover(teacher, student, samples("sklearn_mlp"), FEW)
+    assert made.improved
+    assert made.after < 0.5 * made.before
+    codes = {t.name: np.asarray(t.values) for t in made.model.graph.weights if t.name.endswith("_q")}
+    assert len(codes) == 3
+    assert all(each.dtype == np.int8 and np.abs(each).max() == 3 for each in codes.values())
+    before = {t.name: np.asarray(t.values) for t in student.graph.weights}
+    assert any((codes[name] != before[name]).any() for name in codes), "rounding is learned"
+    assert made.model.proto().graph.node == student.proto().graph.node, "nothing but weights changes"
+
+
+def test_the_same_seed_gives_the_same_bytes(teacher: Model) -> None:
+    student = rounded(teacher)
+    first, second = (recover(teacher, student, samples("sklearn_mlp"), FEW).model.serialized() for _ in range(2))
+    assert first == second
+
+
+def test_an_interrupted_training_goes_on_and_ends_the_same(
+    teacher: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    student = rounded(teacher)
+    settings = Settings(minutes=2, steps=20, batch=8, threads=1, work=tmp_path)
+    whole = recover(teacher, student, samples("sklearn_mlp"), settings).model.serialized()
+    assert not list(tmp_path.iterdir()), "the state of a complete training is removed"
+
+    saves = []
+
+    def stop(self: Diary, section: str, state: object, *, force: bool = False) -> None:
+        saves.append(section)
+        save(self, section, state, force=True)
+        if section == "training" and saves.count("training") == 7:
+            raise KeyboardInterrupt
+
+    save = Diary.save
+    monkeypatch.setattr(Diary, "save", stop)
+    with pytest.raises(KeyboardInterrupt):
+        recover(teacher, student, samples("sklearn_mlp"), settings)
+    (kept,) = tmp_path.glob("training-*.pt")
+    assert kept.stat().st_size > 0
+    again = recover(teacher, student, samples("sklearn_mlp"), settings).model.serialized()
+    assert again == whole
+    assert saves.count("training") == 20, "seven steps before, thirteen after"
+
+
+def test_what_is_written_back_unlearned_is_what_was_there(teacher: Model) -> None:
+    for student in (rounded(teacher), teacher.copy()):
+        before = student.serialized()
+        found = latents(student)
+        assert found
+        write(found)
+        assert Model.load(student.proto()).serialized() == Model.load(onnx_of(before)).serialized()
+
+
+def onnx_of(data: bytes) -> object:
+    import onnx
+
+    return onnx.load_from_string(data)
+
+
+@pytest.mark.parametrize("options", ["levels=16", "levels=9", "levels=9:block=32", "levels=16:block=32"])
+def test_packed_words_are_learned_and_written_back(teacher: Model, tmp_path: Path, options: str) -> None:
+    """Digits behind tables: written back unlearned they are the same words, and learned ones are better."""
+    import onnxc
+
+    report = onnxc.optimize(
+        teacher.proto(),
+        tmp_path / "packed.onnx",
+        calib=samples("sklearn_mlp"),
+        passes=f"store-low-bit:{options}",
+        budget=onnxc.Budget(min_sqnr=1, min_agreement=0.1),
+    )
+    assert report.changed
+    student = Model.load(tmp_path / "packed.onnx")
+    kinds = [each.kind for each in latents(student.copy())]
+    assert "words" in kinds or "codes" in kinds
+    copy = student.copy()
+    found = latents(copy)
+    write([each for each in found if each.kind in {"words", "codes"}])
+    same = {t.name: np.asarray(t.values) for t in student.graph.weights}
+    for tensor in copy.graph.weights:
+        assert np.array_equal(np.asarray(tensor.values), same[tensor.name]), tensor.name
+    made = recover(teacher, student, samples("sklearn_mlp"), FEW)
+    assert made.improved
+    assert made.model.save(tmp_path / "learned.onnx") == student.save(tmp_path / "again.onnx")
+
+
+def test_pruned_weights_stay_zero(teacher: Model) -> None:
+    student = teacher.copy()
+    for tensor in student.graph.weights:
+        if len(tensor.shape) == 2:
+            values = np.array(tensor.values)
+            values[np.abs(values) < np.quantile(np.abs(values), 0.8)] = 0
+            tensor.values = values
+    made = recover(teacher, student, samples("sklearn_mlp"), FEW)
+    assert made.improved
+    for old, new in zip(student.graph.weights, made.model.graph.weights, strict=True):
+        if len(old.shape) == 2:
+            zero = np.asarray(old.values) == 0
+            assert zero.mean() > 0.7
+            assert not np.asarray(new.values)[zero].any()
+
+
+def test_nothing_worse_is_handed_out(teacher: Model) -> None:
+    made = recover(teacher, teacher.copy(), samples("sklearn_mlp"), FEW)
+    assert not made.improved
+    assert made.before == made.after == 0
+    assert any("no better" in note for note in made.notes)
+
+
+def test_a_quantized_model_learns_scales_and_biases(tmp_path: Path) -> None:
+    """Static int8: the int32 bias stays the product of the learned scales, and the kernels stay the same."""
+    import onnxc
+    from onnxc.session import kernels
+
+    name = "residual_cnn"
+    report = onnxc.optimize(
+        MODELS / f"{name}.onnx", tmp_path / "q.onnx", calib=samples(name, 12), passes="quantize-static,store-int8"
+    )
+    assert report.changed
+    student = Model.load(tmp_path / "q.onnx")
+    kinds = {each.kind for each in latents(student.copy())}
+    if "bias" not in kinds:
+        pytest.skip("this machine's plan has no static convolution")
+    settings = Settings(minutes=1, steps=4, batch=2, threads=1)
+    made = recover(Model.load(MODELS / f"{name}.onnx"), student, samples(name, 12), settings, blockwise=False)
+    assert made.parity > 20
+    assert kernels(made.model) == kernels(student)
+
+
+def test_parity_is_checked_before_training(teacher: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    from onnxc.training.operators import OPERATORS
+
+    monkeypatch.setitem(OPERATORS, ("", "Relu"), lambda call, x: x)
+    with pytest.raises(ModelError, match="from ONNX Runtime's: this model cannot be trained"):
+        trainer(teacher, rounded(teacher))
+
+
+def test_trees_are_refused_by_name() -> None:
+    trees = Model.load(MODELS / "lightgbm_trees.onnx")
+    with pytest.raises(ModelError, match="TreeEnsembleClassifier cannot be trained through"):
+        recover(trees, trees.copy(), samples("lightgbm_trees", 4), FEW)
+
+
+def test_one_sample_is_not_enough(teacher: Model) -> None:
+    with pytest.raises(DataError, match="two samples at least"):
+        recover(teacher, rounded(teacher), samples("sklearn_mlp", 1), FEW)
+
+
+@pytest.mark.parametrize("name", ["vision_transformer", "lstm", "text_gru", "mixer", "depthwise_cnn"])
+def test_every_kind_of_model_learns(name: str) -> None:
+    """One step of gradient descent on random noise in all weights makes the loss smaller."""
+    teacher = Model.load(MODELS / f"{name}.onnx")
+    student = teacher.copy()
+    random = np.random.default_rng(0)
+    for graph in student.graphs():
+        for tensor in graph.weights:
+            if tensor.dtype == np.float32 and len(tensor.shape) >= 2:
+                values = np.asarray(tensor.values)
+                tensor.values = (values * (1 + 0.1 * random.standard_normal(values.shape))).astype(np.float32)
+    settings = Settings(minutes=2, steps=4, batch=4, threads=1)
+    loss = Loss(matched(teacher, student))
+    names = [each.teacher for each in loss.outputs]
+    lesson = Lesson.given(Session(teacher), Session(student), samples(name, 8), names, 0)
+    made = Trainer(teacher, student, lesson, loss, settings, Options())
+    assert made.parity > 60
+    for latent in made.latents:
+        latent.parameter.requires_grad_(True)
+    first = made.batch_loss(lesson.learning[:1])
+    first.backward()
+    moved = [each for each in made.latents if each.parameter.grad is not None and bool(each.parameter.grad.any())]
+    assert len(moved) > 0.8 * len(made.latents)
+    with torch.no_grad():
+        for latent in moved:
+            latent.parameter -= 1e-3 * latent.rate * torch.sign(latent.parameter.grad)
+        assert float(made.batch_loss(lesson.learning[:1])) < float(first)
+
+
+def test_losses() -> None:
+    logits = torch.tensor([[1.0, 2.0, 0.5]])
+    other = torch.tensor([[2.0, 1.0, 0.5]])
+    output = Output("y", "y", "logits", -1)
+    p, q = torch.softmax(other, -1), torch.softmax(logits, -1)
+    divergence = float((p * (p / q).log()).sum())
+    assert float(Loss([output], "kl")({"y": logits}, {"y": other})) == pytest.approx(divergence, rel=1e-5)
+    squares = 2 / 5.25
+    assert float(Loss([output])({"y": logits}, {"y": other})) == pytest.approx(divergence + squares, rel=1e-5)
+    hard = Loss([output], "kl", labels=1.0)({"y": logits}, {"y": other}, torch.tensor([1]))
+    assert float(hard) == pytest.approx(-float(torch.log(q[0, 1])), rel=1e-5)
+    cosine = float(Loss([Output("y", "y")], "cosine")({"y": logits}, {"y": other}))
+    assert cosine == pytest.approx(1 - 4.25 / 5.25, rel=1e-5)
+    with pytest.raises(DataError, match="shape"):
+        Loss([output])({"y": logits}, {"y": other[:, :2]})
+
+
+def test_distill_from_the_command_line(teacher: Model, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    student, out = tmp_path / "student.onnx", tmp_path / "out.onnx"
+    rounded(teacher).save(student)
+    data = tmp_path / "data.npz"
+    (name,) = samples("sklearn_mlp", 1)[0]
+    np.savez(
+        data, **{name: np.concatenate([each[name] for each in samples("sklearn_mlp")]), "digit": np.arange(24) % 10}
+    )
+    words = ["distill", str(MODELS / "sklearn_mlp.onnx"), str(student), str(out), "--data", str(data)]
+    settings = ["--minutes", "1", "--steps", "12", "--labels", "digit", "--label-weight", "1%", "--json"]
+    assert main([*words, *settings]) == 0
+    import json
+
+    found = json.loads(capsys.readouterr().out)
+    assert found["improved"]
+    assert found["sqnr_after"] > found["sqnr_before"]
+    assert Session(out).run(samples("sklearn_mlp", 1)[0])
+    assert main([*words[:-2], "--data", str(data), "--labels", "digits"]) == 3
+    assert "no array 'digits'" in capsys.readouterr().err
+    assert main(["distill", str(student), str(out), "--data", str(data)]) == 2
+    assert "TEACHER STUDENT OUT" in capsys.readouterr().err
+
+
+def test_recover_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out.onnx"
+    model, data = MODELS / "sklearn_mlp.onnx", MODELS / "data" / "sklearn_mlp_calib.npz"
+    words = [
+        "optimize",
+        str(model),
+        str(out),
+        "--passes",
+        "store-low-bit:levels=4",
+        "--recover",
+        "0.1",
+        "--min-sqnr",
+        "3",
+    ]
+    assert main(words) == 2
+    assert "--calib" in capsys.readouterr().err
+    assert main([*words, "--calib", str(data), "--min-agreement", "50%"]) == 0
+    assert "recovery:" in capsys.readouterr().out
+
+
+def test_values_have_the_shapes_of_the_file(teacher: Model) -> None:
+    student = rounded(teacher)
+    for tensor, value in values_of(latents(student)).items():
+        assert tuple(value.shape) == tuple(tensor.shape)
