@@ -9,6 +9,7 @@ groups of Conv, heads of Attention, hidden sizes of LSTM. Constants that others 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 
 from onnxc.coupling.graph import Axis, Coupling, Group, Indices
 from onnxc.coupling.operators import constant, given, slice_bounds
+from onnxc.errors import ModelError
 from onnxc.model import Constant, Model, Node, Tensor, Variable
 
 
@@ -158,8 +160,8 @@ def split_sizes(cut: Cut, model: Model, node: Node) -> None:
         node.attrs["split"] = sizes
         return
     node.attrs.pop("num_outputs", None)
-    if given(node, 1) is None:
-        node.inputs[1:] = [model.constant(f"{node.name}_sizes", np.asarray(sizes, np.int64))]
+    if len(node.inputs) < 2:
+        node.inputs.append(model.constant(f"{node.name}_sizes", np.asarray(sizes, np.int64)))
     else:
         replaced(model, node, 1, np.asarray(sizes, np.int64))
 
@@ -182,8 +184,10 @@ def slice_limits(cut: Cut, model: Model, node: Node) -> None:
         }  # fmt: skip
         return
     columns = [np.asarray([row[column] for row in rows], np.int64) for column in (1, 2, 0, 3)]
-    node.inputs[1:] = [model.constant(f"{node.name}_{word}", values) for word, values in
-                       zip(("starts", "ends", "axes", "steps"), columns, strict=True)]  # fmt: skip
+    while len(node.inputs) > 1:
+        del node.inputs[-1]
+    for word, values in zip(("starts", "ends", "axes", "steps"), columns, strict=True):
+        node.inputs.append(model.constant(f"{node.name}_{word}", values))
 
 
 def gathered(cut: Cut, model: Model, node: Node) -> None:
@@ -265,12 +269,17 @@ FIXERS: dict[str, Fixer] = {
 
 def untied(model: Model) -> dict[str, str]:
     """Let every reader of a vector, or of a tensor that is filled with one value, have its own: vectors that are equal
-    by chance, as zero biases are, tie no layers. Larger weights that several nodes read stay tied.
+    by chance, as zero biases are, tie no layers. Larger weights that several nodes read stay tied. What Constant nodes
+    hold becomes initializers.
 
     Returns:
         new name -> old name; ``tied`` takes it back where nothing was cut.
     """
     names: dict[str, str] = {}
+    for node in list(model.graph.nodes):
+        if node.op == "Constant" and node.outputs[0] not in model.graph.outputs:
+            with suppress(ModelError):  # strings and the like stay as they are
+                model.redirect(node.outputs[0], model.constant(node.outputs[0].name, model.values(node.outputs[0])))
     for node in list(model.graph.nodes):
         for position, tensor in enumerate(node.inputs):
             if len({id(reader) for reader in tensor.outputs}) < 2 or tensor in model.graph.outputs:

@@ -62,7 +62,7 @@ class Group:
         kind: "heads", "residual" (a stream that layers add to), "hidden" (of a recurrent layer) or "channels".
         units: how many there are.
         members: axis -> unit of every index, -1 where the index belongs to another group; [size].
-        width: how many channels of the layer that makes it one unit has: of a head, its width.
+        width: how many channels of a layer that makes or reads it one unit has: of a head, its width.
         readers: the weights that they meet.
         pinned: why none may be cut; empty if they may.
     """
@@ -283,7 +283,8 @@ class Coupling:
                 names = sorted({self.made[axis] for axis in makers if axis in members}, key=order.__getitem__)
                 if names:
                     group = Group(names[0], self.kind(members), len(mine), members)
-                    group.width = min(group.per_unit(axis) for axis in makers if axis in members)
+                    ends = [axis for axis in members if axis in self.made or axis in self.readers]
+                    group.width = min(group.per_unit(axis) for axis in ends)
                     group.readers = sorted(
                         {reader for axis in members for reader in self.readers.get(axis, ())},
                         key=lambda reader: (reader.node, reader.role),

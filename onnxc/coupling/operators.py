@@ -561,9 +561,15 @@ def attention(coupling: Coupling, node: Node) -> None:
 
 
 def filled(coupling: Coupling, node: Node) -> None:
-    """ConstantOfShape with a constant shape makes axes of its own; else they are pinned."""
-    if constant(coupling, node, 0) is None:
-        coupling.pin_all(node.outputs[0], f"ConstantOfShape '{node.name}' computes their number")
+    """ConstantOfShape: the axes that constants of its shape give are its own; those that are computed are pinned."""
+    if constant(coupling, node, 0) is not None:
+        return
+    maker = node.inputs[0].inputs[0] if node.inputs[0].inputs else None
+    pieces = list(maker.inputs) if maker is not None and maker.op == "Concat" else []
+    known = [isinstance(piece, Constant) for piece in pieces for _ in range(coupling.shapes.get(piece.name, (1,))[0])]
+    for axis in range(len(coupling.shape(node.outputs[0]))):
+        if len(known) <= axis or not known[axis]:
+            coupling.pin(coupling.node(node.outputs[0], axis), f"ConstantOfShape '{node.name}' computes their number")
 
 
 def nothing(coupling: Coupling, node: Node) -> None:

@@ -81,7 +81,12 @@ class Channels:
             if not group.pinned and group.kind not in allowed:
                 group.pinned = f"{group.kind} were not asked for"
             if not group.pinned and len(steps(group, rounding)) < 2:
-                group.pinned = f"they are {group.units * group.width}, too few to cut"
+                count = group.units * group.width
+                group.pinned = (
+                    f"they are {count}, too few to cut"
+                    if group.units > 1
+                    else "every one of them is tied to all others"
+                )
             (refused if group.pinned else groups).append(group)
         made = cls(model, coupling, groups, refused, Sizes.of(coupling, groups), samples, options, names, rounding)
         made.check(sample)

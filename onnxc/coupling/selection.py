@@ -10,12 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import gcd
 
 import numpy as np
 from numpy.typing import NDArray
 
 from onnxc.coupling.consumers import Consumer, Moments, Wide
 from onnxc.coupling.graph import Axis, Coupling, Group, Indices
+from onnxc.coupling.operators import is_constant
 
 DAMPING = 0.01  # of the mean of H's diagonal
 STEPS = 128  # of the removal of all units: more than one unit goes at a time in wider groups
@@ -171,11 +173,14 @@ def ordered(cost: Wide) -> Damage:
 
 def steps(group: Group, rounding: int) -> Indices:
     """The numbers of units that may go: what stays is a multiple of 16 channels in layers of 64 and more, of 8 and 4
-    in narrower ones, never above ``rounding``, and at least 4 channels and one unit.
+    in narrower ones, never above ``rounding``, and at least 4 channels and one unit. Heads are not rounded.
     """
     channels = group.units * group.width
     multiple = next((step for least, step in LIKED if channels >= least), 1)
-    unit = max(1, min(multiple, max(rounding, 1)) // group.width)
+    multiple = min(multiple, max(rounding, 1))
+    unit = 1 if group.kind == "heads" else multiple // gcd(multiple, group.width)
+    while FEWEST * unit > group.units and group.width > 1 and unit > 1:
+        unit //= 2  # of few units with an odd number of channels each, no four steps would be left
     least = max(1, -(-min(FEWEST, channels) // group.width))
     stays = np.arange(group.units, 0, -1)
     allowed = (stays >= least) & ((stays % unit == 0) | (stays == group.units))
@@ -212,7 +217,9 @@ class Sizes:
             return [(name, axis) for axis in range(len(coupling.shapes.get(name, ())))]
 
         model = coupling.model
-        parameters = [term(every(tensor.name)) for tensor in model.graph.weights if tensor.name in coupling.shapes]
+        filled = [node.outputs[0] for node in model.graph.nodes if node.op == "ConstantOfShape"]
+        weights = [*model.graph.weights, *(tensor for tensor in filled if is_constant(tensor))]
+        parameters = [term(every(tensor.name)) for tensor in weights if tensor.name in coupling.shapes]
         macs = []
         for node in model.graph.nodes:
             names = [tensor.name for tensor in (*node.inputs[:2], *node.outputs[:1])]
@@ -254,14 +261,25 @@ def uniform(groups: Sequence[Group], fraction: float, rounding: int) -> dict[int
 def evenly(
     groups: Sequence[Group], count: Callable[[Mapping[int, int]], float], fraction: float, rounding: int
 ) -> dict[int, int]:
-    """The smallest uniform cut after which ``count`` is down by ``fraction``; the largest where none reaches it."""
+    """The smallest uniform cut after which ``count`` is down by ``fraction``, the largest where none reaches it. Groups
+    of one size all take their next step at the same cut: only as many of them take it as are needed.
+    """
     total = count({})
+
+    def enough(removed: Mapping[int, int]) -> bool:
+        return count(removed) <= (1 - fraction) * total * (1 + 1e-9)
+
     low, high = 0.0, 1.0
     for _ in range(24):
         middle = (low + high) / 2
-        enough = count(uniform(groups, middle, rounding)) <= (1 - fraction) * total * (1 + 1e-9)
-        low, high = (low, middle) if enough else (middle, high)
-    return uniform(groups, high, rounding)
+        low, high = (low, middle) if enough(uniform(groups, middle, rounding)) else (middle, high)
+    fewer, more = uniform(groups, low, rounding), uniform(groups, high, rounding)
+    waiting = [number for number in more if more[number] != fewer[number]]
+    waiting.sort(key=lambda number: count(fewer | {number: more[number]}))  # what saves most may stay first
+    for number in waiting:
+        if enough(more | {number: fewer[number]}):
+            more[number] = fewer[number]
+    return more
 
 
 def allocate(
@@ -285,7 +303,7 @@ def allocate(
         while place < len(allowed) - 1:
             ahead = np.asarray(allowed[place + 1 :])
             slopes = (damage.errors[ahead] - damage.errors[allowed[place]]) / ((ahead - allowed[place]) * saving)
-            best = len(slopes) - 1 - int(np.argmin(slopes[::-1]))
+            best = int(np.argmax(slopes <= slopes.min() + 1e-9 * abs(slopes.min())))
             place += 1 + best
             offers.append((float(slopes[best]), number, allowed[place]))
     offers.sort(key=lambda offer: (offer[0], offer[2], offer[1]))
