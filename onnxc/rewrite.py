@@ -273,6 +273,19 @@ class Rewriter:
             ).outputs[0]
         return self._weights[weight]
 
+    def dequantized_transposed(self, weight: str) -> Tensor:
+        """The same of a matrix [N, K], as [K, N]."""
+        key = f"{weight}_transposed_dq"
+        if key not in self._weights:
+            self._weights[key] = self.model.insert(
+                "DequantizeLinear",
+                [self.transposed_codes(weight), self.weight_scale(weight), self.weight_scale(weight, "zero")],
+                [key],
+                name=key,
+                axis=1,
+            ).outputs[0]
+        return self._weights[key]
+
     def unfold(self, weight: str) -> None:
         """Let every remaining reader of ``weight`` read Cast(codes) * scale, which ONNX Runtime folds at load."""
         tensor = self.tensors[weight]

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from onnxc.encoding import Codes
 from onnxc.session import Session
-from onnxc.sites import Site
+from onnxc.sites import Site, matrix_axes
 
 LARGEST = 32767
 ROWS = 128
@@ -69,7 +69,7 @@ def as_matrix(site: Site, codes: Codes) -> NDArray[np.int8]:
     """The codes as [K, N] in the order in which the kernel walks K (convolutions: kernel positions, then channels)."""
     values = codes.values
     if site.kind == "linear":
-        return values.T if site.operator == "Gemm" and site.node.attrs.get("transB", 0) else values
+        return values.T if matrix_axes(site) == (1, 0) else values
     return np.moveaxis(values, 1, -1).reshape(len(values), -1).T
 
 

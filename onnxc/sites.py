@@ -83,6 +83,7 @@ class Site:
         output: the tensor that carries its result once absorbed activations and a constant bias are included.
         tail: the nodes between ``node`` and ``output``, in order: a bias Add of a linear, or an absorbed activation.
         bias: the constant bias [N], None if there is none or it is not constant.
+        transposed: a MatMul reads the weight [N, K] through a Transpose, as the head of a language model its embedding.
     """
 
     node: Node
@@ -92,6 +93,7 @@ class Site:
     output: Tensor | None = None
     tail: list[Node] = field(default_factory=list)
     bias: Tensor | None = None
+    transposed: bool = False
 
     @property
     def name(self) -> str:
@@ -163,6 +165,8 @@ def matrix_axes(site: Site) -> tuple[int, int] | None:
     assert site.weight is not None
     shape = site.weight.shape
     if site.operator == "MatMul":
+        if site.transposed:
+            return 1, 0
         return (0, 1) if len(shape) == 2 and site.node.inputs[1] is site.weight.tensor else None
     if site.operator == "Gemm":
         if len(shape) != 2 or site.node.inputs[1] is not site.weight.tensor:
@@ -187,6 +191,12 @@ def channel_axis(node: Node, position: int, rank: int) -> int | None:
         return 1
     if node.op == "Gather" and position == 0:
         return int(node.attrs.get("axis", 0)) % rank
+    if (
+        turns(node)
+        and rank == 2
+        and all(r.op == "MatMul" and r.inputs[1] is t for t in node.outputs for r in t.outputs)
+    ):
+        return 0
     if node.op in ("LSTM", "GRU", "RNN") and position in RECURRENT_INPUTS:
         return 1
     return None
@@ -261,10 +271,16 @@ def site_of(node: Node, graph: Graph, weights: dict[int, Weight], target: Target
             return joint
         return None
     position = 0 if kind == "embedding" else 1
-    if len(node.inputs) <= position or id(node.inputs[position]) not in weights:
+    if len(node.inputs) <= position:
         return None
-    site_weight = weights[id(node.inputs[position])]
-    found = Site(node, kind, graph, site_weight)
+    tensor = node.inputs[position]
+    transposed = node.op == "MatMul" and bool(tensor.inputs) and turns(tensor.inputs[0])
+    if transposed:
+        tensor = tensor.inputs[0].inputs[0]
+    site_weight = weights.get(id(tensor))
+    if site_weight is None or (transposed and len(site_weight.shape) != 2):
+        return None
+    found = Site(node, kind, graph, site_weight, transposed=transposed)
     if kind == "linear":
         attach_bias(found, outputs)
     elif node.op == "Conv":
@@ -272,6 +288,11 @@ def site_of(node: Node, graph: Graph, weights: dict[int, Weight], target: Target
             found.bias = node.inputs[2]
         found.output = absorb(node.outputs[0], target, outputs, found.tail)
     return found
+
+
+def turns(node: Node) -> bool:
+    """Whether ``node`` swaps the two axes of a matrix."""
+    return node.op == "Transpose" and list(node.attrs.get("perm", (1, 0))) == [1, 0]
 
 
 def absorb(tensor: Tensor, target: Target, outputs: set[int], tail: list[Node]) -> Tensor:

@@ -134,7 +134,8 @@ def linear(rewriter: Rewriter, site: Site, reads: tuple[Activation, ...], writes
     assert site.weight is not None
     node = rewriter.nodes[site.name]
     node.inputs[0] = rewriter.quantized(reads[0])
-    node.inputs[1] = rewriter.dequantized(site.weight.name)
+    name = site.weight.name
+    node.inputs[1] = rewriter.dequantized_transposed(name) if site.transposed else rewriter.dequantized(name)
     if site.bias is not None:
         bias = rewriter.bias(rewriter.tensors[site.bias.name], site.weight.name, reads[0])
         if site.operator == "Gemm":
