@@ -428,7 +428,8 @@ def windows(values: NDArray[np.float32], site: Site, quota: int, seed: int) -> N
     pick = np.random.default_rng(seed).permutation(prod(places))[:quota]
     sample, *position = np.unravel_index(np.sort(pick), places)
     groups = int(attributes.get("group", 1))
-    return np.ascontiguousarray(seen[(sample, slice(None), *position)]).reshape(len(pick), groups, -1)
+    chosen: tuple[Any, ...] = (sample, slice(None), *position)
+    return np.ascontiguousarray(seen[chosen]).reshape(len(pick), groups, -1)
 
 
 def reading(site: Site, context: Context) -> Reading:

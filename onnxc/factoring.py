@@ -118,6 +118,11 @@ class Job(ABC):
     damage: float
     saved: int
 
+    @property
+    def count(self) -> int:
+        """How many weights it is about."""
+        return 1
+
     @abstractmethod
     def apply(self, model: Model, stats: Stats) -> None:
         """Solve on ``stats`` (without one of its own: as if inputs were white) and write the factors into ``model``."""
@@ -135,6 +140,11 @@ class Unit(ABC):
     nodes: Sequence[str]
     readings: Sequence[Reading]
     bytes: int
+
+    @property
+    def count(self) -> int:
+        """How many weights it is about."""
+        return 1
 
     @abstractmethod
     def survey(self, stats: Stats, goals: Sequence[Goal]) -> None:
@@ -220,8 +230,9 @@ class Factoring:
         jobs = list(jobs)
         worst = max(jobs, key=lambda job: job.damage)
         saved = sum(job.saved for job in jobs)
+        counts = [sum(each.count for each in items) for items in (jobs, self.units)]
         return (
-            f"{len(jobs)} of {len(self.units)} {self.what} units factored, {saved:,} numbers saved; largest damage "
+            f"{counts[0]} of {counts[1]} {self.what} weights factored, {saved:,} numbers fewer; largest damage "
             f"{worst.damage:.2g} at {worst.name} ({worst.text})"
         )
 
@@ -276,5 +287,6 @@ class Factoring:
             return f"would hold {sizes[1]:,} bytes of weights, no fewer than {sizes[0]:,}"
         if samples is None:
             return None
-        ratio = measure_ratio(Session(before, options), Session(model, options), samples.take(4), decide=SLOWEST)
+        sessions = Session(before, options), Session(model, options)
+        ratio = measure_ratio(*sessions, samples.take(4), seconds=1.0, decide=SLOWEST)
         return f"would run {ratio.median:.2f} times as fast" if ratio.median < SLOWEST else None

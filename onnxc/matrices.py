@@ -172,6 +172,10 @@ class Group(Unit):
         self.curves: list[Curve] = []
         self.joint: Curve | None = None
 
+    @property
+    def count(self) -> int:
+        return len(self.members)
+
     def survey(self, stats: Stats, goals: Sequence[Goal]) -> None:
         """Every member's curve, and that of all of them behind one left factor."""
         damage = min(goal.damage if goal.energy else 0.0 for goal in goals)
@@ -203,7 +207,9 @@ class Group(Unit):
         return ([shared], []) if shared is not None else (pairs, refused)
 
     def shared(self, goal: Goal, ranks: Sequence[int | str]) -> Job | None:
-        """One left factor for all members, where it does less damage with as many numbers as their own pairs."""
+        """One left factor for all members, where it keeps the energy (of all together, each counting alike) with fewer
+        numbers than pairs of their own, or with as many numbers more of it.
+        """
         assert self.joint is not None
         depth, width = self.members[0].shape[0], sum(matrix.shape[1] for matrix in self.members)
         rank = self.rank(self.joint, (depth, width), goal)
@@ -213,9 +219,9 @@ class Group(Unit):
         if len(own) == len(ranks):  # all of them could have a pair of their own
             numbers = sum(r * sum(m.shape) for r, m in zip(own, self.members, strict=True))
             apart = float(np.mean([curve.at(r) for r, curve in zip(own, self.curves, strict=True)]))
-            if self.joint.at(numbers // (depth + width)) >= apart:
+            better = rank * (depth + width) < numbers if goal.energy else self.joint.at(rank) < apart
+            if not better:
                 return None
-            rank = min(rank, numbers // (depth + width))
         return MatrixJob.of(self.members, rank, self.joint.at(rank))
 
 
@@ -240,6 +246,10 @@ class MatrixJob(Job):
 
     members: list[Matrix] = field(default_factory=list)
     rank: int = 0
+
+    @property
+    def count(self) -> int:
+        return len(self.members)
 
     @classmethod
     def of(cls, members: Sequence[Matrix], rank: int, damage: float) -> MatrixJob:

@@ -36,6 +36,7 @@ class FactorMatmul(StructuralPass):
         method: "plain" is the SVD of the weight alone, without data.
         refit: solve each pair on what the factored model feeds it.
         share: whether left factors may be shared.
+        smallest: weights with fewer numbers are left alone: a classifier of ten classes has little to give.
         only: "linears" leaves embedding tables alone, "tables" everything else.
     """
 
@@ -47,6 +48,7 @@ class FactorMatmul(StructuralPass):
     method: Literal["whitened", "plain"] = "whitened"
     refit: bool = True
     share: bool = True
+    smallest: int = 0
     only: Literal["all", "linears", "tables"] = "all"
 
     def levels(self, context: Context) -> Iterator[Level]:
@@ -60,7 +62,7 @@ class FactorMatmul(StructuralPass):
                     matrices.append(found)
             elif found:
                 refused.append(found)
-        smallest = context.target.smallest_linear if goal is None else 0
+        smallest = max(self.smallest, context.target.smallest_linear if goal is None else 0)
         for matrix in [matrix for matrix in matrices if matrix.weight.elements < smallest]:
             refused.append(f"{matrix.name}: not factored, too small to pay")
             matrices.remove(matrix)
