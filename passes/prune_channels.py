@@ -63,7 +63,7 @@ class PruneChannels(StructuralPass):
         channels = Channels.of(context.model, context.samples, context.options, self.rounding, kinds)
         if not channels.groups:
             return
-        channels.measure(self.importance)
+        channels.measure(self.importance, self.fraction or 1.0)
         done: Mapping[int, int] = {}
         for word, value in wanted.items() if context.told else [("macs", level) for level in LEVELS]:
             removed = self.removed(channels, word, value)

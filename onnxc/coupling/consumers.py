@@ -204,6 +204,18 @@ class Moments:
     own: Wide
     cross: Wide | None = None
 
+    @classmethod
+    def like(cls, other: Moments) -> Moments:
+        """Zero moments to add to."""
+        cross = None if other.cross is None else np.zeros(other.cross.shape)
+        return cls(np.zeros(other.own.shape), cross)
+
+    def add(self, other: Moments) -> None:
+        """Add moments in place."""
+        self.own += other.own
+        if self.cross is not None and other.cross is not None:
+            self.cross += other.cross
+
     def __add__(self, other: Moments) -> Moments:
         both = None if self.cross is None or other.cross is None else self.cross + other.cross
         return Moments(self.own + other.own, both)
@@ -213,11 +225,12 @@ def second_moments(found: Array, other: Array | None = None) -> Moments:
     """Of rows [R, G, K], and of rows [R, G, K'] of another model at the same places."""
     ones = np.ones((*found.shape[:2], 1), np.float32)
     first = np.concatenate([found, ones], 2).transpose(1, 0, 2)
-    own = np.matmul(first.swapaxes(1, 2), first).astype(np.float64)
+    own: Any = np.matmul(first.swapaxes(1, 2), first)  # float32 until they are added up
     if other is None:
         return Moments(own)
     second = np.concatenate([other, ones], 2).transpose(1, 0, 2)
-    return Moments(own, np.matmul(first.swapaxes(1, 2), second).astype(np.float64))
+    cross: Any = np.matmul(first.swapaxes(1, 2), second)
+    return Moments(own, cross)
 
 
 def quota_of(consumer: Consumer, samples: int) -> int:
@@ -254,9 +267,7 @@ def observed_moments(
             key = geometry(consumer)
             if key not in shared:
                 shared[key] = second_moments(rows(consumer, values[consumer.source], quota_of(consumer, count), number))
-            new = shared[key]
-            old = found.get(consumer.reader)
-            found[consumer.reader] = new if old is None else old + new
+            found.setdefault(consumer.reader, Moments.like(shared[key])).add(shared[key])
     return found
 
 

@@ -128,8 +128,8 @@ class Channels:
                 return f"output '{tensor.name}' has another shape"
         return None
 
-    def measure(self, importance: Importance) -> None:
-        """Order the units of every group, by what is known."""
+    def measure(self, importance: Importance, most: float = 1.0) -> None:
+        """Order the units of every group by what is known, about as far as ``most`` of them may go."""
         weights: dict[str, NDArray[np.generic]] = {
             tensor.name: tensor.values
             for node in self.model.graph.nodes
@@ -154,7 +154,9 @@ class Channels:
                     self.damages[number] = by_variance(group, [(each, moments[each.reader]) for each in mine])
                 else:
                     problems = [problem(group, each, moments[each.reader]) for each in mine]
-                    self.damages[number] = second_order(group, problems, int(steps(group, self.rounding)[-1]))
+                    allowed = steps(group, self.rounding)
+                    far = int(allowed[min(np.searchsorted(allowed, most * group.units) + 1, len(allowed) - 1)])
+                    self.damages[number] = second_order(group, problems, far)
 
     def batches(self, wanted: Mapping[int, Sequence[Consumer]]) -> list[list[int]]:
         """Groups whose moments are held together; those without a consumer that can be solved are left out."""

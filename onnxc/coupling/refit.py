@@ -30,7 +30,7 @@ from onnxc.coupling.graph import Reader
 from onnxc.model import Model
 from onnxc.session import Options
 
-RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of the mean of H's diagonal
+RIDGES = (1e-3, 1e-2, 1e-1, 1.0)  # of the mean of H's diagonal
 
 
 def refit(
@@ -95,7 +95,7 @@ def both_moments(
                 quota = quota_of(before, count)
                 shared[key] = second_moments(rows(consumer, new, quota, number), rows(before, old, quota, number))
             place = consumer.reader, number % 2
-            found[place] = found[place] + shared[key] if place in found else shared[key]
+            found.setdefault(place, Moments.like(shared[key])).add(shared[key])
     result = {}
     for consumer, _ in pairs:
         even = found[consumer.reader, 0]
@@ -111,18 +111,16 @@ def solve(
     target = target if outputs is None else target[:, :, outputs]
     start = consumer.matrix.astype(np.float64)
     free = consumer.bias is not None
+    problems = [squares(half, target, free=free) for half in halves]
     best, least = RIDGES[-1], np.inf
     for ridge in RIDGES:
-        error = sum(
-            held_out(fit(mine, start, target, ridge, free=free), other, target, free=free)
-            for mine, other in (halves, halves[::-1])
-        )
+        error = sum(held_out(fit(*mine, start, ridge), *other) for mine, other in (problems, problems[::-1]))
         if error < least:
             best, least = ridge, error
-    both = halves[0] + halves[1]
-    matrix = fit(both, start, target, best, free=free)
-    unchanged = held_out(start, both, target, free=free)
-    if not np.isfinite(matrix).all() or held_out(matrix, both, target, free=free) > unchanged:
+    both = halves[0] if halves[0] is halves[1] else halves[0] + halves[1]
+    whole = squares(both, target, free=free)
+    matrix = fit(*whole, start, best)
+    if not np.isfinite(matrix).all() or held_out(matrix, *whole) > held_out(start, *whole):
         matrix = start
     weight = consumer.weight
     weight.values = stored(consumer, matrix.astype(np.float32), tuple(weight.shape))
@@ -142,29 +140,27 @@ def mean_of(moments: Moments) -> tuple[Wide, Wide]:
     return moments.own[:, -1, :-1] / count, moments.cross[:, -1, :-1] / count
 
 
-def parts(moments: Moments, *, free: bool) -> tuple[Wide, Wide]:
-    """E[x xT] and E[x x'T]; without their means where the bias is ``free`` to take them."""
+def squares(moments: Moments, target: Wide, *, free: bool) -> tuple[Wide, Wide]:
+    """E[x xT] [G, K', K'] and E[x x'T] W [G, K', N'], without their means where the bias is ``free`` to take them."""
     assert moments.cross is not None
     count = moments.own[:, -1:, -1:]
     own, cross = moments.own[:, :-1, :-1] / count, moments.cross[:, :-1, :-1] / count
     if free:
         means, old_means = mean_of(moments)
-        own = own - means[:, :, None] * means[:, None, :]
-        cross = cross - means[:, :, None] * old_means[:, None, :]
-    return own, cross
+        own -= means[:, :, None] * means[:, None, :]
+        cross -= means[:, :, None] * old_means[:, None, :]
+    return own, cross @ target
 
 
-def fit(moments: Moments, start: Wide, target: Wide, ridge: float, *, free: bool) -> Wide:
+def fit(own: Wide, wanted: Wide, start: Wide, ridge: float) -> Wide:
     """W' [G, K', N'] of the least squares problem, with ``ridge`` on its distance from ``start``."""
-    own, cross = parts(moments, free=free)
     depth = own.shape[1]
     damped = own.copy()
     mean = np.maximum(np.trace(own, axis1=1, axis2=2) / depth, 1e-12)
     damped[:, np.arange(depth), np.arange(depth)] += ridge * mean[:, None]
-    return np.asarray(start + np.linalg.solve(damped, cross @ target - own @ start))
+    return np.asarray(start + np.linalg.solve(damped, wanted - own @ start))
 
 
-def held_out(matrix: Wide, moments: Moments, target: Wide, *, free: bool) -> float:
+def held_out(matrix: Wide, own: Wide, wanted: Wide) -> float:
     """The squared error of W' on these moments, up to a constant."""
-    own, cross = parts(moments, free=free)
-    return float((matrix * (own @ matrix - 2 * (cross @ target))).sum())
+    return float((matrix * (own @ matrix - 2 * wanted)).sum())

@@ -20,7 +20,7 @@ from onnxc.coupling.graph import Axis, Coupling, Group, Indices
 from onnxc.coupling.operators import is_constant
 
 DAMPING = 0.01  # of the mean of H's diagonal
-STEPS = 128  # of the removal of all units: more than one unit goes at a time in wider groups
+STEPS = 64  # of the removal of all units: more than one unit goes at a time in wider groups
 FEWEST = 4  # channels of a layer that always stay
 LIKED = ((64, 16), (32, 8), (8, 4))  # layers of so many channels keep multiples of so many
 
