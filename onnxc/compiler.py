@@ -7,7 +7,7 @@ find      sites.py       weights and sites
 observe   observe.py     one streamed run over the calibration data
 propose   passes/        candidates: specifications with their activations and bytes
 price     cost.py        measured seconds per site and mode
-plan      planner.py     compute per site, storage per weight, under the limits
+plan      planning.py    compute per site, storage per weight, under the limits
 rewrite   rewrite.py     the chosen candidates, applied to a copy
 recover   training/      what was lost is learned back from the original, when asked
 validate  quality.py     against the original; below the floor: plan again with a higher price of noise
@@ -35,21 +35,19 @@ from onnxc.cost import PriceFile
 from onnxc.data import Calibration, generate
 from onnxc.deliver import gate, write
 from onnxc.errors import BudgetError, DataError, ModelError, UsageError
-from onnxc.exactness import Exactness, file_bytes
+from onnxc.exactness import Exactness
 from onnxc.file.storage import drop_pages
 from onnxc.judge import Judge
 from onnxc.model import Model
 from onnxc.observe import Observations, observe
-from onnxc.planner import Plan, Problem, stored_bytes
-from onnxc.price import priced
-from onnxc.propose import Chosen, Proposals, collect, passes_of
+from onnxc.planning import Planning
+from onnxc.propose import Chosen, collect, passes_of
 from onnxc.recipe import Budget, PassRequest, Recipe, load_recipe, parse_passes
 from onnxc.report import Report
 from onnxc.rewrite import Context
 from onnxc.samples.hooks import Evaluation
 from onnxc.samples.inputs import index_limits
-from onnxc.search import Trial, search, storage_only
-from onnxc.sensitivity import measure, telling
+from onnxc.search import Trial
 from onnxc.session import Options, Session, runtime_version
 from onnxc.sites import find, name_nodes
 from onnxc.sparse_tensors import unfold
@@ -58,13 +56,6 @@ from onnxc.summary import summarize
 from onnxc.targets import target as target_named
 
 Progress = Callable[[str], None]
-RANGES = (
-    ("minmax", 100.0),
-    ("percentile", 99.99),
-    ("percentile", 99.999),
-)  # other choices than least squares
-TIGHT = 0.99  # of a limit is planned for: estimates are not exact
-PROBES = 16  # most samples for the noise of single roundings
 
 
 @dataclass
@@ -141,15 +132,14 @@ def optimize(
     say = progress or (lambda message: None)
     run = opened(model, output, wanted, calib, eval, shapes or {}, batch, PriceFile.open(prices, fresh=fresh), say)
     smaller = shrunk(run.chosen.structural, simplified(run), partial(observed, run), run.judge, run.notes, say)
-    context, proposals, codes = proposed(run, smaller)
-    problem, trials = planned(run, context, proposals, codes)
-    trials = recovered(run, trials)
+    planning = proposed(run, smaller)
+    trials = recovered(run, planning.trials())
     stamp = receipt(run)
     delivery = gate(run.judge, trials, run.prices, stamp, say, told=any(told for _, told in run.chosen.structural))
     say("measuring the result")
     run.prices.save()
     said = delivery.trial.notes if delivery.trial is not None else ()
-    report = summarize(context, proposals, codes, problem, run.judge, delivery, [*run.notes, *said])
+    report = summarize(planning, delivery, [*run.notes, *said])
     report.input, report.output = (
         str(run.original.path or "model"),
         str(output) if output is not None else None,
@@ -238,11 +228,12 @@ def simplified(run: Run) -> Model:
     return model
 
 
-def proposed(run: Run, model: Model) -> tuple[Context, Proposals, Coder]:
-    """Find the sites, observe them on real data, and ask every lossy pass."""
+def proposed(run: Run, model: Model) -> Planning:
+    """Find the sites, observe them on real data, ask every lossy pass, and price what they say."""
     context = observed(run, model)
     proposals = collect(run.chosen.lossy, context)
-    return context, proposals, Coder(context, proposals)
+    coder = Coder(context, proposals)
+    return Planning(context, proposals, coder, run.chosen.lossy, run.judge, run.samples, run.prices, run.notes, run.say)
 
 
 def observed(run: Run, model: Model) -> Context:
@@ -261,73 +252,6 @@ def observed(run: Run, model: Model) -> Context:
         except (ModelError, DataError) as error:  # a tensor inside cannot be an output: no ranges, all else goes on
             run.notes.append(f"activations could not be observed: {error}")
     return Context(model, found, seen, run.recipe, where, samples=run.samples, options=run.options)
-
-
-def planned(run: Run, context: Context, proposals: Proposals, codes: Coder) -> tuple[Problem, Iterator[Trial]]:
-    """The trials to deliver, best first: the searched plan; should it turn out slower than the input, the same
-    storage without int8 arithmetic; then the simplified model as it is; then the original.
-    """
-    run.say("measuring times in place")
-    prices = priced(context, proposals, codes, run.samples, run.options, run.prices)
-    problem = proposals.problem(context, prices)
-    if run.recipe.budget.speed is not None:
-        problem.most_seconds = prices.total / run.recipe.budget.speed * TIGHT
-
-    def judged(plan: Plan) -> Trial:
-        run.say(f"judging a plan with {len(plan.compute)} sites in int8 and {len(plan.coded)} weights as codes")
-        trial = run.judge.trial(context.model, plan, codes)
-        size = run.recipe.budget.size
-        if size is not None and problem.most_bytes is None:  # what is no weight takes as much in every plan
-            others = file_bytes(trial.model) - stored_bytes(problem, plan.stored)
-            problem.most_bytes = max(size * run.original.source_bytes * TIGHT - others, 1.0)
-        if problem.ratios:
-            problem.ratios = codes.noise_ratios()  # with the true damage of what was solved
-        return trial
-
-    def sensitivities(first: Trial) -> None:
-        run.say("measuring what each rounding does to the outputs")
-        ranges("", 0.0)
-        activations, weights = proposals.roundings(context)
-        samples: Sequence[Any] = run.samples.take(min(PROBES, len(run.samples)))
-        seen = context.observations
-        try:
-            samples = telling(samples, context.model, first.model, run.options)
-            noise, refined = measure(
-                context.model,
-                activations,
-                codes.probe(weights, proposals.compute),
-                samples,
-                run.options,
-                seen.ranges,
-                run.prices.entries,
-            )
-        except (ModelError, DataError) as error:
-            run.notes.append(f"the noise of single roundings could not be measured: {error}")
-            return
-        drop_pages()
-        seen.refined.update(refined)
-        problem.noise, problem.compute = noise, collect(run.chosen.lossy, context).compute
-        problem.ratios = codes.noise_ratios()
-
-    def ranges(method: str, percentile: float) -> None:
-        seen = context.observations
-        seen.refined = {name: seen.ranges[name].limits(method, percentile) for name in seen.ranges} if method else {}
-        problem.compute = collect(run.chosen.lossy, context).compute
-
-    variants = [partial(ranges, *choice) for choice in RANGES] if context.observations.ranges else []
-
-    def trials() -> Iterator[Trial]:
-        allowed = 10 ** (-run.judge.lowest_sqnr / 10)
-        best, _ = search(problem, judged, sensitivities, allowed, variants, say=run.say)
-        yield best
-        rows = {name: c for name, c in best.plan.compute.items() if c.mode == "rows"}
-        seen = {best.plan.key}
-        for lesser in (storage_only(problem), replace(best.plan, compute=rows), Plan()):
-            if lesser.key not in seen:
-                seen.add(lesser.key)
-                yield judged(lesser)
-
-    return problem, trials()
 
 
 def recovered(run: Run, trials: Iterator[Trial]) -> Iterator[Trial]:

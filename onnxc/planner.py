@@ -67,7 +67,8 @@ class Problem:
         noise: measured noise of each rounding alone; empty until it is needed.
         ratios: weight name -> format -> its noise over the measured one.
         heard: how much of the noise of activations and of weights arrives when all of it comes together, from trials.
-        byte_price: what bytes count beside time; 1 where both count alike.
+        byte_price, time_price: what bytes and time count; 1 each where none is limited.
+        most_bytes: of all weights, and most_seconds: of a run, where a limit is given.
         unit: the bytes that count as much as ``pace`` seconds; see smallest_bytes().
         pace: by default the float model's time. Of a plan near the one sought, so that least bytes times seconds is
             found where shares of its own bytes and seconds are traded.
@@ -84,13 +85,16 @@ class Problem:
     ratios: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     heard: tuple[float, float] = (1.0, 1.0)
     byte_price: float = 1.0
+    time_price: float = 1.0
     unit: int | None = None
     pace: float | None = None
+    most_bytes: float | None = None
+    most_seconds: float | None = None
 
     @property
     def whole(self) -> float:
         """The seconds that count as 1."""
-        return max(self.pace or self.prices.total, 1e-9)
+        return max(self.pace or self.prices.total, 1e-9) / self.time_price
 
     forbidden: set[str] = field(default_factory=set)
     told: set[str] = field(default_factory=set)

@@ -26,6 +26,7 @@ FARTHER, FEWER, LESS = 3.0, 0.75, 0.9  # steps of the noise aimed at
 CLOSE = 0.985  # of the best plan's worth: a smaller gain is not worth another trial
 FACTORS, RECENT = 4, 0.6  # calibration: factors up to 2^4, and what a trial counts beside the one after it
 REPAIRS, LOUDEST = 24, 12
+STEP, STEPS, LEAST, MOST, NEAR = 1.6, 40, 1e-4, 1e6, 0.985  # of the prices of bytes and time under limits
 
 
 @dataclass
@@ -75,7 +76,7 @@ def search(
     """
     first = judge(plan(problem.in_full_codes()))
     tried, best = [first], first if first.missed is None else None
-    if best is not None and not problem.has_small_codes:
+    if best is not None and (not problem.has_small_codes or fits(problem, first.plan)):
         return first, tried
     if best is None and first.noise <= allowed:  # a score or a few answers are not close enough: other ranges, as fast
         for variant in variants:
@@ -99,6 +100,14 @@ def search(
             tried.append(judge(last))
             best = tried[-1] if tried[-1].missed is None else None
     return best or tried[-1], tried
+
+
+def fits(problem: Problem, found: Plan) -> bool:
+    """Whether a plan holds the limits of size and speed, where there are any."""
+    if problem.most_bytes is None and problem.most_seconds is None:
+        return False
+    size = problem.most_bytes is None or stored_bytes(problem, found.stored) <= problem.most_bytes
+    return size and (problem.most_seconds is None or found.seconds <= problem.most_seconds)
 
 
 def bracket(
@@ -203,12 +212,12 @@ def under(problem: Problem, noise: float) -> Plan:
     one is repaired: what brings least for its noise is put back until the rest fits.
     """
     low, high = 1e-5, 1e9
-    below, above = plan(problem, high), plan(problem, low)
+    below, above = within(problem, high), within(problem, low)
     if above.noise <= noise:
         return above
     for _ in range(30):
         middle = math.sqrt(low * high)
-        candidate = plan(problem, middle)
+        candidate = within(problem, middle)
         if candidate.noise <= noise:
             below, high = candidate, middle
         else:
@@ -219,6 +228,43 @@ def under(problem: Problem, noise: float) -> Plan:
     if repaired is not None and worth(problem, repaired) < worth(problem, below):
         return repaired
     return below
+
+
+def within(problem: Problem, price: float) -> Plan:
+    """The plan for a price of noise that holds the limits of size and speed, if any does.
+
+    What is limited counts as little as the limit allows: of a size limit alone the fastest plan is wanted, of a speed
+    limit alone the smallest, of both the least noisy. The problem keeps the last prices: the next ones are near.
+    """
+    if problem.most_bytes is None and problem.most_seconds is None:
+        return plan(problem, price)
+
+    def excess(found: Plan) -> tuple[float, float]:
+        size = stored_bytes(problem, found.stored) / problem.most_bytes if problem.most_bytes else 0.0
+        return size, found.seconds / problem.most_seconds if problem.most_seconds else 0.0
+
+    found, held = plan(problem, price), None
+    for _ in range(STEPS):
+        size, slow = excess(found)
+        if size <= 1 and slow <= 1:
+            held = found
+            cheaper = (
+                problem.byte_price / STEP if problem.most_bytes else 1.0,
+                problem.time_price / STEP if problem.most_seconds else 1.0,
+            )
+            if max(cheaper) < LEAST or max(size, slow) > NEAR:
+                break
+            tried = plan(replace(problem, byte_price=cheaper[0], time_price=cheaper[1]), price)
+            if max(excess(tried)) > 1:
+                break
+            problem.byte_price, problem.time_price, found = *cheaper, tried
+            continue
+        if held is not None or max(problem.byte_price, problem.time_price) > MOST:
+            break
+        problem.byte_price *= STEP if size > 1 else 1.0
+        problem.time_price *= STEP if slow > 1 else 1.0
+        found = plan(problem, price)
+    return held or found
 
 
 def noisiest(problem: Problem, current: Plan) -> list[str]:
@@ -245,6 +291,8 @@ def repair(problem: Problem, start: Plan, noise: float) -> Plan | None:
             if name in told:
                 continue
             without = plan(replace(problem, forbidden=forbidden | {name}), start.price)
+            if problem.most_bytes and stored_bytes(problem, without.stored) > problem.most_bytes:
+                continue
             gone = current.noise - without.noise
             if gone <= 0:
                 continue

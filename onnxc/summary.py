@@ -7,12 +7,12 @@ from dataclasses import fields
 from math import prod
 from pathlib import Path
 
-from onnxc.coder import Coder
 from onnxc.deliver import Delivery
 from onnxc.formats import INT8
 from onnxc.judge import Judge
 from onnxc.kernels import leftover_weights, operators
 from onnxc.planner import Plan, Problem
+from onnxc.planning import Planning
 from onnxc.propose import Proposals
 from onnxc.quality import Quality, relative_drop
 from onnxc.report import Report, SiteRow
@@ -22,16 +22,10 @@ from onnxc.sites import Site, matrix_axes
 from onnxc.validate import Comparison
 
 
-def summarize(
-    context: Context,
-    proposals: Proposals,
-    codes: Coder,
-    problem: Problem,
-    judge: Judge,
-    delivery: Delivery,
-    notes: list[str],
-) -> Report:
+def summarize(planning: Planning, delivery: Delivery, notes: list[str]) -> Report:
     """Rows for every site and weight, refusals, totals, and the limits that are missed."""
+    context, proposals, codes = planning.context, planning.proposals, planning.coder
+    problem, judge = planning.problem, planning.judge
     report = Report(generated=judge.samples.generated, data=judge.samples.description, notes=list(notes))
     report.bytes_before, report.bytes_after = judge.original.source_bytes, delivery.size
     report.changed = delivery.trial is not None

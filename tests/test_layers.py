@@ -15,12 +15,15 @@ LAYERS = """
     __main__
     cli
     inspection compiler summary
-    deliver judge price propose search structure training
+    planning
+    deliver judge price search structure training
+    coder propose
     planner
     equalization smoothing bias_correction
     pruning pruning_jobs cost sensitivity saturation exactness factoring matrices convolutions
     seams convergence hqq descent
-    coupling owners sparse_tensors sparse_packing rewrite moments gptq encoding observe sites shapes low_rank kernel_rank sequential
+    solve coupling owners sparse_tensors sparse_packing rewrite moments gptq encoding packing grids formats observe sites
+    shapes low_rank kernel_rank sequential
     validate
     report tables
     quality answers kernels
