@@ -12,7 +12,7 @@ from onnxc.cost import Prices
 from onnxc.errors import RecipeError
 from onnxc.formats import HALF
 from onnxc.planner import Problem
-from onnxc.recipe import Recipe
+from onnxc.recipe import Recipe, parse_fraction
 from onnxc.registry import load_passes
 from onnxc.rewrite import (
     Activation,
@@ -88,6 +88,8 @@ def converted(value: Any, hint: Any, where: str) -> Any:
         if value.lower() not in ("true", "false"):
             raise RecipeError(f"{where}={value} is neither true nor false")
         return value.lower() == "true"
+    if wanted is float and str(value).endswith("%"):
+        return parse_fraction(value)
     try:
         return wanted(value)
     except (TypeError, ValueError):

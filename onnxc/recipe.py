@@ -122,12 +122,17 @@ def parse_passes(text: str) -> tuple[PassRequest, ...]:
     requests = []
     for item in filter(None, (part.strip() for part in text.split(","))):
         name, *pairs = item.split(":")
-        fields = {}
+        fields: dict[str, Any] = {}
+        last = ""
         for pair in pairs:
             key, equals, value = pair.partition("=")
+            if pair.isdecimal() and fields and fields[last].isdecimal():  # pattern=2:4
+                fields[last] = f"{fields[last]}:{pair}"
+                continue
             if not equals or not key:
                 raise RecipeError(f"'{pair}' in '{item}' is not field=value: write {name}:field=value")
-            fields[key.strip().replace("-", "_")] = value.strip()
+            last = key.strip().replace("-", "_")
+            fields[last] = value.strip()
         requests.append(PassRequest(known_pass(name), fields))
     if not requests:
         raise RecipeError("no pass is named: write a,b or a:field=value; `onnxc passes` lists them")
