@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any, Literal
 
@@ -235,7 +235,8 @@ class ConvUnit(Unit):
             return "; ".join(missed)
         if goal.parameters:
             return min(found, key=lambda way: way.damage)
-        return min(found, key=lambda way: (way.products, way.damage))
+        best = min(found, key=lambda way: (way.products, way.damage))
+        return replace(best, damage=solver.damage(best.form, best.ranks)) if goal.rank else best
 
     def full(self, form: Form) -> Ranks:
         """The highest ranks of a form."""
@@ -252,17 +253,16 @@ class ConvUnit(Unit):
         if goal.rank:
             if goal.rank > max(full):
                 return f"rank {goal.rank} is above the full rank {max(full)} of its {form} form"
-            ranks = tuple(min(goal.rank, each) for each in full)
+            return kernel.way(form, tuple(min(goal.rank, each) for each in full))
+        most = goal.parameters * kernel.weight.elements
+        if form == "tucker":
+            tried = [solver.ranks(form, allowed) for allowed in np.geomspace(1e-6, 1.0, 200)]
         else:
-            most = goal.parameters * kernel.weight.elements
-            if form == "tucker":
-                tried = [solver.ranks(form, allowed) for allowed in np.geomspace(1e-6, 1.0, 200)]
-            else:
-                tried = [(rank,) for rank in range(full[0], 0, -1)]
-            fitting = [each for each in tried if kernel.way(form, each).numbers <= most]
-            if not fitting:
-                return f"{goal.parameters:.0%} of its numbers are less than {form} rank 1"
-            ranks = fitting[0]
+            tried = [(rank,) for rank in range(full[0], 0, -1)]
+        fitting = [each for each in tried if kernel.way(form, each).numbers <= most]
+        if not fitting:
+            return f"{goal.parameters:.0%} of its numbers are less than {form} rank 1"
+        ranks = fitting[0]
         return kernel.way(form, ranks, solver.damage(form, ranks))
 
     def reaching(self, solver: Solver, form: Form, goal: Goal) -> Way | str:
