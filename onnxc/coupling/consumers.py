@@ -53,6 +53,24 @@ class Consumer:
         return tuple(int(size) for size in self.weight.shape[2:])
 
     @property
+    def stream(self) -> tuple[str, str] | None:
+        """The tensor that the result is added to, and their sum; None where the result goes elsewhere as well."""
+        if self.node.op not in {"Conv", "MatMul", "Gemm"}:
+            return None
+        result = self.node.outputs[0]
+        for _ in range(2):
+            if len(result.outputs) != 1 or result.outputs[0].op != "Add":
+                return None
+            add = result.outputs[0]
+            other = next((tensor for tensor in add.inputs if tensor is not result), None)
+            if other is None:
+                return None
+            if not isinstance(other, Constant):
+                return str(other.name), str(add.outputs[0].name)
+            result = add.outputs[0]
+        return None
+
+    @property
     def bias(self) -> tuple[Node, int] | None:
         """The node and input of a constant bias [N], None if there is none."""
         node, width = self.node, self.matrix.shape[0] * self.matrix.shape[2]
@@ -141,9 +159,21 @@ def rows(consumer: Consumer, values: NDArray[np.generic], quota: int, seed: int)
         flat = activations.swapaxes(1, 2).reshape(-1, activations.shape[1], activations.shape[3])
     else:
         flat = activations.reshape(-1, 1, activations.shape[-1])
-    if len(flat) > quota:
-        flat = flat[np.sort(random.permutation(len(flat))[:quota])]
-    return flat
+    return flat[picked_rows(len(flat), quota, random)]
+
+
+def output_rows(consumer: Consumer, values: NDArray[np.generic], quota: int, seed: int) -> Array:
+    """What a tensor like the result holds at the places of ``rows``, [R, G, N]."""
+    activations, groups = np.nan_to_num(np.asarray(values, np.float32)), consumer.matrix.shape[0]
+    flat = np.moveaxis(activations, 1, -1) if consumer.node.op == "Conv" else activations
+    flat = flat.reshape(-1, flat.shape[-1])
+    flat = flat[picked_rows(len(flat), quota, np.random.default_rng(seed))]
+    return flat.reshape(len(flat), groups, -1)
+
+
+def picked_rows(total: int, quota: int, random: np.random.Generator) -> NDArray[np.intp]:
+    """``quota`` of ``total`` rows, ascending."""
+    return np.sort(random.permutation(total)[:quota]) if total > quota else np.arange(total)
 
 
 def windows(node: Node, values: Array, consumer: Consumer, quota: int, random: np.random.Generator) -> Array:
@@ -164,8 +194,7 @@ def windows(node: Node, values: Array, consumer: Consumer, quota: int, random: n
     counts = [
         (n - (k - 1) * d - 1) // s + 1 for n, k, d, s in zip(padded.shape[2:], kernel, dilations, strides, strict=True)
     ]
-    total = len(padded) * int(np.prod(counts))
-    chosen = np.sort(random.permutation(total)[:quota]) if total > quota else np.arange(total)
+    chosen = picked_rows(len(padded) * int(np.prod(counts)), quota, random)
     sample, *places = np.unravel_index(chosen, (len(padded), *counts))
     index: list[NDArray[np.intp]] = []
     for axis in range(spatial):
@@ -198,7 +227,7 @@ class Moments:
     """Second moments of rows with a one behind them: sums and means come along.
 
     Attributes:
-        own: sum of x xT, [G, K + 1, K + 1]; cross: of x x'T with the rows x' of another model, [G, K + 1, K' + 1].
+        own: sum of x xT, [G, K + 1, K + 1]; cross: of x yT with the outputs y that are wanted, [G, K + 1, N].
     """
 
     own: Wide
@@ -221,15 +250,13 @@ class Moments:
         return Moments(self.own + other.own, both)
 
 
-def second_moments(found: Array, other: Array | None = None) -> Moments:
-    """Of rows [R, G, K], and of rows [R, G, K'] of another model at the same places."""
-    ones = np.ones((*found.shape[:2], 1), np.float32)
-    first = np.concatenate([found, ones], 2).transpose(1, 0, 2)
+def second_moments(found: Array, wanted: Array | None = None) -> Moments:
+    """Of rows [R, G, K], and with outputs [R, G, N] that are wanted of them."""
+    first = np.concatenate([found, np.ones((*found.shape[:2], 1), np.float32)], 2).transpose(1, 0, 2)
     own: Any = np.matmul(first.swapaxes(1, 2), first)  # float32 until they are added up
-    if other is None:
+    if wanted is None:
         return Moments(own)
-    second = np.concatenate([other, ones], 2).transpose(1, 0, 2)
-    cross: Any = np.matmul(first.swapaxes(1, 2), second)
+    cross: Any = np.matmul(first.swapaxes(1, 2), wanted.transpose(1, 0, 2))
     return Moments(own, cross)
 
 

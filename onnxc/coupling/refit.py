@@ -2,24 +2,27 @@
 
 Each weight that lost inputs is solved anew, in the order of the nodes, with the inputs x that the smaller model really
 produces by then, against what the original's layer gave on the same samples: min |x' W' + b' - (x W + b)|^2, drawn a
-little to the weight as it was. How much is chosen by what fits the other half of the samples. After ThiNet (Luo, Wu
-and Lin, 2017) and He, Zhang and Sun, "Channel Pruning for Accelerating Very Deep Neural Networks" (2017).
+little to the weight as it was; how much is chosen by what fits the other half of the samples. Where the result is added
+to a residual stream, it also makes good what the smaller model has got wrong in that stream so far. After ThiNet (Luo,
+Wu and Lin, 2017) and He, Zhang and Sun, "Channel Pruning for Accelerating Very Deep Neural Networks" (2017).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from onnxc.coupling.consumers import (
     WIDEST,
+    Array,
     Consumer,
     Moments,
     Wide,
     consumers,
     fed,
-    geometry,
+    output_rows,
     quota_of,
     rows,
     second_moments,
@@ -41,7 +44,6 @@ def refit(
     samples: Iterable[Mapping[str, np.ndarray]],
     count: int,
     options: Options,
-    say: Callable[[str], None] = lambda message: None,
 ) -> int:
     """Refit the weights of ``readers`` in ``smaller``, in place.
 
@@ -53,14 +55,52 @@ def refit(
         How many weights were refitted.
     """
     before = {consumer.reader: consumer for consumer in consumers(original, readers)}
-    done = 0
-    for batch in batches([consumer for consumer in consumers(smaller, readers) if consumer.reader in before]):
-        pairs = [(consumer, before[consumer.reader]) for consumer in batch if consumer.matrix.shape[1] <= WIDEST]
+    wanted = [each for each in consumers(smaller, readers) if each.reader in before and each.matrix.shape[1] <= WIDEST]
+    waiting = {consumer.reader.node for consumer in wanted}
+    for batch in batches(wanted):
+        pairs = [Pair(consumer, before[consumer.reader], kept.get(consumer.reader)) for consumer in batch]
+        for pair in pairs:
+            stream = pair.new.stream
+            if stream is not None and not waiting & ancestors(smaller, stream[0]):
+                pair.stream = stream[0]
         halves = both_moments(original, smaller, pairs, samples, count, options)
-        for consumer, old in pairs:
-            solve(smaller, consumer, old, halves[consumer.reader], kept.get(consumer.reader))
-            done += 1
-    return done
+        for pair in pairs:
+            solve(smaller, pair, halves[pair.new.reader])
+        waiting -= {pair.new.reader.node for pair in pairs}
+    return len(wanted)
+
+
+@dataclass
+class Pair:
+    """A weight in the smaller model and in the original.
+
+    Attributes:
+        outputs: those of the original's that are left, [N'] per group of inputs; None if all.
+        stream: the residual stream that the result is added to, final by now: what went wrong in it is made good.
+    """
+
+    new: Consumer
+    old: Consumer
+    outputs: np.ndarray | None
+    stream: str | None = None
+
+    @property
+    def target(self) -> Array:
+        """The original weight's columns that are left, [G, K, N']."""
+        return self.old.matrix if self.outputs is None else self.old.matrix[:, :, self.outputs]
+
+
+def ancestors(model: Model, name: str) -> set[str]:
+    """The nodes that the tensor called ``name`` depends on."""
+    start = next((tensor for node in model.graph.nodes for tensor in node.outputs if tensor.name == name), None)
+    found: set[str] = set()
+    stack = list(start.inputs) if start is not None else []
+    while stack:
+        node = stack.pop()
+        if node.name not in found:
+            found.add(node.name)
+            stack += [maker for tensor in node.inputs for maker in tensor.inputs]
+    return found
 
 
 def batches(wanted: Sequence[Consumer]) -> list[list[Consumer]]:
@@ -74,51 +114,57 @@ def batches(wanted: Sequence[Consumer]) -> list[list[Consumer]]:
 def both_moments(
     original: Model,
     smaller: Model,
-    pairs: Sequence[tuple[Consumer, Consumer]],
+    pairs: Sequence[Pair],
     samples: Iterable[Mapping[str, np.ndarray]],
     count: int,
     options: Options,
 ) -> dict[Reader, tuple[Moments, Moments]]:
-    """Moments of the inputs in the smaller model and with those in the original, of even and of odd samples."""
+    """Moments of the inputs in the smaller model with what the original makes of its own, of even and odd samples."""
     found: dict[tuple[Reader, int], Moments] = {}
-    if not pairs:
-        return {}
-    source, old_source = pairs[0][0].source, pairs[0][1].source
-    new_session, old_session = until(smaller, [source], options), until(original, [old_source], options)
+    source = pairs[0].new.source, pairs[0].old.source
+    streams = [pair.stream for pair in pairs if pair.stream is not None]
+    names = list(dict.fromkeys([source[0], *streams])), list(dict.fromkeys([source[1], *streams]))
+    inputs = {tensor.name for tensor in original.graph.inputs}
+    names = [each for each in names[0] if each not in inputs], [each for each in names[1] if each not in inputs]
+    sessions = until(smaller, names[0], options), until(original, names[1], options)
     for number, sample in enumerate(samples):
-        new = new_session.run(fed(new_session, sample), [source])[source]
-        old = old_session.run(fed(old_session, sample), [old_source])[old_source]
-        shared: dict[tuple[str, ...], Moments] = {}
-        for consumer, before in pairs:
-            key = geometry(before)
-            if key not in shared:
-                quota = quota_of(before, count)
-                shared[key] = second_moments(rows(consumer, new, quota, number), rows(before, old, quota, number))
-            place = consumer.reader, number % 2
-            found.setdefault(place, Moments.like(shared[key])).add(shared[key])
+        new, old = (
+            dict(sample) | session.run(fed(session, sample), wanted)
+            for session, wanted in zip(sessions, names, strict=True)
+        )
+        for pair in pairs:
+            quota = quota_of(pair.old, count)
+            wanted = np.matmul(rows(pair.old, old[source[1]], quota, number).transpose(1, 0, 2), pair.target).transpose(
+                1, 0, 2
+            )
+            if pair.stream is not None and np.shape(old[pair.stream])[0] == np.shape(old[source[1]])[0]:
+                drift = output_rows(pair.old, old[pair.stream], quota, number)
+                drift = drift if pair.outputs is None else drift[:, :, pair.outputs]
+                drift = drift - output_rows(pair.new, new[pair.stream], quota, number)
+                if drift.shape == wanted.shape:
+                    wanted = wanted + drift
+            moments = second_moments(rows(pair.new, new[source[0]], quota, number), wanted)
+            found.setdefault((pair.new.reader, number % 2), Moments.like(moments)).add(moments)
     result = {}
-    for consumer, _ in pairs:
-        even = found[consumer.reader, 0]
-        result[consumer.reader] = even, found.get((consumer.reader, 1), even)
+    for pair in pairs:
+        even = found[pair.new.reader, 0]
+        result[pair.new.reader] = even, found.get((pair.new.reader, 1), even)
     return result
 
 
-def solve(
-    model: Model, consumer: Consumer, old: Consumer, halves: tuple[Moments, Moments], outputs: np.ndarray | None
-) -> None:
-    """Write the refitted weight and bias of ``consumer`` into ``model``."""
-    target = old.matrix.astype(np.float64)
-    target = target if outputs is None else target[:, :, outputs]
+def solve(model: Model, pair: Pair, halves: tuple[Moments, Moments]) -> None:
+    """Write the refitted weight and bias of a pair into ``model``."""
+    consumer = pair.new
     start = consumer.matrix.astype(np.float64)
     free = consumer.bias is not None
-    problems = [squares(half, target, free=free) for half in halves]
+    problems = [squares(half, free=free) for half in halves]
     best, least = RIDGES[-1], np.inf
     for ridge in RIDGES:
         error = sum(held_out(fit(*mine, start, ridge), *other) for mine, other in (problems, problems[::-1]))
         if error < least:
             best, least = ridge, error
     both = halves[0] if halves[0] is halves[1] else halves[0] + halves[1]
-    whole = squares(both, target, free=free)
+    whole = squares(both, free=free)
     matrix = fit(*whole, start, best)
     if not np.isfinite(matrix).all() or held_out(matrix, *whole) > held_out(start, *whole):
         matrix = start
@@ -127,29 +173,29 @@ def solve(
     if consumer.bias is None:
         return
     node, position = consumer.bias
-    means, old_means = mean_of(both)
-    shift = np.einsum("gk,gkn->gn", old_means, target) - np.einsum("gk,gkn->gn", means, matrix)
+    means, wanted = mean_of(both)
+    shift = wanted - np.einsum("gk,gkn->gn", means, matrix)
     bias = np.asarray(node.inputs[position].values, np.float64) + shift.reshape(-1)
     node.inputs[position] = model.constant(node.inputs[position].name, bias.astype(np.float32))
 
 
 def mean_of(moments: Moments) -> tuple[Wide, Wide]:
-    """The mean inputs of the smaller model and of the original, [G, K'] and [G, K]."""
+    """The mean inputs and wanted outputs, [G, K'] and [G, N']."""
     assert moments.cross is not None
     count = moments.own[:, -1, -1:]
-    return moments.own[:, -1, :-1] / count, moments.cross[:, -1, :-1] / count
+    return moments.own[:, -1, :-1] / count, moments.cross[:, -1] / count
 
 
-def squares(moments: Moments, target: Wide, *, free: bool) -> tuple[Wide, Wide]:
-    """E[x xT] [G, K', K'] and E[x x'T] W [G, K', N'], without their means where the bias is ``free`` to take them."""
+def squares(moments: Moments, *, free: bool) -> tuple[Wide, Wide]:
+    """E[x xT] [G, K', K'] and E[x yT] [G, K', N'], without their means where the bias is ``free`` to take them."""
     assert moments.cross is not None
     count = moments.own[:, -1:, -1:]
-    own, cross = moments.own[:, :-1, :-1] / count, moments.cross[:, :-1, :-1] / count
+    own, cross = moments.own[:, :-1, :-1] / count, moments.cross[:, :-1] / count
     if free:
-        means, old_means = mean_of(moments)
+        means, wanted = mean_of(moments)
         own -= means[:, :, None] * means[:, None, :]
-        cross -= means[:, :, None] * old_means[:, None, :]
-    return own, cross @ target
+        cross -= means[:, :, None] * wanted[:, None, :]
+    return own, cross
 
 
 def fit(own: Wide, wanted: Wide, start: Wide, ridge: float) -> Wide:
