@@ -26,12 +26,13 @@ from onnxc.training.losses import Loss
 from onnxc.training.operators.table import from_numpy
 from onnxc.training.parity import check_parity
 from onnxc.training.samples import Shelf, batches, joined, plain, split
-from onnxc.training.tuning import Diary, Say, Settings, device, orderly, tune
+from onnxc.training.tuning import Diary, Say, Settings, device, orderly, restore, snapshot, tune
 from onnxc.training.weights import Latent, latents, tensors_of, values_of, write
 
 BLOCK_SHARE = 0.4  # of the time, for the blocks
 BLOCK_STEPS = 300
 BLOCK_SAMPLES = 256  # at most, to learn from in the blocks
+PROBES = 3  # samples that the interpreter is held against ONNX Runtime with
 ALIKE = 1e-2  # squared error over power up to which joined samples give what single ones give
 
 
@@ -154,9 +155,8 @@ class Trainer:
         self.latents = [each for each in self.latents if any(tensor in reached for tensor in each.tensors)]
         if not self.latents:
             raise ModelError("the model has no weight that can be learned")
-        probe = lesson.rows[lesson.learning[0]]
-        with torch.no_grad():
-            self.parity = check_parity(self.program, student, [probe], options)
+        probes = [lesson.rows[number] for number in lesson.learning[:PROBES]]
+        self.parity = check_parity(self.program, student, probes, options)
         self.joinable = self._joinable()
         self.diary = Diary()
 
@@ -311,10 +311,9 @@ class Trainer:
                     say=self.say,
                 )
                 gains.append((outcome.before, outcome.after))
-                self.diary.save(f"{label} done", [each.parameter for each in block.latents], force=True)
+                self.diary.save(f"{label} done", snapshot(block.latents), force=True)
             elif f"{label} done" in self.diary.kept:
-                for latent, value in zip(block.latents, self.diary.kept[f"{label} done"], strict=True):
-                    latent.parameter.copy_(value)
+                restore(block.latents, self.diary.kept[f"{label} done"])
             with torch.no_grad():
                 now = {**rest, **values_of(block.latents)}
             states = cut.advanced(self.program, block, states, now)

@@ -94,9 +94,7 @@ class Latent:
 
     def write(self) -> None:
         """Put the learned value where it came from."""
-        constant = self.tensors[0]
-        assert is_constant(constant)
-        constant.values = self.value().detach().cpu().double().numpy().astype(constant.dtype)
+        assign(self.tensors[0], self.value().detach().cpu().double().numpy())
 
     def weight(self) -> torch.Tensor:
         """The parameter as a weight decays or is measured: itself."""
@@ -139,8 +137,7 @@ class ScaleLatent(Latent):
     def write(self) -> None:
         value = self.value().detach().cpu().double().numpy()
         for constant in self.tensors:
-            assert is_constant(constant)
-            constant.values = value.astype(constant.dtype).reshape(constant.shape)
+            assign(constant, value)
 
 
 @dataclass(eq=False)
@@ -186,7 +183,7 @@ class WordsLatent(Latent):
             digits = digits.unsqueeze(-1)
         powers = self.levels ** torch.arange(digits.shape[-1], device=digits.device)
         words = self.rows[(digits * powers).sum(-1)].cpu().numpy()
-        self.source.values = words.reshape(self.source.shape).astype(self.source.dtype)
+        assign(self.source, words)
 
 
 @dataclass(eq=False)
@@ -208,12 +205,18 @@ class BiasLatent(Latent):
         if self.factors is not None:
             first, second = (np.asarray(each.values, np.float32) for each in self.factors)
             product = np.asarray(first * second, np.float32)
-            self.scale.values = (
-                np.broadcast_to(product.reshape(-1), self.scale.shape).copy() if self.scale.shape else product
-            )
+            assign(self.scale, np.broadcast_to(product.reshape(-1), self.scale.shape or (1,)))
         real = self.parameter.detach().cpu().double().numpy()
         codes = np.rint(real / np.asarray(self.scale.values, np.float64))
-        self.source.values = np.clip(codes, -(2**31), 2**31 - 1).astype(np.int32)
+        assign(self.source, np.clip(codes, -(2**31), 2**31 - 1))
+
+
+def assign(tensor: Tensor, values: np.ndarray) -> None:
+    """Give a constant other values of its own type and shape; equal ones leave it as it is in the file."""
+    assert is_constant(tensor)
+    fresh = values.reshape(tensor.shape).astype(tensor.dtype)
+    if not np.array_equal(fresh, np.asarray(tensor.values)):
+        tensor.values = fresh
 
 
 def plain_domain(node: Node) -> bool:
@@ -396,7 +399,7 @@ def _words(node: Node, program: Program) -> WordsLatent | None:
     digits = torch.round((rows - values[0]) / step).long()
     even = values[0] + step * torch.arange(levels, device=values.device)
     numbers = (digits * levels ** torch.arange(count, device=digits.device)).sum(1)
-    if not torch.allclose(values, even, rtol=1e-4, atol=1e-6) or len(torch.unique(numbers)) != len(rows):
+    if not torch.allclose(values, even.to(values), rtol=1e-4, atol=1e-6) or len(torch.unique(numbers)) != len(rows):
         return None
     order = torch.empty_like(numbers)
     order[numbers] = torch.arange(len(rows), device=numbers.device)

@@ -1,0 +1,183 @@
+"""Students made out of the teacher. In: a teacher and inputs. Out: a smaller model that already answers much like it.
+
+    width=0.5   half of the channels of every layer, cut through the dependency graph and refitted (prune-channels)
+    compact     x ── Conv [N, C, 3, 3] ──
+        becomes x ── Conv [C, 1, 3, 3], group = C ── Conv [N, C, 1, 1] ──    (Howard et al., MobileNets, 2017)
+
+The filters of each channel are the best single one for all outputs (the first singular vector of its [N, 9] matrix);
+what mixes the channels, and the bias, are solved by least squares on what the student feeds the layer, against what the
+teacher's layer gives, one layer after the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from onnxc.data import Calibration, Sample
+from onnxc.errors import ModelError
+from onnxc.file.shell import is_constant
+from onnxc.model import Model, Node
+from onnxc.observe import Observations
+from onnxc.propose import configured, passes_of
+from onnxc.recipe import Recipe
+from onnxc.registry import load_passes
+from onnxc.rewrite import Context, StructuralPass
+from onnxc.session import Options
+from onnxc.sites import find, name_nodes
+from onnxc.targets import target
+from onnxc.training.blocks import witness
+from onnxc.training.operators.linear import CONVOLUTIONS, convolve
+from onnxc.training.operators.table import Call, from_numpy
+
+SAMPLES = 64  # that a layer is fitted on
+POSITIONS = 4096  # of each sample's output
+RIDGE = 1e-4  # of the mean power, added so that channels that are never active stay at rest
+SMALLEST = 2.0  # times fewer weights, or a convolution stays dense
+
+
+def simplified(model: Model, samples: Calibration, options: Options) -> Model:
+    """``model`` after the exact passes."""
+    some = samples.take(min(3, len(samples)))
+    made = model.copy()
+    for each in passes_of(Recipe()).exact:
+        copy = made.copy()
+        if each.run_checked(copy, some, options).changed:
+            made = copy
+    name_nodes(made)
+    return made
+
+
+def narrow(teacher: Model, width: float, samples: Calibration, options: Options, seed: int) -> tuple[Model, list[str]]:
+    """A student with that part of the teacher's channels.
+
+    Raises:
+        ModelError: no channel of it can be cut.
+    """
+    start = simplified(teacher, samples, options)
+    instance = configured(load_passes()["prune-channels"], "prune-channels", {"fraction": 1 - width})
+    assert isinstance(instance, StructuralPass)
+    where = target("cpu")
+    context = Context(start, find(start, where), Observations(), Recipe(seed=seed), where, True, samples, options)
+    level = next(iter(instance.levels(context)), None)
+    if level is None:
+        raise ModelError("no channel of the teacher can be cut: give a STUDENT of your own")
+    name_nodes(level.model)
+    return level.model, [f"student: {level.specification}", *(f"student: {note}" for note in level.notes)]
+
+
+def compact(teacher: Model, samples: Calibration, options: Options, seed: int) -> tuple[Model, list[str]]:
+    """A student with depthwise-separable convolutions in place of dense ones.
+
+    Raises:
+        ModelError: the teacher has no dense convolution of at least SMALLEST times the weights of the two.
+    """
+    start = simplified(teacher, samples, options)
+    student = start.copy()
+    names = [node.name for node in dense(student)]
+    if not names:
+        raise ModelError("the teacher has no dense convolution to make compact: try --student width=0.5")
+    before = sum(tensor.nbytes for graph in start.graphs() for tensor in graph.weights)
+    for name in names:
+        separate(start, student, name, samples.take(min(SAMPLES, len(samples))), options, seed)
+    student.tidy()
+    name_nodes(student)
+    after = sum(tensor.nbytes for graph in student.graphs() for tensor in graph.weights)
+    return student, [
+        f"student: {len(names)} convolutions made depthwise-separable, {after / before:.0%} of the weights"
+    ]
+
+
+def dense(model: Model) -> list[Node]:
+    """The convolutions worth separating, in order."""
+    found = []
+    for node in model.graph.nodes:
+        if node.op != "Conv" or node.domain not in {None, "", "ai.onnx"} or not is_constant(node.inputs[1]):
+            continue
+        shape = node.inputs[1].shape
+        kernel = int(np.prod(shape[2:]))
+        if node.attrs.get("group", 1) != 1 or len(shape) - 2 not in CONVOLUTIONS or kernel == 1:
+            continue
+        outputs, inputs = shape[:2]
+        if outputs * inputs * kernel >= SMALLEST * inputs * (kernel + outputs) and inputs > 1:
+            found.append(node)
+    return found
+
+
+@dataclass(frozen=True)
+class Filters:
+    """One filter per input channel, and the matrix that mixes them: [C, 1, ...] and [N, C]."""
+
+    depthwise: np.ndarray
+    mix: np.ndarray
+
+
+def rank_one(weight: np.ndarray) -> Filters:
+    """The filters that stand best for all outputs of their channel: W[:, c] is nearly mix[:, c] times filter c."""
+    outputs, inputs = weight.shape[:2]
+    per_channel = weight.reshape(outputs, inputs, -1).transpose(1, 0, 2)  # [C, N, k]
+    u, s, v = np.linalg.svd(per_channel.astype(np.float64), full_matrices=False)
+    depthwise = v[:, 0].reshape(inputs, 1, *weight.shape[2:])
+    return Filters(depthwise.astype(np.float32), (u[:, :, 0] * s[:, :1]).T.astype(np.float32))
+
+
+def separate(teacher: Model, student: Model, name: str, samples: Sequence[Sample], options: Options, seed: int) -> None:
+    """Put the two convolutions in place of ``name``, fitted on ``samples``."""
+    node = next(each for each in student.graph.nodes if each.name == name)
+    theirs = next(each for each in teacher.graph.nodes if each.name == name)
+    weight = np.asarray(student.values(node.inputs[1]), np.float32)
+    filters = rank_one(weight)
+    feeding, wanted = node.inputs[0].name, theirs.outputs[0].name
+    fed = feeding in {each.name for each in student.graph.inputs}
+    mine = None if fed else witness(student, [feeding], options)
+    reference = witness(teacher, [wanted], options)
+    first = Node("Conv", name, {**node.attrs, "group": weight.shape[1]})
+    rows, results = [], []
+    random = np.random.default_rng(seed)
+    for sample in samples:
+        x = np.asarray(sample[feeding]) if mine is None else mine.run(sample, [feeding])[feeding]
+        y = reference.run(sample, [wanted])[wanted]
+        call = Call(first, student.opset, torch.device("cpu"), lambda graph, values: [])
+        with torch.no_grad():
+            z = convolve(call, from_numpy(x), from_numpy(filters.depthwise), None).numpy()
+        z, y = (np.moveaxis(each, 1, -1).reshape(-1, each.shape[1]) for each in (z, y))
+        chosen = random.permutation(len(z))[: max(POSITIONS // len(samples), 64)]
+        rows.append(z[chosen])
+        results.append(y[chosen])
+    mix, bias = fitted(rows, results)
+    base = node.inputs[1].name
+    channels = node.inputs[0]
+    attributes = {key: value for key, value in node.attrs.items() if key != "group"}
+    inner = student.insert(
+        "Conv",
+        [channels, student.constant(f"{base}_depthwise", filters.depthwise)],
+        [f"{name}_depthwise"],
+        name=f"{name}_depthwise",
+        group=weight.shape[1],
+        **attributes,
+    ).outputs[0]
+    inner.dtype = np.dtype(np.float32)
+    point = mix.reshape(*mix.shape, *[1] * (weight.ndim - 2))
+    node.inputs[0] = inner
+    node.inputs[1] = student.constant(f"{base}_pointwise", point)
+    offset = student.constant(f"{base}_bias", bias)
+    if len(node.inputs) > 2:
+        node.inputs[2] = offset
+    else:
+        node.inputs.append(offset)
+    node.attrs.clear()
+    node.attrs["kernel_shape"] = [1] * (weight.ndim - 2)
+    student.tidy()
+
+
+def fitted(rows: Sequence[np.ndarray], results: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """The matrix [N, C] and bias [N] of the least squares from ``rows`` [R, C] to ``results`` [R, N]."""
+    z, y = (np.concatenate(list(parts)).astype(np.float64) for parts in (rows, results))
+    z = np.concatenate([z, np.ones((len(z), 1))], 1)
+    gram = z.T @ z
+    gram[np.diag_indices(len(gram) - 1)] += RIDGE * np.trace(gram) / len(gram)
+    solved = np.linalg.solve(gram + 1e-12 * np.eye(len(gram)), z.T @ y)
+    return solved[:-1].T.astype(np.float32), solved[-1].astype(np.float32)
