@@ -67,8 +67,7 @@ def corrected(
         only: names of the sites to correct; None: all whose weight or input is quantized.
     """
     copy = model.copy()
-    wanted = set(only) if only is not None else None
-    places = [place for place in places_of(copy, reference) if (place.name in wanted if wanted is not None else True)]
+    places = places_of(copy, reference, only)
     if not places:
         return copy, "no quantized site has a bias of its own"
     means = channel_means(reference, places, samples, options)
@@ -81,12 +80,17 @@ def corrected(
     return copy, f"the biases of {len(places)} sites corrected by their mean error"
 
 
-def places_of(model: Model, reference: Model) -> list[Place]:
-    """Every quantized linear of the main graph with a bias that no other node reads, in topological order."""
+def places_of(model: Model, reference: Model, only: Iterable[str] | None = None) -> list[Place]:
+    """Every quantized linear of the main graph with a bias that no other node reads, in topological order; with
+    ``only`` those called so, whatever they read.
+    """
+    names = None if only is None else set(only)
     known = {t.name for node in reference.graph.nodes for t in node.outputs}
     found = []
     for node in model.graph.nodes:
-        if node.op not in LINEAR or len(node.inputs) < 2 or not (changed(node.inputs[0]) or changed(node.inputs[1])):
+        if node.op not in LINEAR or len(node.inputs) < 2:
+            continue
+        if node.name not in names if names is not None else not any(changed(tensor) for tensor in node.inputs[:2]):
             continue
         result, held = node.outputs[0], node.inputs[2] if len(node.inputs) > 2 and node.op != "MatMul" else None
         if node.op == "MatMul":

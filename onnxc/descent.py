@@ -61,11 +61,13 @@ def sweep(current: Matrix, pull: Matrix, moment: Matrix, diagonal: Matrix, snap:
             weight = diagonal[:, row, None]
             with np.errstate(divide="ignore", invalid="ignore"):
                 target = np.where(weight > 0, current[:, row] + pull[:, row] / weight, current[:, row])
-            step = snap(row, target) - current[:, row]
+            found = snap(row, target)
+            step = found - current[:, row]
             less = step * (2 * pull[:, row] - weight * step)  # of the damage
-            step = np.where((less > 0) & (weight > 0), step, 0)
-            gained += float(np.where(step != 0, less, 0).sum(dtype=np.float64))
-            current[:, row] += step
+            take = (less > 0) & (weight > 0)
+            step = np.where(take, step, 0)
+            gained += float(np.where(take, less, 0).sum(dtype=np.float64))
+            current[:, row] = np.where(take, found, current[:, row])
             steps[:, row - start] = step
             pull[:, start:stop] -= moment[:, start:stop, row, None] * step[:, None, :]
         pull[:, stop:] -= moment[:, stop:, start:stop] @ steps

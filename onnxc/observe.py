@@ -227,7 +227,8 @@ class Observations:
         ranges: tensor name -> histogram of its values over all samples.
         rows: rows_key(site) -> sampled rows [R, K] of the matrix that multiplies the site's weight (group 0 of a
             convolution's im2col, in the order of the stored weight); linears that read one tensor share them.
-        moments: site name of a grouped convolution -> second moments [G, K, K], summed over sampled rows.
+        moments: site name of a grouped convolution -> second moments [G, K, K], summed over sampled rows; of a
+            recurrent one recurrent_key() -> those of its inputs [1, I, I], or of its states [directions, H, H].
         spreads: tensor name -> how much its samples differ.
         refined: tensor name -> (low, high) where a range was chosen by its effect on the model's outputs.
         shapes: tensor name -> shape in the first sample.
@@ -258,6 +259,11 @@ def rows_key(site: Site) -> str:
     return str(site.input.name) if site.operator == "MatMul" else f"{site.input.name} of {site.name}"
 
 
+def recurrent_key(site: Site, part: int) -> str:
+    """Where the moments of a recurrent site are kept: of its inputs (``part`` 1) or its states (2)."""
+    return f"{site.name} {'states' if part == 2 else 'inputs'}"
+
+
 def observe(
     model: Model,
     samples: Iterable[Mapping[str, NDArray[np.generic]]],
@@ -286,6 +292,12 @@ def observe(
     for site in sites:
         if site.operator == "Conv" and int(site.node.attrs.get("group", 1)) > 1:
             grouped.setdefault(site.input.name, []).append(site)
+    recurrent: dict[str, list[tuple[str, int]]] = {}
+    for site in sites:
+        if site.kind == "recurrent":
+            recurrent.setdefault(site.input.name, []).append((recurrent_key(site, 1), 1))
+            if site.node.outputs[0].name:  # the states, one step late
+                recurrent.setdefault(site.node.outputs[0].name, []).append((recurrent_key(site, 2), 2))
     parts: dict[str, list[Array]] = {}
     for group in capture_groups(model, samples, names, options):
         session = Session(with_outputs(model, [n for n in group if n not in inputs]), options)
@@ -308,6 +320,11 @@ def observe(
                     if windows is not None:
                         found_moment = np.einsum("rgk,rgl->gkl", windows, windows, optimize=True)
                         seen.moments[site.name] = seen.moments.get(site.name, np.float32(0)) + found_moment
+                for key, part in recurrent.get(name, []):
+                    states = np.asarray(values, np.float32)
+                    states = states.swapaxes(0, 1) if part == 2 else states[None]
+                    states = states.reshape(len(states), -1, states.shape[-1])
+                    seen.moments[key] = seen.moments.get(key, np.float32(0)) + states.swapaxes(1, 2) @ states
                 for key, site in readers.get(name, {}).items():
                     rows = sampled_rows(site, values, quota, position)
                     if rows is not None and len(rows):

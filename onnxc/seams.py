@@ -263,7 +263,7 @@ class Walk:
         self.seam.makers.append(node)
 
     def through_conv(self, node: Node, order: NDArray[np.intp]) -> None:
-        rank = len(node.inputs[1].shape)
+        rank = len(self.shape(node.inputs[1]))
         flat = per_channel(order, rank - 2, node)
         bias = node.inputs[2] if len(node.inputs) > 2 and node.inputs[2].name else None
         self.weight(node, flat.reshape(-1, *[1] * (rank - 1)), bias, flat)

@@ -1,0 +1,160 @@
+"""Factors per channel: equal outputs, easier activations or weights; where they go, and where they may not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from onnxc.model import Model
+from onnxc.passes.smooth_activations import SmoothActivations
+from onnxc.rewrite import Level
+from onnxc.session import Session
+from onnxc.sites import find
+from onnxc.smoothing import blockwise, matrix_of
+from onnxc.targets import target
+from tests.emission import model, node, samples, weight
+from tests.trained import context, load, sqnr, static
+from tests.trained import samples as trained_samples
+
+OUTLIERS = np.where(np.arange(96) % 16 == 3, 40, 1).astype(np.float32)
+
+
+def smoothed(made: Model, data: list[dict[str, np.ndarray]], **fields: Any) -> Level | None:
+    return next(iter(SmoothActivations(**fields).levels(context(made, data))), None)
+
+
+def test_activations_of_a_trained_transformer() -> None:
+    made, data = load("vision_transformer"), list(trained_samples("vision_transformer", 24))
+    level = smoothed(made, data, insert=True)
+    assert level is not None
+    assert sqnr(made, level.model, data) > 110
+    gained = sqnr(made, static(context(level.model, data)), data) - sqnr(made, static(context(made, data)), data)
+    assert gained > 0.2
+    assert "tensors scaled for activations" in level.specification
+
+
+def test_weights_of_a_trained_network() -> None:
+    """4 bits in blocks of 32, to nearest, depthwise filters as they are."""
+    made, data = load("depthwise_cnn"), list(trained_samples("depthwise_cnn", 24))
+    level = smoothed(made, data, aim="weights", bits=4, block=32)
+    assert level is not None
+    assert sqnr(made, level.model, data) > 110
+
+    def rounded(found: Model) -> Model:
+        copy = found.copy()
+        for site in find(copy, target("cpu")):
+            if site.weight is not None and site.node.attrs.get("group", 1) == 1:
+                values = np.asarray(site.weight.tensor.values, np.float32)
+                matrix = blockwise(matrix_of(site, values), 4, 32)
+                back = matrix.T if site.operator == "Conv" or site.node.attrs.get("transB", 0) else matrix
+                site.weight.tensor.values = np.ascontiguousarray(back).reshape(values.shape)
+        return copy
+
+    assert sqnr(made, rounded(level.model), data) > sqnr(made, rounded(made), data) + 0.5
+
+
+def normalized(*nodes: Any, **weights: np.ndarray) -> Model:
+    """LayerNormalization with outliers in six channels, then ``nodes``."""
+    used = {name for each in nodes for name in each.input}
+    constants = {"w": weight(96, 64), "v": weight(96, 32), "c": weight(64)} | weights
+    first = node("LayerNormalization", "x gamma beta", "n")
+    given = {"gamma": OUTLIERS, "beta": weight(96)} | {k: v for k, v in constants.items() if k in used}
+    return Model.load(model([first, *nodes], {"x": ["b", "s", 96]}, {"y": None}, given))
+
+
+def test_layer_normalization_takes_the_factors_and_readers_share_them() -> None:
+    """Q and K read one tensor."""
+    made = normalized(node("MatMul", "n w", "q"), node("MatMul", "n v", "k"), node("Concat", "q k", "y", axis=-1))
+    data = samples(6, x=[2, 8, 96])
+    level = smoothed(made, data)
+    assert level is not None
+    assert sqnr(made, level.model, data) > 110
+    assert [n.op for n in level.model.graph.nodes] == [n.op for n in made.graph.nodes]
+    gains = {}
+    for name, found in (("before", made), ("after", level.model)):
+        seen = context(found, data)
+        low, high = seen.observations.limits("n")
+        gains[name] = (high - low) / np.abs(np.asarray(found.graph.nodes[0].inputs[1].values)).min()
+    assert gains["after"] < 0.5 * gains["before"]
+    assert sqnr(made, static(context(level.model, data)), data) > sqnr(made, static(context(made, data)), data) + 3
+
+
+def test_attention_values_take_the_factors_of_the_output_projection() -> None:
+    nodes = [
+        node("MatMul", "x wv", "a"),
+        node("Add", "a bv", "v"),
+        node("Reshape", "v split", "v4"),
+        node("Transpose", "v4", "vt", perm=[0, 2, 1, 3]),
+        node("Softmax", "p", "s"),
+        node("MatMul", "s vt", "o"),
+        node("Transpose", "o", "ot", perm=[0, 2, 1, 3]),
+        node("Reshape", "ot join", "z"),
+        node("MatMul", "z wo", "y"),
+    ]
+    constants: dict[str, np.ndarray] = {
+        "wv": weight(96, 96) * OUTLIERS,
+        "bv": weight(96),
+        "wo": weight(96, 64),
+        "split": np.array([0, 0, 4, 24]),
+        "join": np.array([0, 0, 96]),
+    }
+    made = Model.load(model(nodes, {"x": ["b", "s", 96], "p": ["b", 4, "s", "s"]}, {"y": None}, constants))
+    data = samples(4, x=[2, 8, 96], p=[2, 4, 8, 8])
+    level = smoothed(made, data, alpha=0.5)
+    assert level is not None
+    assert "1 tensors" in level.specification
+    assert sqnr(made, level.model, data) > 110
+    values = np.abs(np.asarray(level.model.graph.nodes[0].inputs[1].values)).max(0)
+    assert values.max() / values.min() < 0.5 * OUTLIERS.max()
+
+
+def test_a_residual_is_refused_by_name_or_gets_a_mul() -> None:
+    made = normalized(node("MatMul", "n u", "m"), node("Add", "m n", "y"), u=weight(96, 96))
+    data = samples(4, x=[2, 8, 96])
+    assert smoothed(made, data, alpha=0.5) is None
+    level = smoothed(made, data, alpha=0.5, insert=True)
+    assert level is not None
+    assert [n.op for n in level.model.graph.nodes].count("Mul") == 1
+    assert sqnr(made, level.model, data) > 110
+
+
+def test_the_scalar_of_a_gelu_is_not_touched() -> None:
+    nodes = [
+        node("Div", "x root", "d"),
+        node("Erf", "d", "e"),
+        node("Add", "e one", "f"),
+        node("Mul", "x f", "g"),
+        node("Mul", "g half", "h"),
+        node("MatMul", "h w", "y"),
+    ]
+    constants = {"root": np.float32(2**0.5), "one": np.float32(1), "half": np.float32(0.5), "w": weight(96, 64)}
+    made = Model.load(model(nodes, {"x": ["b", 96]}, {"y": None}, constants))
+    data = samples(4, x=[16, 96])
+    assert smoothed(made, data, alpha=0.5) is None
+    level = smoothed(made, data, alpha=0.5, insert=True)
+    assert level is not None
+    kernels = [n.op_type for n in Session(level.model, dump=True).optimized().graph.node]
+    assert "Gelu" in kernels
+    assert sqnr(made, level.model, data) > 110
+
+
+def test_nothing_happens_where_nothing_is_gained_or_known() -> None:
+    made = normalized(node("MatMul", "n w", "y"), gamma=np.ones(96, np.float32))
+    data = samples(4, x=[2, 8, 96])
+    blind = context(made, data)
+    object.__setattr__(blind, "samples", None)
+    assert not list(SmoothActivations(alpha=0.5).levels(blind))
+    one, two = (smoothed(made, data, alpha=0.5) for _ in range(2))
+    assert one is not None
+    assert two is not None
+    assert one.model.serialized() == two.model.serialized()
+
+
+def test_every_alpha_is_exact() -> None:
+    made = load("depthwise_cnn")
+    data = list(trained_samples("depthwise_cnn", 8))
+    for alpha in (0.0, 1.0):
+        level = smoothed(made, data, alpha=alpha)
+        assert level is not None
+        assert sqnr(made, level.model, data) > 100

@@ -1,0 +1,67 @@
+"""Half-quadratic quantization: less lp error than rounding to nearest in every block, and better models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from onnxc.hqq import BlockCodes, Blocks, hqq, lp_error, nearest
+from onnxc.model import Model
+from onnxc.sites import find
+from onnxc.targets import target
+from tests.trained import load, samples, sqnr
+
+Rounding = Callable[[Blocks], BlockCodes]
+
+
+def rounded(model: Model, size: int, rounding: Rounding) -> Model:
+    """``model`` with the weights of its linears and convolutions in blocks of ``size`` along their inputs."""
+    copy = model.copy()
+    for site in find(copy, target("cpu")):
+        weight = site.weight
+        if site.kind not in ("linear", "convolution") or weight is None or weight.channel_axis is None:
+            continue
+        first = np.moveaxis(np.asarray(weight.tensor.values, np.float32), weight.channel_axis, 0)
+        if first[0].size % size == 0:
+            restored = rounding(first.reshape(-1, size)).restored().reshape(first.shape)
+            weight.tensor.values = np.ascontiguousarray(np.moveaxis(restored, 0, weight.channel_axis))
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("name", "bits", "size", "gain"),
+    [("residual_cnn", 4, 32, 0.5), ("residual_cnn", 3, 64, 0.5), ("depthwise_cnn", 3, 32, 1.0)],
+)
+def test_it_gains_over_rounding_to_nearest(name: str, bits: int, size: int, gain: float) -> None:
+    model, data = load(name), samples(name, 16)
+    before = sqnr(model, rounded(model, size, lambda blocks: nearest(blocks, bits)), data)
+    after = sqnr(model, rounded(model, size, lambda blocks: hqq(blocks, bits)), data)
+    assert after > before + gain
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("whole", [True, False])
+def test_no_block_gets_worse(bits: int, whole: bool) -> None:
+    blocks = np.random.default_rng(0).laplace(size=(300, 64)).astype(np.float32)
+    found, start = hqq(blocks, bits, whole_zero=whole), nearest(blocks, bits, whole_zero=whole)
+    assert (lp_error(blocks, found) <= lp_error(blocks, start)).all()
+    assert lp_error(blocks, found).sum() < (0.99 if bits < 4 else 1.0) * lp_error(blocks, start).sum()
+    assert found.codes.max() <= 2**bits - 1
+    if whole:
+        assert np.array_equal(found.zero, np.rint(found.zero))
+        assert 0 <= found.zero.min() <= found.zero.max() <= 2**bits - 1
+
+
+def test_blocks_are_independent_and_scale_with_their_values() -> None:
+    blocks = np.random.default_rng(1).standard_normal((40, 32)).astype(np.float32)
+    whole = hqq(blocks, 4)
+    alone = [hqq(row[None], 4, iterations=20) for row in blocks]
+    assert np.mean([np.array_equal(whole.codes[i], each.codes[0]) for i, each in enumerate(alone)]) > 0.5
+    assert np.array_equal(hqq(blocks, 4).codes, whole.codes)
+
+
+def test_blocks_of_one_value() -> None:
+    blocks = np.array([[0, 0, 0, 0], [2, 2, 2, 2], [-3, -3, -3, -3]], np.float32)
+    assert np.allclose(hqq(blocks, 4).restored(), blocks, atol=1e-6)
