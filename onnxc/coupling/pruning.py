@@ -155,7 +155,7 @@ class Channels:
                 else:
                     problems = [problem(group, each, moments[each.reader]) for each in mine]
                     allowed = steps(group, self.rounding)
-                    far = int(allowed[min(np.searchsorted(allowed, most * group.units) + 1, len(allowed) - 1)])
+                    far = int(allowed[min(int(np.searchsorted(allowed, most * group.units)) + 1, len(allowed) - 1)])
                     self.damages[number] = second_order(group, problems, far)
 
     def batches(self, wanted: Mapping[int, Sequence[Consumer]]) -> list[list[int]]:
