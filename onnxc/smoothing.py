@@ -39,7 +39,7 @@ ALPHAS = {
 }
 GLOBAL_ALPHAS = {"activations": (0.35, 0.5, 0.65, 0.8, 0.9, 1.0), "weights": (0.25, 0.5, 0.75)}
 ROWS = 192  # of the sampled rows, on which choices are compared
-SAMPLES = 16  # on which the whole model is run
+SAMPLES = 8  # on which the whole model is run
 SOLVED_LEVELS = 300  # rounding to nearest on so many has the noise that GPTQ leaves on 127 (7.5 dB less, measured)
 WORTH = 0.97  # of the error without factors: a smaller gain is no reason to touch a tensor
 LARGEST_FACTOR = 2.0**12
