@@ -31,6 +31,7 @@ import onnx
 
 from onnxc import __version__
 from onnxc.coder import Coder
+from onnxc.convergence import convergence_note
 from onnxc.cost import PriceFile
 from onnxc.data import Calibration, generate
 from onnxc.deliver import gate, write
@@ -231,6 +232,8 @@ def simplified(run: Run) -> Model:
 def proposed(run: Run, model: Model) -> Planning:
     """Find the sites, observe them on real data, ask every lossy pass, and price what they say."""
     context = observed(run, model)
+    if (note := convergence_note(context.observations)) is not None:
+        run.notes.append(note)
     proposals = collect(run.chosen.lossy, context)
     coder = Coder(context, proposals)
     return Planning(context, proposals, coder, run.chosen.lossy, run.judge, run.samples, run.prices, run.notes, run.say)
@@ -245,8 +248,9 @@ def observed(run: Run, model: Model) -> Context:
     seen = Observations()
     if not run.samples.generated:
         run.say("observing activations")
-        sites = [s for s in found if s.graph is model.graph and s.kind in ("linear", "convolution", "joint")]
-        floats = [t for s in sites for t in (*s.inputs, s.result) if found.is_float(t)]
+        kinds = ("linear", "convolution", "joint", "recurrent")
+        sites = [s for s in found if s.graph is model.graph and s.kind in kinds]
+        floats = [t for s in sites for t in (*s.inputs, s.result) if t.name and found.is_float(t)]
         try:
             seen = observe(model, run.samples, len(run.samples), floats, sites, run.options)
         except (ModelError, DataError) as error:  # a tensor inside cannot be an output: no ranges, all else goes on

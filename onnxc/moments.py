@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from onnxc.gptq import Factor, factorize, second_moment
 from onnxc.model import Constant, Tensor
-from onnxc.observe import Observations, rows_key
+from onnxc.observe import Observations, recurrent_key, rows_key
 from onnxc.sites import Site, Sites, Weight, clip_range
 
 SPATIAL = 0.8  # assumed correlation of two kernel positions of one channel
@@ -48,7 +48,28 @@ class Factors:
 
 def factor_key(weight: Weight, sites: Sites) -> tuple[str, ...]:
     """What the moments of ``weight`` depend on."""
-    return tuple(rows_key(site) for site in sites if site.weight is weight and site.kind in ("linear", "convolution"))
+    linear = tuple(rows_key(site) for site in sites if site.weight is weight and site.kind in ("linear", "convolution"))
+    return linear or tuple(recurrent_key(site, part) for site, part in recurrent_readers(weight, sites))
+
+
+def recurrent_readers(weight: Weight, sites: Sites) -> list[tuple[Site, int]]:
+    """Recurrent sites that read ``weight``, and as which of their inputs: 1 for W, 2 for R."""
+    loops = [site for site in sites if site.kind == "recurrent"]
+    return [(site, part) for site in loops for part in (1, 2) if site.node.inputs[part].name == weight.name]
+
+
+def recurrent_moments(weight: Weight, sites: Sites, seen: Observations) -> Moments | None:
+    """[1, K, K] of what meets W or R of a recurrent operator, its directions one after the other."""
+    known = [seen.moments.get(recurrent_key(site, part)) for site, part in recurrent_readers(weight, sites)]
+    found = [each for each in known if each is not None]
+    if not found or len(weight.shape) != 3:
+        return None
+    total = np.asarray(sum(found), np.float32)
+    directions, size = weight.shape[0], weight.shape[2]
+    moment = np.zeros((directions, size, directions, size), np.float32)
+    for direction in range(directions):
+        moment[direction, :, direction] = total[direction % len(total)]
+    return moment.reshape(1, directions * size, directions * size)
 
 
 def weight_moments(weight: Weight, sites: Sites, seen: Observations) -> Moments | None:
@@ -57,6 +78,8 @@ def weight_moments(weight: Weight, sites: Sites, seen: Observations) -> Moments 
     """
     if weight.channel_axis is None:
         return None
+    if weight.channel_axis == 1 and (recurrent := recurrent_moments(weight, sites, seen)) is not None:
+        return recurrent
     readers = [site for site in sites if site.weight is weight and site.kind in ("linear", "convolution")]
     readers = [site for site in readers if site.operator != "ConvTranspose"]
     groups = {int(site.node.attrs.get("group", 1)) for site in readers}
