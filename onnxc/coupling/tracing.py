@@ -30,6 +30,8 @@ def traced(model: Model, sample: Mapping[str, np.ndarray], options: Options) -> 
                 made.dtype = np.dtype(np.int64)
                 names[tensor.name] = made.name
                 copy.graph.outputs.append(made)
+    if not names:
+        return {name: tuple(np.shape(value)) for name, value in sample.items()}
     keep = set(names.values())
     copy.graph.outputs[:] = [tensor for tensor in copy.graph.outputs if tensor.name in keep]
     copy.tidy()

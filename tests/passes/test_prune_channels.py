@@ -25,6 +25,7 @@ from onnxc.rewrite import Context, Level
 from onnxc.session import Options, Session
 from onnxc.sites import find, name_nodes
 from onnxc.targets import target
+from tests.builders import MODELS as ODD_MODELS
 from tests.families import FAMILIES
 
 ROOT = Path(__file__).parents[2]
@@ -211,6 +212,19 @@ def test_what_cannot_be_reached_is_said() -> None:
 
 def test_a_model_without_channels_has_no_levels() -> None:
     assert not list(PruneChannels(macs=0.5).levels(context(MODELS / "lightgbm_trees.onnx")))
+
+
+ODD = ["no_nodes", "sequences", "recurrent", "grouped", "conv_transpose", "everything_dynamic", "weight_is_output"]
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_odd_models_run_or_are_left_alone(name: str) -> None:
+    start = context(ODD_MODELS[name]())
+    assert start.samples is not None
+    for level in PruneChannels(fraction=0.5).levels(start):
+        for sample in start.samples:
+            before, after = Session(start.model).run(sample), Session(level.model).run(sample)
+            assert [np.shape(value) for value in before.values()] == [np.shape(value) for value in after.values()]
 
 
 @pytest.mark.slow
