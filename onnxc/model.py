@@ -304,14 +304,14 @@ class Model:
             op: the operator.
             inputs: None for an optional one that is left out.
             outputs: text becomes a variable under a free name.
-            name: of the node, made free; the first output's by default.
+            name: of the node, made free; the first output's by default: nodes and tensors may share a name.
             domain: of the operator; version 1 of it is imported when the model has none.
             graph: where.
             attributes: an array becomes a tensor; None is left out.
         """
         made = [Variable(self.unique(item)) if isinstance(item, str) else item for item in outputs]
         given = [Variable("") if item is None else item for item in inputs]
-        if name is None and outputs and isinstance(outputs[0], str):
+        if outputs and isinstance(outputs[0], str) and name in (None, outputs[0]):
             label = made[0].name
         else:
             label = self.unique(name or f"{made[0].name if made else op}_node")

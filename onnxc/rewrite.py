@@ -347,7 +347,7 @@ class Rewriter:
                 "DynamicQuantizeLinear",
                 [self.tensors[tensor]],
                 [f"{tensor}_q", f"{tensor}_q_scale", f"{tensor}_q_zero"],
-                name=self.model.unique(f"{tensor}_q"),
+                name=f"{tensor}_q",
                 graph=graph,
             )
             self._dynamic[key] = list(node.outputs)
@@ -371,6 +371,6 @@ class Rewriter:
             "DequantizeLinear",
             [self.model.constant(f"{base}_q", codes), self.model.constant(f"{base}_scale", scale)],
             [f"{base}_dq"],
-            name=self.model.unique(f"{base}_dq"),
+            name=f"{base}_dq",
             axis=0 if scale.ndim else None,
         ).outputs[0]

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
-from typing import TYPE_CHECKING, Any
+from textwrap import wrap
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 from rich.markup import escape
@@ -65,6 +66,9 @@ def milliseconds(value: float | None) -> str:
     return "" if value is None else f"{value:.3g}"
 
 
+SHORT, LONG = 14, 24  # characters: what is no longer is not wrapped; words that are no longer are not broken
+
+
 def print_table(
     console: Console,
     heading: Sequence[str],
@@ -86,12 +90,40 @@ def print_table(
             text = [cell.rjust(width[i]) if side[i] else cell.ljust(width[i]) for i, cell in enumerate(row)]
             console.out(f"| {' | '.join(text)} |", highlight=False)
         return
+    columns = {i: [heading[i], *(row[i] for row in rows)] for i in used}
+    longest = {i: max(map(len, cells)) for i, cells in columns.items()}
+    words = {i: max(len(word) for cell in cells for word in [*cell.split(), ""]) for i, cells in columns.items()}
+    whole = {i: longest[i] if longest[i] <= SHORT else min(words[i], LONG) for i in used}  # figures are not wrapped
+    if sum(whole.values()) + 2 * len(used) > console.width and len(used) > 2:
+        _print_narrow(console, heading, rows, used, right, longest)
+        return
     table = Table(box=None, header_style="bold", pad_edge=False)
     for i in used:
-        table.add_column(heading[i], justify="right" if i in right else "left", overflow="fold")
+        justify: Literal["left", "right"] = "right" if i in right else "left"
+        table.add_column(heading[i], justify=justify, overflow="fold", no_wrap=longest[i] <= SHORT, min_width=whole[i])
     for cells_of in rows:
         table.add_row(*(escape(cells_of[i]) for i in used))
     console.print(table)
+
+
+def _print_narrow(
+    console: Console,
+    heading: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    used: Sequence[int],
+    right: Sequence[int],
+    width: Mapping[int, int],
+) -> None:
+    """A table wider than the terminal: per row a line with its name, one with its figures, one with the rest."""
+    figures = [i for i in used[1:] if width[i] <= SHORT]
+    rest = [i for i in used[1:] if width[i] > SHORT]
+    for index, row in enumerate((heading, *rows)):
+        style = "bold" if not index else None
+        cells = [row[i].rjust(width[i]) if i in right else row[i].ljust(width[i]) for i in figures]
+        console.out(row[used[0]], style=style, highlight=False)
+        for text in ("  ".join(cells), *(row[i] for i in rest)):
+            for line in wrap(text, max(console.width - 2, SHORT), drop_whitespace=False):
+                console.out(f"  {line}".rstrip(), style=style, highlight=False)
 
 
 def print_report(report: Report, console: Console) -> None:
@@ -254,7 +286,7 @@ def print_comparison(result: Comparison, console: Console) -> None:
         rows = [[each.site, each.operator, decibels(each.sqnr_db), f"{each.damage:.3g}"] for each in result.sites]
         print_table(
             console,
-            ["site", "operator", "SQNR", "relative error"],
+            ["site", "operator", "SQNR", "noise / signal"],
             rows,
             right=[2, 3],
             title="Sites, worst first, each with the inputs it has in the original",

@@ -78,7 +78,7 @@ def apply(rewriter: Rewriter, site: Site) -> None:
         "MatMulInteger",
         [codes, matrix, zero, rewriter.weight_scale(weight, "zero")],
         [f"{result.name}_int32"],
-        name=model.unique(f"{name}_int8"),
+        name=f"{name}_int8",
         graph=graph,
     ).outputs[0]
     cast = model.insert("Cast", [product], [f"{result.name}_cast"], name=f"{name}_cast", graph=graph, to=1).outputs[0]

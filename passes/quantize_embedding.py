@@ -60,7 +60,7 @@ def apply(rewriter: Rewriter, site: Site) -> None:
         "Gather",
         [rewriter.weight_codes(weight), indices],
         [f"{result.name}_q"],
-        name=model.unique(f"{site.name}_q"),
+        name=f"{site.name}_q",
         graph=graph,
     ).outputs[0]
     floats = model.insert("Cast", [rows], [f"{result.name}_cast"], name=f"{site.name}_cast", graph=graph, to=1)

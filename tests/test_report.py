@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from onnxc.kernels import fused
 from onnxc.quality import OutputError
 from onnxc.report import Report, SiteRow, plain
 from onnxc.runtime.timing import LoadCost, Ratio
-from onnxc.tables import amount, decibels, operations, percent, print_comparison
+from onnxc.tables import amount, decibels, operations, percent, print_comparison, print_table
 from onnxc.validate import Comparison, SiteDamage
 
 
@@ -148,3 +149,23 @@ def test_the_page_of_compare() -> None:
 
 def test_fused_kernels() -> None:
     assert fused(comparison().kernels_new) == {"QLinearConv": 3, "DynamicQuantizeMatMul": 1}
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 160])
+def test_words_and_figures_stay_whole_on_a_terminal(width: int) -> None:
+    """Whatever the width, no figure or operator is cut or broken, and nothing is lost."""
+    heading = ["site", "operator", "weight", "bytes", "after", "MACs", "ms", "after", "done"]
+    sentence = "quantize-dynamic: int8, activations quantized at run time"
+    rows = [
+        ["/encoder/query", "MatMul", "256x1024", "1.05 MB", "266 KB", "4.19 M", "0.0997", "0.0661", sentence],
+        ["y_node", "ConvTranspose", "64x32x3x3", "73.7 KB", "18.9 KB", "4.19 M", "0.0995", "0.0567", "float"],
+    ]
+    stream = io.StringIO()
+    console = Console(file=stream, force_terminal=True, width=width)
+    print_table(console, heading, rows, right=[3, 4, 5, 6, 7], title="Sites")
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", stream.getvalue()).split("\n")
+    assert max(map(len, lines)) <= width
+    shown = " ".join(lines)
+    for cell in (*heading, *rows[0][:-1], *rows[1]):
+        assert cell in shown
+    assert all(word in shown.split() for word in sentence.split())

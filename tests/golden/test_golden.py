@@ -14,7 +14,7 @@ import onnx
 import pytest
 from onnx import ModelProto, TensorProto
 
-from onnxc import propose
+from onnxc import coder
 from onnxc.passes.quantize_dynamic import QuantizeDynamic
 from onnxc.passes.quantize_embedding import QuantizeEmbedding
 from onnxc.passes.quantize_lstm import QuantizeLstm
@@ -119,7 +119,7 @@ def test_golden(
     monkeypatch: pytest.MonkeyPatch,
     request: pytest.FixtureRequest,
 ) -> None:
-    monkeypatch.setattr(propose, "machine_saturates", lambda: False)  # the same bits on every machine
+    monkeypatch.setattr(coder, "machine_saturates", lambda: False)  # the same bits on every machine
     proto, sample = make()
     found = as_text(emitted(proto, [sample], *passes, ops="ort").model.proto())
     path = FOLDER / f"{title(make, passes)}.txt"
