@@ -78,6 +78,7 @@ class Report:
         refusals: filled through refuse().
         comparison: the measurements of the result against the original.
         bytes_before, bytes_after: of the files, external data included.
+        predicted_speed: the speed-up that the prices predicted for the plan; comparison.ratio is what was measured.
         limits: the limits that were asked for, by name.
         missed: the limits and floors that were not met, as sentences; empty when all were.
         notes: sentences that the user should read.
@@ -97,6 +98,7 @@ class Report:
     comparison: Comparison | None = None
     bytes_before: int = 0
     bytes_after: int = 0
+    predicted_speed: float | None = None
     limits: dict[str, float] = field(default_factory=dict)
     missed: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)

@@ -31,6 +31,8 @@ def summarize(planning: Planning, delivery: Delivery, notes: list[str]) -> Repor
     report.changed = delivery.trial is not None
     plan = delivery.trial.plan if delivery.trial is not None else Plan()
     report.rows = rows(context, proposals, problem, plan)
+    if plan.seconds > 0:
+        report.predicted_speed = problem.prices.total / plan.seconds
     int8 = [site for site in context.sites if site.name in plan.compute]
     for refusal in proposals.refusals:
         if refusal.place not in plan.compute:
