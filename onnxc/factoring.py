@@ -25,6 +25,7 @@ SAMPLES = 128  # most that are looked at
 ROWS = 8192  # of all samples together, that a statistic is made of
 AUTOMATIC = (0.999, 0.997, 0.99, 0.97)  # energies of the levels where nothing was told: 30, 25, 20 and 15 dB per site
 SLOWEST = 0.98  # a level that is measured slower than this is not offered
+ATTEMPTS = 3  # a busy machine must not decide: slower is believed when it is measured so often
 STAGE_BYTES = 1 << 30  # of the moments of one stage
 
 Stats = Mapping[str, Statistic]
@@ -288,5 +289,9 @@ class Factoring:
         if samples is None:
             return None
         sessions = Session(before, options), Session(model, options)
-        ratio = measure_ratio(*sessions, samples.take(4), seconds=1.0, decide=SLOWEST)
-        return f"would run {ratio.median:.2f} times as fast" if ratio.median < SLOWEST else None
+        best = 0.0
+        for _ in range(ATTEMPTS):
+            best = max(best, measure_ratio(*sessions, samples.take(4), seconds=1.0, decide=SLOWEST).median)
+            if best >= SLOWEST:
+                return None
+        return f"would run {best:.2f} times as fast"

@@ -215,6 +215,7 @@ def test_untold_a_full_rank_model_is_left_alone_with_reasons() -> None:
     assert any(note.startswith("h_node: not factored, rank 41, 64% of its numbers, keeps ") for note in level.notes)
 
 
+@pytest.mark.slow
 def test_untold_levels_cut_deeper_and_deeper() -> None:
     found = list(FactorMatmul().levels(context_of(VIT, images()[:40])))
     sizes = [len(level.model.serialized()) for level in found]
