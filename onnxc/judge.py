@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from onnxc.answers import class_scores
 from onnxc.coder import Coder
 from onnxc.data import Calibration
-from onnxc.errors import DataError, ModelError
+from onnxc.errors import DataError, ModelError, UsageError
 from onnxc.file.storage import drop_pages
 from onnxc.formats import HALF, INT8
 from onnxc.model import Model
@@ -51,7 +51,8 @@ class Judge:
         original: what is compared with.
         samples: calibration data or generated inputs.
         budget: the limits; evaluation: the user's hook, None without one.
-        evaluations: how often the hook was called.
+        evaluations: how often the hook was called; the budget may bound it.
+        failed: (SQNR in dB, share of the allowed drop) of the most exact model whose score was too low.
         finishing: passes that rewrite every model before it is judged, each with whether it was told to.
     """
 
@@ -63,6 +64,7 @@ class Judge:
     reference: ReferenceOutputs = field(init=False)
     score: float | None = None
     evaluations: int = 0
+    failed: tuple[float, float] = (-math.inf, 0.0)
     finishing: Sequence[tuple[FinishingPass, bool]] = ()
 
     @property
@@ -77,6 +79,9 @@ class Judge:
         self.reference = ReferenceOutputs(session, self.samples, class_scores(self.original))
         if self.evaluation is not None:
             self.score = self.evaluation.reference(session)
+            self.evaluations += 1
+        elif self.budget.evals is not None:
+            raise UsageError("--evals bounds the calls of a hook: give one with --eval FILE.py:FUNCTION")
 
     def judge(self, model: Model, share: float = 1.0) -> tuple[Quality, float | None, str | None]:
         """Quality, score, and the floor that ``model`` misses (None: none). The hook runs only if outputs allow it;
@@ -95,17 +100,31 @@ class Judge:
         score = None
         if self.evaluation is not None and self.score is not None:
             missed = floor_met(quality, budget, generated=self.samples.generated, score=(self.score, self.score))
+            missed = missed or self.saved(quality, share)
             if missed is not None:
                 return quality, None, missed
             score = self.evaluation(session)
             self.evaluations += 1
             pair = (self.score, score)
-            return (
-                quality,
-                score,
-                floor_met(quality, budget, generated=self.samples.generated, score=pair),
-            )
+            missed = floor_met(quality, budget, generated=self.samples.generated, score=pair)
+            if missed is not None and quality.sqnr_db > self.failed[0]:
+                self.failed = quality.sqnr_db, share
+            return quality, score, missed
         return quality, None, floor_met(quality, self.budget, generated=self.samples.generated)
+
+    def saved(self, quality: Quality, share: float) -> str | None:
+        """Why the hook is not asked, where the calls of it are bounded; None if it is.
+
+        A call is spent only on outputs closer to the original's than those of every model that failed.
+        """
+        if self.budget.evals is None:
+            return None
+        if quality.sqnr_db <= self.failed[0] and share <= self.failed[1]:
+            said = f"a closer one, with {self.failed[0]:.1f} dB, scored too low"
+            return f"a plan with an SQNR of {quality.sqnr_db:.1f} dB was not evaluated: {said}"
+        if self.evaluations >= self.budget.evals:
+            return f"a plan was not evaluated: all {self.budget.evals} calls of the hook (--evals) are used"
+        return None
 
     def scored(self, model: Model) -> float:
         """The score of ``model``, whatever its outputs."""

@@ -34,6 +34,16 @@ TIGHT = 0.99  # of a limit is planned for: estimates are not exact
 PROBES = 16  # most samples for the noise of single roundings
 
 
+@dataclass(frozen=True)
+class Attempt:
+    """A plan that was built, without its model: what was measured, and the floor it misses (None: none)."""
+
+    plan: Plan
+    sqnr_db: float
+    score: float | None
+    missed: str | None
+
+
 @dataclass
 class Planning:
     """Everything that plans of one model need.
@@ -45,6 +55,7 @@ class Planning:
         samples: calibration data or generated inputs.
         prices: the file of measured times; problem: what plans are made from.
         notes: gets sentences for the user; say: is told what is being done.
+        attempts: every plan that was judged; others: bytes of the file beside the weights, seen in the first of them.
     """
 
     context: Context
@@ -57,6 +68,8 @@ class Planning:
     notes: list[str]
     say: Callable[[str], None]
     problem: Problem = field(init=False)
+    attempts: list[Attempt] = field(default_factory=list)
+    others: int = 0
 
     def __post_init__(self) -> None:
         self.say("measuring times in place")
@@ -88,10 +101,12 @@ class Planning:
         """``plan`` as a model, held against the original."""
         self.say(f"judging a plan with {len(plan.compute)} sites in int8 and {len(plan.coded)} weights as codes")
         trial = self.judge.trial(self.context.model, plan, self.coder)
+        if not self.attempts:  # what is no weight takes as much in every plan
+            self.others = file_bytes(trial.model) - stored_bytes(self.problem, plan.stored)
+        self.attempts.append(Attempt(plan, trial.quality.sqnr_db, trial.score, trial.missed))
         size = self.judge.budget.size
-        if size is not None and self.problem.most_bytes is None:  # what is no weight takes as much in every plan
-            others = file_bytes(trial.model) - stored_bytes(self.problem, plan.stored)
-            self.problem.most_bytes = max(size * self.judge.original.source_bytes * TIGHT - others, 1.0)
+        if size is not None and self.problem.most_bytes is None:
+            self.problem.most_bytes = max(size * self.judge.original.source_bytes * TIGHT - self.others, 1.0)
         if self.problem.ratios:
             self.problem.ratios = self.coder.noise_ratios()  # with the true damage of what was solved
         return trial

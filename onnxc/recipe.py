@@ -8,6 +8,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ class Budget:
         min_sqnr: smallest signal to quantization noise ratio of the outputs, in dB.
         min_agreement: smallest fraction of unchanged top-1 answers.
         max_load_time: longest time to create a session, as a factor of the original's; None: DEFAULT_LOAD_TIME.
+        evals: most calls of the evaluation hook, the one for the original included.
     """
 
     size: float | None = None
@@ -37,6 +39,7 @@ class Budget:
     min_sqnr: float | None = None
     min_agreement: float | None = None
     max_load_time: float | None = None
+    evals: int | None = None
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,14 @@ def parse_decibels(text: str | float) -> float:
     return value
 
 
+def parse_evals(text: str | float) -> int:
+    """A number of calls of the hook: one for the original, and at least one for a plan."""
+    word = str(text).strip()
+    if not word.isdecimal() or int(word) < 2:
+        raise UsageError(f"'{text}' is not a number of evaluations: write 2 or more, the original's is one of them")
+    return int(word)
+
+
 def _positive(word: str, complaint: str) -> float:
     try:
         value = float(word)
@@ -102,13 +113,14 @@ def _positive(word: str, complaint: str) -> float:
     return value
 
 
-LIMITS: Mapping[str, Callable[[str | float], float]] = {
+LIMITS: Mapping[str, Callable[[str | float], Any]] = {
     "size": parse_fraction,
     "speed": parse_speed,
     "max_drop": parse_fraction,
     "min_sqnr": parse_decibels,
     "min_agreement": parse_fraction,
     "max_load_time": parse_speed,
+    "evals": parse_evals,
 }
 """The fields of a Budget and how each is read."""
 
@@ -147,15 +159,28 @@ def known_pass(name: str) -> str:
     return name
 
 
+def presets() -> dict[str, str]:
+    """Name -> text of the recipes that come with onnxc."""
+    folder = files("onnxc").joinpath("recipes")
+    found = [each for each in folder.iterdir() if each.name.endswith(".toml")]
+    return {each.name.removesuffix(".toml"): each.read_text(encoding="utf-8") for each in sorted(found, key=_name)}
+
+
+def _name(entry: Any) -> str:
+    return str(entry.name)
+
+
 def load_recipe(path: str | Path) -> Recipe:
-    """The recipe in a TOML file: limits and settings at the top level, passes in ``[[pass]]`` tables.
+    """The recipe in a TOML file: limits and settings at the top level, passes in ``[[pass]]`` tables; or one of
+    presets(), by its bare name where there is no file called so.
 
     Raises:
         RecipeError: the file cannot be read, or has a key, pass or value that does not exist.
     """
     place = Path(path)
     try:
-        values = tomllib.loads(place.read_text(encoding="utf-8"))
+        text = place.read_text(encoding="utf-8") if place.is_file() or not _bare(place) else preset(place.name)
+        values = tomllib.loads(text)
     except OSError as error:
         raise RecipeError(f"recipe '{place}' cannot be read: {error.strerror or error}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -164,6 +189,18 @@ def load_recipe(path: str | Path) -> Recipe:
         return parse_recipe(values)
     except (RecipeError, UsageError) as error:
         raise RecipeError(f"recipe '{place}': {error}") from error
+
+
+def _bare(place: Path) -> bool:
+    return not place.suffix and place.name == str(place)
+
+
+def preset(name: str) -> str:
+    """The text of a recipe that comes with onnxc; RecipeError naming those there are."""
+    known = presets()
+    if name not in known:
+        raise RecipeError(f"no recipe is called '{name}'{did_you_mean(name, list(known), 'there are')}; or give a .toml file")
+    return known[name]
 
 
 _SETTINGS: Mapping[str, type | tuple[type, ...]] = {
@@ -180,7 +217,7 @@ _SETTINGS: Mapping[str, type | tuple[type, ...]] = {
 
 def parse_recipe(values: Mapping[str, Any]) -> Recipe:
     """A Recipe from what a TOML file holds; keys may be written with ``-`` or ``_``."""
-    limits: dict[str, float] = {}
+    limits: dict[str, Any] = {}
     settings: dict[str, Any] = {}
     requests: tuple[PassRequest, ...] | None = None
     for written, value in values.items():
