@@ -4,11 +4,12 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test tiny lint format fuzz corpus benchmark clean
+.PHONY: help setup demo test test-training tiny lint format fuzz corpus benchmark clean
 
 help:
 	@echo "make demo    compress a trained model (MODEL=residual_cnn, or any other of models/)"
 	@echo "make test    all tests            make tiny   the 60 second ring"
+	@echo "make test-training   the tests that need PyTorch, which it installs (TORCH=torch==2.13.0)"
 	@echo "make lint    ruff and mypy        make format ruff format"
 	@echo "make fuzz    damaged files for SECONDS=600 seconds"
 	@echo "make corpus  every model of the ONNX backend suite through load, simplify and optimize"
@@ -28,6 +29,12 @@ benchmark: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest $(ARGS)
+
+# PyTorch is the extra `distill`: everything but these tests works without it.
+TORCH ?= torch==2.13.0
+test-training: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH)
+	$(BIN)/python -m pytest tests/training $(ARGS)
 
 # The measured times are kept in demo/ too, so that nothing is left outside of it.
 MODEL ?= residual_cnn

@@ -77,6 +77,7 @@ def blocks(
     owner = {tensor: latent for latent in latents for tensor in latent.tensors}
     found: list[Block] = []
     taken: set[Latent] = set()
+    inputs = set(program.model.graph.inputs)  # both models read the same ones
     live: dict[Tensor, None] = dict.fromkeys(t for t in program.model.graph.inputs if t in last)
     given, chunk = list(live), list[Node]()
     for index, node in enumerate(program.nodes):
@@ -85,7 +86,7 @@ def blocks(
         chunk.append(node)
         live.update(dict.fromkeys(each for each in node.outputs if each in last))
         live = {each: None for each in live if last[each] > index}
-        floats = [each for each in live if shapes.get(each, (True, ()))[0]]
+        floats = [each for each in live if each not in inputs and shapes.get(each, (True, ()))[0]]
         if not 1 <= len(floats) <= WIDEST:
             continue
         targets = {each: partner(each.name, theirs, shapes[each][1]) for each in floats if each in shapes}

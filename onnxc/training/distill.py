@@ -178,7 +178,7 @@ def distill(
         teaching, learning, found.samples, [each.teacher for each in loss.outputs], seed, found.labels
     )
     folder = Path(work) if work is not None else None
-    settings = Settings(minutes, steps, rate, batch=batch, seed=seed, work=folder)
+    settings = Settings(minutes, steps, rate, batch=batch, seed=seed, threads=options.threads, work=folder)
     trained = Trainer(original, pupil, lesson, loss, settings, options, say).run(blockwise=blockwise)
     trained.model.metadata.update({"onnxc": f'{{"distilled":true,"seed":{seed}}}'} if trained.improved else {})
     size = trained.model.save(Path(output))

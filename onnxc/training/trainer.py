@@ -27,7 +27,7 @@ from onnxc.training.operators.table import from_numpy
 from onnxc.training.parity import check_parity
 from onnxc.training.samples import Shelf, batches, joined, plain, split
 from onnxc.training.tuning import Diary, Say, Settings, device, orderly, restore, snapshot, tune
-from onnxc.training.weights import Latent, latents, tensors_of, values_of, write
+from onnxc.training.weights import Latent, latents, lean, tensors_of, values_of, write
 
 BLOCK_SHARE = 0.4  # of the time, for the blocks
 BLOCK_STEPS = 300
@@ -149,12 +149,13 @@ class Trainer:
         self.lesson, self.loss, self.settings, self.options, self.say = lesson, loss, settings, options, say
         self.device = device()
         names = [each.name for each in loss.outputs]
-        self.latents: list[Latent] = latents(self.student, teacher, self.device)
+        self.latents: list[Latent] = latents(self.student, self.device)
         self.program = Program(self.student, trainable=tensors_of(self.latents), outputs=names, device=self.device)
         reached = {tensor for node in self.program.nodes for tensor in (*editing.reads(node), *node.outputs)}
         self.latents = [each for each in self.latents if any(tensor in reached for tensor in each.tensors)]
         if not self.latents:
             raise ModelError("the model has no weight that can be learned")
+        lean(self.program, self.latents, teacher)
         probes = [lesson.rows[number] for number in lesson.learning[:PROBES]]
         self.parity = check_parity(self.program, student, probes, options)
         self.joinable = self._joinable()

@@ -38,7 +38,7 @@ class Settings:
         minutes: the longest it may take. steps: of the end-to-end training, if time allows.
         rate: of weights, in units of their size; scale_rate: of logarithms of scales.
         batch: samples in a step, where they can be joined. seed: of everything random.
-        threads: of torch; 0 leaves them as they are.
+        threads: of torch; on a machine that others use too one is often the fastest.
         work: a folder for the state, so that an interrupted training goes on; None: nothing is kept.
     """
 
@@ -48,7 +48,7 @@ class Settings:
     scale_rate: float = 1e-3
     batch: int = 32
     seed: int = 0
-    threads: int = 0
+    threads: int = 1
     work: Path | None = None
 
 
@@ -108,8 +108,7 @@ def orderly(seed: int, threads: int) -> Iterator[None]:
     """Torch with a seed, deterministic kernels and so many threads; as before afterwards."""
     before, strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     state = torch.random.get_rng_state()
-    if threads:
-        torch.set_num_threads(threads)
+    torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.manual_seed(seed)
     try:

@@ -11,7 +11,7 @@ Rounding passes the gradient straight through (Bengio et al., 2013); scales lear
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -27,6 +27,8 @@ CODES = frozenset({"int8", "uint8", "int4", "uint4", "int2", "uint2"})
 LARGEST = 1e6  # beyond it a constant is a mask or a limit, not a weight
 # Share of zeros from which on they were pruned, not rounded: codes of few levels hold many zeros anyway.
 FEW_ZEROS, MANY_ZEROS = 0.05, 0.75
+WORD = 16  # most codes in a word, which may be filled up
+ROUNDED = 0.5  # squared error over power up to which a weight is a rounded form of another
 
 PASSING = frozenset(
     {
@@ -269,12 +271,11 @@ def root(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def latents(model: Model, original: Model | None = None, device: torch.device | str = "cpu") -> list[Latent]:
+def latents(model: Model, device: torch.device | str = "cpu") -> list[Latent]:
     """Everything in ``model`` that can be learned, in the order of the file.
 
     Args:
         model: the student; ``Latent.write`` changes it.
-        original: weights under the names that codes derive from tell which way a code was rounded.
         device: of the parameters.
     """
     program = Program(model, outputs=_floats(model), device=device)
@@ -286,13 +287,12 @@ def latents(model: Model, original: Model | None = None, device: torch.device | 
             if stored is not None and stored.source is not None:
                 found.append(stored)
                 taken.add(stored.source)
-    exact = _weights_of(original)
     scales: dict[bytes, ScaleLatent] = {}
     for graph in model.graphs():
         for constant in graph.weights:
             if constant in taken or constant not in read or constant in graph.outputs:
                 continue
-            made = _latent(constant, exact, scales, torch.device(device))
+            made = _latent(constant, scales, torch.device(device))
             if made is not None:
                 found.append(made)
     return found
@@ -303,15 +303,11 @@ def _floats(model: Model) -> list[str]:
     return [each.name for each in model.graph.outputs if each.dtype is None or each.dtype.kind not in "iubOSU"]
 
 
-def _weights_of(original: Model | None) -> dict[str, Constant]:
-    if original is None:
-        return {}
+def _weights_of(original: Model) -> dict[str, Constant]:
     return {each.name: each for graph in original.graphs() for each in graph.weights if each.dtype.name in FLOATS}
 
 
-def _latent(
-    constant: Constant, exact: Mapping[str, Constant], scales: dict[bytes, ScaleLatent], device: torch.device
-) -> Latent | None:
+def _latent(constant: Constant, scales: dict[bytes, ScaleLatent], device: torch.device) -> Latent | None:
     """The latent of an initializer; None where it is not learned, or shares another's."""
     name, found = constant.dtype.name, uses(constant)
     if not found or "other" in found or "index" in found or name not in FLOATS | CODES:
@@ -324,7 +320,7 @@ def _latent(
         return None
     start = from_numpy(values, device)
     if name in CODES:
-        return _codes(constant, start, exact)
+        return _codes(constant, start)
     dtype = {"float16": torch.float16, "bfloat16": torch.bfloat16}.get(name, torch.float32)
     if "scale" in found or ("product" in found and found == {"product"} and bool((values > 0).all())):
         key = values.tobytes() if size == 1 else constant.name.encode()
@@ -347,7 +343,7 @@ def step_of(values: torch.Tensor) -> float:
     return float(some.double().square().mean().sqrt()) if some.numel() else 1e-2
 
 
-def _codes(constant: Constant, start: torch.Tensor, exact: Mapping[str, Constant]) -> CodesLatent:
+def _codes(constant: Constant, start: torch.Tensor) -> CodesLatent:
     low, high = float(start.min()), float(start.max())
     if low < 0 < high:
         high = max(-low, high)
@@ -355,27 +351,7 @@ def _codes(constant: Constant, start: torch.Tensor, exact: Mapping[str, Constant
     zeros = float((start == 0).float().mean())
     pruned = min(MANY_ZEROS, max(FEW_ZEROS, 3.0 / max(high, 1.0)))
     mask = (start != 0).float() if zeros > pruned and constant.dtype.name.startswith("int") else None
-    parameter = start.clone()
-    if (near := _unrounded(constant, start, exact)) is not None:
-        parameter = start + (near - start).clamp(-0.49, 0.49)
-    return CodesLatent([constant], parameter, step_of(start), "codes", low, high, mask)
-
-
-def _unrounded(constant: Constant, codes: torch.Tensor, exact: Mapping[str, Constant]) -> torch.Tensor | None:
-    """The original weight in units of its scale, which is fitted per slice of the axis where that fits best."""
-    names = [name for name in exact if constant.name.startswith(name) and exact[name].shape == constant.shape]
-    if not names:
-        return None
-    weight = from_numpy(np.asarray(exact[max(names, key=len)].values).astype(np.float32), codes.device)
-    best, found = 0.5, None
-    for axis in range(codes.ndim):
-        others = tuple(each for each in range(codes.ndim) if each != axis)
-        scale = (weight * codes).sum(others, keepdim=True) / (codes * codes).sum(others, keepdim=True).clamp(min=1e-12)
-        near = weight / torch.where(scale.abs() < 1e-12, torch.ones_like(scale), scale)
-        error = float((near - codes).square().mean() / codes.square().mean().clamp(min=1e-12))
-        if error < best:
-            best, found = error, near
-    return found
+    return CodesLatent([constant], start.clone(), step_of(start), "codes", low, high, mask)
 
 
 def _words(node: Node, program: Program) -> WordsLatent | None:
@@ -462,3 +438,49 @@ def write(found: Iterable[Latent]) -> None:
     """Write everything back into the model; biases last, since they are measured in scales."""
     for latent in sorted(found, key=lambda each: each.kind == "bias"):
         latent.write()
+
+
+def lean(program: Program, found: Sequence[Latent], original: Model) -> int:
+    """Let every code start where the original weight lies within its rounding; the number of codes that lean.
+
+    What unfolds to a weight of the original is told by its name. A weight y depends on one code v each, so with
+    g = dy / dv, which one backward pass gives for all of them, the code leans by (original - y) / g, less than a half.
+    """
+    exact, data = _weights_of(original), program.from_data()
+    coded = [each for each in found if each.kind in {"codes", "words"}]
+    for latent in coded:
+        latent.parameter.requires_grad_(True)
+    scope = dict(values_of(found))
+    nodes = [node for node in program.nodes if not any(each in data for each in node.outputs)]
+    program.run_nodes(nodes, scope)
+    count = 0
+    for tensor in [each for node in nodes for each in node.outputs if each in scope]:
+        value = scope[tensor]
+        weight = _closest(tensor.name, value, exact)
+        some = [each for each in coded if 0 <= each.parameter.numel() - value.numel() < WORD]
+        if weight is None or not some or not value.requires_grad:
+            continue
+        rest = (weight - value).detach()
+        parameters = [each.parameter for each in some]
+        slopes = torch.autograd.grad(value.sum(), parameters, retain_graph=True, allow_unused=True)
+        pulls = torch.autograd.grad((value * rest).sum(), parameters, retain_graph=True, allow_unused=True)
+        with torch.no_grad():
+            for latent, slope, pull in zip(some, slopes, pulls, strict=True):
+                if slope is None or pull is None:
+                    continue
+                step = torch.where(slope == 0, torch.zeros_like(slope), pull / (slope * slope))
+                latent.parameter.copy_(torch.round(latent.parameter) + step.nan_to_num(0.0).clamp(-0.49, 0.49))
+                count += latent.parameter.numel()
+    for latent in coded:
+        latent.parameter.requires_grad_(False)
+    return count
+
+
+def _closest(name: str, value: torch.Tensor, exact: Mapping[str, Constant]) -> torch.Tensor | None:
+    """The original weight that ``value``, called ``name``, is a rounded form of."""
+    names = [each for each in exact if name.startswith(each) and exact[each].shape == tuple(value.shape)]
+    if not names or not value.dtype.is_floating_point:
+        return None
+    weight = from_numpy(np.asarray(exact[max(names, key=len)].values).astype(np.float32), value.device)
+    apart = (weight - value.detach()).square().sum() / weight.square().sum().clamp(min=1e-30)
+    return weight if float(apart) < ROUNDED else None
