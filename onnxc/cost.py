@@ -14,7 +14,7 @@ import json
 import os
 import platform
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
 
@@ -121,21 +121,23 @@ class Prices:
 
     Attributes:
         per_element, per_crossing: of entering or leaving an int8 island: a Q or DQ and the change of layout.
-        layout: how many times as much that is where the float side is a convolution, which has a layout of its own.
     """
 
     sites: dict[str, dict[str, float]]
     total: float
     per_element: float = 1e-9
     per_crossing: float = KERNEL_OVERHEAD
-    layout: float = 1.0
 
     def of(self, site: str, mode: str) -> float | None:
         return self.sites.get(site, {}).get(mode)
 
-    def crossing(self, elements: int, *, layout: bool) -> float:
-        """Seconds of a Q or DQ of so many elements; ``layout``: its float side is a convolution."""
-        return (elements * self.per_element + self.per_crossing) * (self.layout if layout else 1.0)
+    def crossing(self, elements: int) -> float:
+        """Seconds of a Q or DQ of so many elements."""
+        return elements * self.per_element + self.per_crossing
+
+    def crossings_times(self, factor: float) -> Prices:
+        """The same with ``factor`` times dearer crossings."""
+        return replace(self, per_element=self.per_element * factor, per_crossing=self.per_crossing * factor)
 
     def loose(self, site: str) -> float:
         """What a float joint costs beside an int8 convolution, with which it is not fused."""

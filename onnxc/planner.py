@@ -161,7 +161,6 @@ def cut(problem: Problem, price: float, forbidden: set[str]) -> Plan:
     choices = {name: choice(problem, name, price) for name in problem.compute if name not in forbidden}
     candidates = {name: candidate for name, candidate in choices.items() if candidate is not None}
     producers = {candidate.writes.tensor: name for name, candidate in candidates.items() if candidate.writes}
-    convolved = {site.result.name for site in problem.found if site.operator == "Conv"}
     flow = Flow()
     quantized: dict[str, Activation] = {}
     for name, candidate in candidates.items():
@@ -191,17 +190,15 @@ def cut(problem: Problem, price: float, forbidden: set[str]) -> Plan:
         flow.require(node, ("values", activation_key(activation)))
         if activation.dynamic:
             continue
-        size = problem.elements.get(activation.tensor, 0)
-        boundary = problem.prices.crossing(size, layout=activation.tensor in convolved) / total
+        boundary = problem.prices.crossing(problem.elements.get(activation.tensor, 0)) / total
         producer = producers.get(activation.tensor)
         if producer is None:
             flow.edge(node, SINK, boundary)
         else:
             flow.edge(node, ("site", producer), boundary)
             for reader in leaves(sites[producer]):
-                seconds = problem.prices.crossing(size, layout=reader is not None and reader.op == "Conv")
                 end = ("site", reader.name) if reader is not None and reader.name in candidates else SINK
-                flow.edge(("site", producer), end, seconds / total)
+                flow.edge(("site", producer), end, boundary)
     for joint, makers in fused_joints(problem.found).items():
         for maker in makers:
             if ("site", maker) in flow.graph:
@@ -250,7 +247,7 @@ def choice(problem: Problem, name: str, price: float) -> Candidate | None:
         spent = sum(problem.prices.of(peer, mode) or 0.0 for peer in peers)
         activation = next(c for c in candidates if c.mode == mode).reads[0]
         if not activation.dynamic:
-            spent += problem.prices.crossing(problem.elements.get(activation.tensor, 0), layout=False)
+            spent += problem.prices.crossing(problem.elements.get(activation.tensor, 0))
         return spent / total + price * problem.activation_noise(activation_key(activation))
 
     return min(candidates, key=lambda candidate: cost(candidate.mode))
@@ -329,23 +326,22 @@ def predicted_seconds(problem: Problem, compute: Mapping[str, Candidate]) -> flo
     seconds = prices.total
     for name, candidate in compute.items():
         seconds += (prices.of(name, candidate.mode) or 0.0) - (prices.of(name, FLOAT) or 0.0)
-    seconds += sum(prices.crossing(size, layout=layout) for size, layout in crossings(problem, compute))
+    seconds += sum(prices.crossing(size) for size in crossings(problem, compute))
     for joint, makers in fused_joints(problem.found).items():
         if joint not in compute:
             seconds += prices.loose(joint) * sum(maker in compute for maker in makers) / len(makers)
     return seconds
 
 
-def crossings(problem: Problem, compute: Mapping[str, Candidate]) -> list[tuple[int, bool]]:
-    """(elements, whether the float side is a convolution) of every Q and DQ at the border of an island."""
+def crossings(problem: Problem, compute: Mapping[str, Candidate]) -> list[int]:
+    """Elements of every Q and DQ at the border of an island."""
     sites = {site.name: site for site in problem.found}
-    convolved = {site.result.name for site in problem.found if site.operator == "Conv"}
     made = {c.writes.tensor: name for name, c in compute.items() if c.writes is not None}
     entered = {a.tensor for c in compute.values() for a in c.reads if not a.dynamic} - set(made)
-    found = [(problem.elements.get(tensor, 0), tensor in convolved) for tensor in sorted(entered)]
+    found = [problem.elements.get(tensor, 0) for tensor in sorted(entered)]
     for tensor, name in made.items():
-        left = [reader for reader in leaves(sites[name]) if reader is None or reader.name not in compute]
-        found += [(problem.elements.get(tensor, 0), reader is not None and reader.op == "Conv") for reader in left]
+        left = sum(reader is None or reader.name not in compute for reader in leaves(sites[name]))
+        found += [problem.elements.get(tensor, 0)] * left
     return found
 
 

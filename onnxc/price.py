@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -22,8 +21,8 @@ from onnxc.propose import Proposals
 from onnxc.rewrite import Context, Refusal
 from onnxc.session import Options, Session
 
-REFINEMENTS = 3  # how often crossings are measured in the best plan, which may then be another one
-DEAREST_LAYOUT = 4.0  # times a crossing without a change of layout: what is above was measured on a busy machine
+CROSSING_FACTORS = (1.0, 1.6, 2.5, 4.0)  # times what the crossings of the static variant cost
+ALIKE = 0.98  # of the speed of the fastest plan: no difference
 
 
 def priced(
@@ -84,25 +83,27 @@ def crossed(
     options: Options,
     prices: PriceFile,
 ) -> Prices:
-    """``found`` with the price of a change of layout.
+    """``found`` with crossings as dear as gives the fastest plan.
 
-    Where a float convolution meets an int8 one, changes of layout stand beside the Q or DQ, which no variant of one
-    mode has. So the best plan is built and run: what it takes longer than the sum of its parts is divided among its
-    crossings of that kind. Dearer crossings may lead to another plan, which is measured in turn.
+    Where a float operator meets an int8 one, changes of layout and fusions lost stand beside the Q or DQ, which no
+    variant of one mode has: mixed plans are slower than the sum of their parts. So the plans that ever dearer crossings
+    lead to are built and run; of those as fast as the fastest the one counts that is as fast as predicted.
     """
-    for _ in range(REFINEMENTS):
-        problem = proposals.problem(context, found).in_full_codes()
+    measured: dict[str, float] = {}
+    tried: list[tuple[float, float, Prices]] = []
+    for factor in CROSSING_FACTORS:
+        dearer = found.crossings_times(factor)
+        problem = proposals.problem(context, dearer).in_full_codes()
         best = plan(problem)
-        changes = sum(found.crossing(size, layout=False) for size, layout in crossings(problem, best.compute) if layout)
-        if changes < 0.002 * found.total:
-            break
+        if factor == 1.0 and not crossings(problem, best.compute):
+            return found
         key = hashlib.sha256(repr((best.key, sorted(found.sites.items()))).encode()).hexdigest()[:16]
-        seconds = found.total / speed_up(context.model, build(context.model, best, codes), sample, options, prices, key)
-        layout = float(np.clip(found.layout + (seconds - best.seconds) / changes, found.layout, DEAREST_LAYOUT))
-        if layout < 1.05 * found.layout:
-            break
-        found = replace(found, layout=layout)
-    return found
+        if key not in measured:
+            built = build(context.model, best, codes)
+            measured[key] = speed_up(context.model, built, sample, options, prices, key)
+        tried.append((measured[key], abs(np.log(found.total / best.seconds / measured[key])), dearer))
+    fastest = max(speed for speed, _, _ in tried)
+    return min((each for each in tried if each[0] >= ALIKE * fastest), key=lambda each: each[1])[2]
 
 
 def failure(variant: Callable[[], Model], sample: Mapping[str, Any], options: Options) -> str | None:

@@ -75,7 +75,6 @@ def problem_of(pair: tuple[Context, Proposals], draw: st.DrawFn) -> Problem:
         1e-3,
         draw(st.sampled_from([0.0, 1e-8, 1e-6])),
         draw(st.sampled_from([1e-7, 2e-5])),
-        draw(st.sampled_from([1.0, 3.0])),
     )
     if "s_node" in prices.sites:
         prices.sites["s_node"] |= {FLOAT: 0.0, APART: draw(seconds)}
@@ -104,14 +103,10 @@ def objective(problem: Problem, chosen: Mapping[str, Candidate], stored: frozens
     for tensor in quantized:
         boundary = (problem.elements[tensor] * problem.prices.per_element + problem.prices.per_crossing) / total
         producer = producers.get(tensor)
-        layout = problem.prices.layout
-        if producer not in chosen:  # a Q in front of the readers
-            spent += boundary * (layout if producer and sites[producer].operator == "Conv" else 1)
-        elif not sites[producer].result.outputs:
+        if producer not in chosen or not sites[producer].result.outputs:  # a Q in front of the readers
             spent += boundary
         else:  # a DQ for every float reader
-            left = [reader for reader in sites[producer].result.outputs if reader.name not in chosen]
-            spent += boundary * sum(layout if reader.op == "Conv" else 1 for reader in left)
+            spent += boundary * sum(reader.name not in chosen for reader in sites[producer].result.outputs)
     loose = problem.prices.sites.get("s_node", {}).get(APART, 0.0)
     if "s_node" in problem.compute and "s_node" not in chosen and "b_node" in chosen:
         spent += loose / total  # the Add that was a part of its convolution
