@@ -265,7 +265,9 @@ def recovered(run: Run, trials: Iterator[Trial]) -> Iterator[Trial]:
     from onnxc.training.recover import recovering
     from onnxc.training.tuning import Settings
 
-    return recovering(run.judge, trials, Settings(run.recipe.recover, seed=run.recipe.seed), run.say)
+    return recovering(
+        run.judge, trials, Settings(run.recipe.recover, seed=run.recipe.seed, threads=run.recipe.threads), run.say
+    )
 
 
 def receipt(run: Run) -> dict[str, str]:
