@@ -100,6 +100,7 @@ def parser() -> Parser:
     top.add_argument("--version", action="version", version=f"onnxc {__version__}")
     verbs = top.add_subparsers(title="verbs", metavar="VERB", required=True, parser_class=Parser)
     _add_optimize(verbs)
+    _add_frontier(verbs)
     _add_distill(verbs)
     _add_compare(verbs)
     _add_inspect(verbs)
@@ -139,6 +140,44 @@ def _add_optimize(verbs: Any) -> None:
     made = _verb(verbs, "optimize", run_optimize, "Write a smaller and faster model.")
     made.add_argument("input", metavar="IN", help="an .onnx file")
     made.add_argument("output", metavar="OUT", help="where the result goes; never IN itself")
+    _add_limits(made)
+    _add_data(made, evals=True)
+    choice = _add_choice(made)
+    choice.add_argument(
+        "--recover",
+        type=_value(minutes),
+        metavar="MINUTES",
+        help="train the result back to IN; needs --calib and torch",
+    )
+    _add_where(made)
+    made.add_argument("--target", help="what the model is to run on (cpu)")
+    output = made.add_argument_group("output")
+    output.add_argument("--report", metavar="FILE.json", help="write the whole report")
+    output.add_argument("--external-data", action="store_true", help="weights in a file beside OUT")
+    output.add_argument("--dry-run", action="store_true", help="do everything but write OUT")
+    _add_output(output)
+
+
+def _add_frontier(verbs: Any) -> None:
+    made = _verb(verbs, "frontier", run_frontier, "Write several models, from almost lossless to very small.")
+    made.add_argument("input", metavar="IN", help="an .onnx file")
+    made.add_argument("output", metavar="DIR", help="where models, table and plots go; a run that stopped goes on")
+    _add_limits(made)
+    _add_data(made, evals=True)
+    _add_choice(made)
+    _add_where(made)
+    made.add_argument("--target", help="what the models are to run on (cpu)")
+    output = made.add_argument_group("output")
+    output.add_argument("--external-data", action="store_true", help="weights in files beside the models")
+    output.add_argument(
+        "--plot",
+        action=argparse.BooleanOptionalAction,
+        help="frontier.png too, or not; by default where matplotlib is installed",
+    )
+    _add_output(output)
+
+
+def _add_limits(made: Parser) -> None:
     limits = made.add_argument_group("limits", "quality is a floor; the result is never slower or larger than IN")
     limits.add_argument("--size", type=_limit("size"), metavar="25%", help="largest file, as a share of IN")
     limits.add_argument("--speed", type=_limit("speed"), metavar="2x", help="smallest speed-up")
@@ -166,27 +205,21 @@ def _add_optimize(verbs: Any) -> None:
         metavar="2x",
         help="longest time to create a session, beside IN's (2x)",
     )
-    _add_data(made)
+
+
+def _add_choice(made: Parser) -> Any:
     choice = made.add_argument_group("choice")
-    choice.add_argument("--recipe", metavar="FILE.toml", help="limits, settings and passes from a file; flags win")
+    choice.add_argument(
+        "--recipe",
+        metavar="NAME|FILE.toml",
+        help="limits, settings and passes from a file, or one of download, server, edge, browser; flags win",
+    )
     choice.add_argument("--passes", metavar="a,b:field=value", help="only these may propose; with fields: do as told")
     choice.add_argument("--ops", choices=["standard", "ort"], help="ort allows operators of com.microsoft")
-    choice.add_argument(
-        "--recover",
-        type=_value(minutes),
-        metavar="MINUTES",
-        help="train the result back to IN; needs --calib and torch",
-    )
     choice.add_argument("--seed", type=int, help="of everything random (0)")
     choice.add_argument("--prices", metavar="FILE", help="where measured times are kept")
     choice.add_argument("--fresh", action="store_true", help="measure times again")
-    _add_where(made)
-    made.add_argument("--target", help="what the model is to run on (cpu)")
-    output = made.add_argument_group("output")
-    output.add_argument("--report", metavar="FILE.json", help="write the whole report")
-    output.add_argument("--external-data", action="store_true", help="weights in a file beside OUT")
-    output.add_argument("--dry-run", action="store_true", help="do everything but write OUT")
-    _add_output(output)
+    return choice
 
 
 def _add_distill(verbs: Any) -> None:
@@ -239,10 +272,12 @@ def _add_passes(verbs: Any) -> None:
     _verb(verbs, "passes", run_passes, "List the passes and their fields.")
 
 
-def _add_data(made: Parser) -> None:
+def _add_data(made: Parser, *, evals: bool = False) -> None:
     data = made.add_argument_group("data")
     data.add_argument("--calib", metavar="PATH", help="real inputs: folder of .npz, .npz, .npy, or FILE.py:FUNCTION")
     data.add_argument("--eval", metavar="FILE.py:FUNCTION", help="takes an InferenceSession, returns a score")
+    if evals:
+        data.add_argument("--evals", type=_limit("evals"), metavar="N", help="most calls of --eval, IN's included")
     data.add_argument("--shape", type=_value(shape), metavar="NAME=1x128", action="append", help="of a generated input")
     data.add_argument("--batch", type=_value(count), metavar="N", help="batch size of generated inputs")
 
@@ -324,7 +359,7 @@ def recipe(parsed: argparse.Namespace) -> Recipe:
         "providers": _names(parsed.providers),
         "threads": parsed.threads,
         "seed": parsed.seed,
-        "recover": parsed.recover,
+        "recover": getattr(parsed, "recover", None),
         "external_data": parsed.external_data or None,
         "custom_ops": tuple(parsed.custom_ops) if parsed.custom_ops else None,
         "passes": parse_passes(parsed.passes) if parsed.passes is not None else None,
@@ -360,6 +395,37 @@ def run_optimize(parsed: argparse.Namespace) -> int:
             show_report(error.report, parsed)
         raise
     show_report(report, parsed)
+    return 0
+
+
+def run_frontier(parsed: argparse.Namespace) -> int:
+    """``onnxc frontier``."""
+    from onnxc.frontier import frontier
+    from onnxc.progress import Progress
+
+    wanted = recipe(parsed)
+    with Progress(quiet=parsed.quiet) as progress:
+        made = frontier(
+            parsed.input,
+            parsed.output,
+            calib=parsed.calib,
+            eval=parsed.eval,
+            recipe=wanted,
+            shapes=dict(parsed.shape or ()),
+            batch=parsed.batch,
+            prices=parsed.prices,
+            fresh=parsed.fresh,
+            plot=parsed.plot,
+            progress=progress,
+        )
+    if parsed.json:
+        import json
+
+        print(json.dumps(made.to_dict(), indent=2))
+    elif not parsed.quiet:
+        from onnxc.tables import print_frontier
+
+        print_frontier(made, console())
     return 0
 
 

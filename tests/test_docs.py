@@ -31,7 +31,7 @@ PAGES = [
 ]
 PAGES += [ROOT / "models" / "README.md", *sorted((ROOT / "benchmarks").glob("*.md"))]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-VERBS = ("optimize", "compare", "inspect", "passes")
+VERBS = ("optimize", "frontier", "distill", "compare", "inspect", "passes")
 
 
 def blocks(page: Path, language: str) -> list[str]:

@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = """
     __main__
     cli
+    frontier
     inspection compiler summary
     planning
     deliver judge price search structure training
@@ -25,6 +26,7 @@ LAYERS = """
     solve coupling owners sparse_tensors sparse_packing rewrite moments gptq encoding packing grids formats observe sites
     shapes low_rank kernel_rank sequential
     validate
+    charts
     report tables
     quality answers kernels
     recipe

@@ -95,7 +95,9 @@ def test_the_wheel_holds_the_package_and_nothing_else(built: Path) -> None:
         (entries,) = (name for name in archive.namelist() if name.endswith("entry_points.txt"))
         text = archive.read(entries).decode()
         licences = [name for name in archive.namelist() if name.endswith("licenses/LICENSE")]
-    assert names == modules() | {"onnxc/py.typed"}
+    recipes = {f"onnxc/recipes/{path.name}" for path in (ROOT / "onnxc" / "recipes").glob("*.toml")}
+    assert recipes
+    assert names == modules() | recipes | {"onnxc/py.typed"}
     assert "onnxc = onnxc.cli:main" in text
     assert "builtin = onnxc.passes:PASSES" in text
     assert licences

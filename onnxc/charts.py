@@ -1,0 +1,282 @@
+"""The frontier as a table, a page and a picture. In: a Frontier. Out: CSV, HTML that works offline, PNG.
+
+Score (SQNR where there is no hook) against size; the area of a bubble is the speed-up. The page holds everything in
+itself, and is light or dark as the reader's system is.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+from onnxc.errors import MissingExtraError
+from onnxc.tables import FRONTIER_HEADING, amount, frontier_cells, percent
+
+if TYPE_CHECKING:
+    from onnxc.frontier import Frontier, Point
+
+WIDTH, HEIGHT = 860, 430
+LEFT, RIGHT, TOP, BOTTOM = 72, 28, 24, 58
+SMALLEST, LARGEST = 7.0, 26.0  # radii of bubbles in pixels
+INPUT_COLOR, POINT_COLOR = "#8b949e", "#2f6fc4"
+COLUMNS = (
+    "file",
+    "size",
+    "share",
+    "predicted_share",
+    "speed",
+    "speed_low",
+    "speed_high",
+    "predicted_speed",
+    "seconds",
+    "sqnr_db",
+    "predicted_sqnr_db",
+    "agreement",
+    "score",
+    "drop",
+    "load_seconds",
+    "load_bytes",
+    "sites",
+    "formats",
+)
+
+STYLE = """
+:root { color-scheme: light dark; --page: #f6f8fa; --card: #ffffff; --line: #d8dee4; --text: #1f2328;
+  --quiet: #59636e; --accent: #2f6fc4; --mark: #ddeafc; }
+@media (prefers-color-scheme: dark) { :root { --page: #0d1117; --card: #151b23; --line: #2d343d; --text: #e6edf3;
+  --quiet: #9198a1; --accent: #6cb0ff; --mark: #1b2f4b; } }
+* { box-sizing: border-box; }
+body { margin: 0; padding: 32px 20px 48px; background: var(--page); color: var(--text);
+  font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
+main { max-width: 1180px; margin: 0 auto; }
+h1 { font-size: 24px; margin: 0 0 4px; overflow-wrap: anywhere; }
+.lead { margin: 0 0 20px; color: var(--quiet); }
+.card { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 16px; margin: 0 0 20px; }
+.scroll { overflow-x: auto; }
+svg { display: block; width: 100%; height: auto; min-width: 560px; }
+svg text { fill: var(--quiet); font-size: 12px; }
+svg .name { fill: var(--text); font-size: 12px; font-weight: 600; }
+.grid { stroke: var(--line); }
+.path { fill: none; stroke: var(--accent); stroke-opacity: .45; stroke-width: 1.5; stroke-dasharray: 4 4; }
+.bubble { fill: var(--accent); fill-opacity: .32; stroke: var(--accent); stroke-width: 1.5; }
+a:hover .bubble, a:focus .bubble { fill-opacity: .75; }
+.input { fill: none; stroke: var(--quiet); stroke-width: 1.5; stroke-dasharray: 3 3; }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: 14px; }
+th, td { padding: 7px 10px; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
+th { color: var(--quiet); font-weight: 600; vertical-align: bottom; }
+th:first-child, td:first-child { text-align: left; }
+tbody tr:last-child td { border-bottom: 0; }
+tr:target td { background: var(--mark); }
+ul { margin: 0; padding-left: 20px; color: var(--quiet); }
+""".strip()
+
+
+def table(found: Frontier) -> str:
+    """One line per model as CSV, largest first; a column that was not measured is empty."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for point in found.points:
+        formats = " ".join(f"{name}:{count}" for name, count in point.formats.items())
+        own = {"file": point.files[0], "drop": found.drop(point), "formats": formats}
+        values = [own[name] if name in own else getattr(point, name) for name in COLUMNS]
+        writer.writerow(["" if value is None else value for value in values])
+    return stream.getvalue()
+
+
+def scored(found: Frontier) -> list[tuple[Point, float]]:
+    """Each point with what goes up: the score where every point has one, else the SQNR [dB]."""
+    if found.points and all(point.score is not None for point in found.points):
+        return [(point, float(point.score or 0.0)) for point in found.points]
+    return [(point, float(point.sqnr_db)) for point in found.points if point.sqnr_db is not None]
+
+
+def by_score(found: Frontier) -> bool:
+    """Whether scored() gives scores."""
+    return bool(found.points) and all(point.score is not None for point in found.points)
+
+
+def axis_name(found: Frontier) -> str:
+    """What goes up."""
+    return f"score ({found.hook})" if by_score(found) else "SQNR [dB]"
+
+
+def ticks(low: float, high: float, count: int = 5) -> list[float]:
+    """Round numbers from ``low`` to ``high``."""
+    step = 10 ** math.floor(math.log10(max(high - low, 1e-12) / count))
+    step *= next(factor for factor in (1, 2, 5, 10) if (high - low) / (step * factor) <= count)
+    return [step * index for index in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
+
+
+def span(values: Sequence[float], least: float) -> tuple[float, float]:
+    """The range of an axis: all values, at least so much of it, with room for bubbles."""
+    low, high = min(values), max(values)
+    room = max(0.12 * (high - low), (least - (high - low)) / 2)
+    return low - room, high + room
+
+
+def radius(point: Point) -> float:
+    """Pixels: the area of a bubble is the speed-up."""
+    return min(max(10.0 * math.sqrt(point.speed or 1.0), SMALLEST), LARGEST)
+
+
+def page(found: Frontier) -> str:
+    """The page: picture, table, and what the user should know."""
+    rows = [frontier_cells(found, None), *(frontier_cells(found, point) for point in found.points)]
+    used = [index for index in range(len(FRONTIER_HEADING)) if any(row[index] for row in rows)]
+    head = "".join(f"<th>{escape(FRONTIER_HEADING[index])}</th>" for index in used)
+    body = []
+    for number, row in enumerate(rows):
+        cells = "".join(f"<td>{escape(row[index])}</td>" for index in used)
+        body.append(f'<tr id="row-{number}">{cells}</tr>')
+    notes = list(found.notes)
+    if found.generated:
+        notes.insert(
+            0, "inputs were generated: how close outputs are on real data is not known; give them with --calib"
+        )
+    shown = "".join(f"<li>{escape(note)}</li>" for note in notes)
+    lead = (
+        f"{len(found.points)} models from {amount(found.bytes)}; none is larger, slower and less accurate than another."
+    )
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{escape(found.name)}: size, speed and quality</title>
+<style>
+{STYLE}
+</style>
+</head>
+<body>
+<main>
+<h1>{escape(found.name)}</h1>
+<p class="lead">{escape(lead)} Samples: {escape(found.data)}.</p>
+<div class="card scroll">
+{scatter(found)}
+</div>
+<div class="card scroll">
+<table>
+<thead><tr>{head}</tr></thead>
+<tbody>
+{chr(10).join(body)}
+</tbody>
+</table>
+</div>
+{f'<div class="card"><ul>{shown}</ul></div>' if shown else ""}
+</main>
+</body>
+</html>
+"""
+
+
+def scatter(found: Frontier) -> str:
+    """The picture as SVG; a bubble leads to its row, its title tells the figures."""
+    points = scored(found)
+    if not points:
+        return "<p>No model is smaller and as fast as the input.</p>"
+    reference = found.score if by_score(found) else None
+    lows = [value for _, value in points] + ([reference] if reference is not None else [])
+    low, high = span(lows, 0.01 * abs(reference) if reference is not None else 10.0)
+    left, right = 0.0, 100 * max(point.share for point, _ in points) * 1.12
+
+    def x(share: float) -> float:
+        return LEFT + (WIDTH - LEFT - RIGHT) * (100 * share - left) / (right - left)
+
+    def y(value: float) -> float:
+        return HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * (value - low) / (high - low)
+
+    made = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(axis_name(found))} against size">']
+    for value in ticks(low, high):
+        made.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(value):.1f}" y2="{y(value):.1f}"/>')
+        made.append(f'<text x="{LEFT - 10}" y="{y(value) + 4:.1f}" text-anchor="end">{value:.6g}</text>')
+    for value in ticks(left, right, 8):
+        place = x(value / 100)
+        made.append(f'<text x="{place:.1f}" y="{HEIGHT - BOTTOM + 20}" text-anchor="middle">{value:g} %</text>')
+        made.append(
+            f'<line class="grid" x1="{place:.1f}" x2="{place:.1f}" y1="{HEIGHT - BOTTOM}" y2="{HEIGHT - BOTTOM + 5}"/>'
+        )
+    made.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{HEIGHT - BOTTOM}" y2="{HEIGHT - BOTTOM}"/>')
+    if reference is not None:
+        made.append(
+            f'<line class="input" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(reference):.1f}" y2="{y(reference):.1f}"/>'
+            f'<text x="{LEFT + 8}" y="{y(reference) - 6:.1f}">the input: {reference:.6g}</text>'
+        )
+    line = " ".join(f"{x(point.share):.1f},{y(value):.1f}" for point, value in points)
+    made.append(f'<polyline class="path" points="{line}"/>')
+    made += [bubble(found, point, x(point.share), y(value), radius(point)) for point, value in points]
+    across, down = (LEFT + WIDTH - RIGHT) / 2, (TOP + HEIGHT - BOTTOM) / 2
+    below = "size, of the input's bytes; the larger a bubble, the faster"
+    made.append(f'<text x="{across:.0f}" y="{HEIGHT - 14}" text-anchor="middle">{below}</text>')
+    turned = f'transform="translate(16 {down:.0f}) rotate(-90)" text-anchor="middle"'
+    made.append(f"<text {turned}>{escape(axis_name(found))}</text>")
+    return "\n".join([*made, "</svg>"])
+
+
+def bubble(found: Frontier, point: Point, x: float, y: float, size: float) -> str:
+    """One model: a link to its row, with its figures as a title; its name stands where a curve that rises leaves room."""
+    index = found.points.index(point) + 1
+    beside = 0.75 * size
+    label = f"{point.speed:.2f}x" if point.speed is not None else percent(round(point.share, 3))
+    cells = zip(FRONTIER_HEADING, frontier_cells(found, point), strict=True)
+    title = "\n".join(f"{name}: {cell}" for name, cell in cells if cell)
+    return (
+        f'<a href="#row-{index}"><title>{escape(title)}</title>'
+        f'<circle class="bubble" cx="{x:.1f}" cy="{y:.1f}" r="{size:.1f}"/>'
+        f'<text class="name" x="{x + beside + 2:.1f}" y="{y + beside + 9:.1f}">'
+        f"{label}</text></a>"
+    )
+
+
+def need_matplotlib() -> Any:
+    """The module matplotlib; MissingExtraError naming the extra where it is not installed."""
+    try:
+        import matplotlib as mpl
+    except ImportError as error:
+        raise MissingExtraError("the picture needs matplotlib: pip install 'onnxc[plot]'") from error
+    return mpl
+
+
+def picture(found: Frontier) -> bytes:
+    """The picture as PNG. MissingExtraError without matplotlib."""
+    need_matplotlib()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8.6, 4.6), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    points = scored(found)
+    xs, ys = [100 * point.share for point, _ in points], [value for _, value in points]
+    axes.plot(xs, ys, linestyle=(0, (4, 4)), linewidth=1, color=POINT_COLOR, alpha=0.5, zorder=1)
+    areas = [(1.4 * radius(point)) ** 2 for point, _ in points]
+    axes.scatter(xs, ys, s=areas, color=POINT_COLOR, alpha=0.4, edgecolors=POINT_COLOR, zorder=2)
+    for point, value in points:
+        label, beside = f"{point.speed:.2f}x" if point.speed is not None else "", 0.6 * radius(point)
+        place = (beside + 1, -beside - 7)
+        axes.annotate(label, (100 * point.share, value), place, textcoords="offset points", fontsize=8)
+    if points:
+        reference = found.score if by_score(found) else None
+        low, high = span(
+            [*ys, reference] if reference is not None else ys, 0.01 * abs(reference) if reference else 10.0
+        )
+        axes.set_ylim(low, high)
+        axes.set_xlim(0, max(xs) * 1.12)
+        if reference is not None:
+            axes.axhline(reference, color=INPUT_COLOR, linewidth=1, linestyle=(0, (3, 3)))
+            axes.annotate("the input", (0.01, reference), (2, 4), xycoords=("axes fraction", "data"), fontsize=8,
+                          textcoords="offset points", color=INPUT_COLOR)  # fmt: skip
+    axes.set_title(found.name, loc="left", fontweight="bold")
+    axes.set_xlabel("size [% of the input's bytes]; the larger a bubble, the faster")
+    axes.set_ylabel(axis_name(found))
+    axes.grid(axis="y", color="#d8dee4", linewidth=0.6)
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", metadata={"Software": None})
+    return stream.getvalue()
