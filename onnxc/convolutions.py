@@ -117,8 +117,8 @@ class Solver:
         self.kernel, self.moment = kernel, None
         self.total = np.square(matrix).sum((1, 2))
         if seen is not None:
-            self.total = low_rank.output_energy(matrix, seen.moment)
             moving = seen.centered() if kernel.bias else seen
+            self.total = low_rank.output_energy(matrix, moving.moment)
             if moving.cross is not None:
                 matrix = low_rank.regression(matrix, moving.moment, moving.cross)
                 values = kernel_of(matrix, kernel.channels, kernel.size)

@@ -37,7 +37,7 @@ class Goal:
 
     Attributes:
         rank: this rank, whatever it costs.
-        energy: the lowest rank that keeps this share of E|y|^2.
+        energy: the lowest rank that keeps this share of E|y|^2; about the mean where a bias makes that good.
         parameters: the rank whose factors hold this share of the weight's numbers.
         automatic: nobody told; only what can be expected to pay in time.
     """

@@ -147,8 +147,8 @@ def least(weight: Array, seen: Met | None, *, bias: bool, most: int = 0, damage:
     """The decomposition of W [G, K, N], refitted to what was seen."""
     if seen is None:
         return low_rank.decompose_until(weight, None, None, most, damage)
-    total = low_rank.output_energy(weight, seen.moment)
     moving = seen.centered() if bias else seen
+    total = low_rank.output_energy(weight, moving.moment)  # a mean that the bias makes good is no information
     if moving.cross is not None:
         weight = low_rank.regression(weight, moving.moment, moving.cross)
     return low_rank.decompose_until(weight, regularized(moving.moment), total, most, damage)
@@ -230,14 +230,15 @@ def joined(
 ) -> tuple[Decomposition, list[float]]:
     """Matrices [K, N1], [K, N2] ... side by side, each scaled so that its damage counts alike; and the scales."""
     weights = [matrix.values() for matrix in members]
-    seen = met(members[0].readings, stats)
+    seen, bias = met(members[0].readings, stats), all(centered(matrix) for matrix in members)
     if seen is None:
         energies = [float(np.square(weight).sum()) for weight in weights]
     else:
-        energies = [float(low_rank.output_energy(weight, seen.moment).sum()) for weight in weights]
+        moment = (seen.centered() if bias else seen).moment
+        energies = [float(low_rank.output_energy(weight, moment).sum()) for weight in weights]
     scales = [max(energy, 1e-30) ** -0.5 for energy in energies]
     side = np.concatenate([weight * scale for weight, scale in zip(weights, scales, strict=True)], axis=2)
-    return least(side, seen, bias=all(centered(m) for m in members), most=most, damage=damage), scales
+    return least(side, seen, bias=bias, most=most, damage=damage), scales
 
 
 @dataclass
