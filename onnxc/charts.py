@@ -10,11 +10,12 @@ import csv
 import io
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any
 
 from onnxc.errors import MissingExtraError
-from onnxc.tables import FRONTIER_HEADING, amount, frontier_cells, percent
+from onnxc.tables import FRONTIER_HEADING, amount, frontier_cells
 
 if TYPE_CHECKING:
     from onnxc.frontier import Frontier, Point
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 WIDTH, HEIGHT = 860, 430
 LEFT, RIGHT, TOP, BOTTOM = 72, 28, 24, 58
 SMALLEST, LARGEST = 7.0, 26.0  # radii of bubbles in pixels
+LABEL_WIDTH = 38.0  # pixels
+POINTS_PER_PIXEL = 0.72  # of the PNG, beside the SVG
 INPUT_COLOR, POINT_COLOR = "#8b949e", "#2f6fc4"
 COLUMNS = (
     "file",
@@ -174,42 +177,61 @@ def page(found: Frontier) -> str:
 """
 
 
+@dataclass(frozen=True)
+class Axes:
+    """Where shares and values lie, in pixels of WIDTH x HEIGHT.
+
+    Attributes:
+        right: the largest share, in percent; low, high: the range of values.
+    """
+
+    right: float
+    low: float
+    high: float
+
+    @classmethod
+    def around(cls, found: Frontier, points: Sequence[tuple[Point, float]]) -> Axes:
+        """Axes that hold all points, and the input's score where scores are shown."""
+        reference = found.score if by_score(found) else None
+        values = [value for _, value in points] + ([reference] if reference is not None else [])
+        low, high = span(values, 0.01 * abs(reference) if reference is not None else 10.0)
+        return cls(112 * max(point.share for point, _ in points), low, high)
+
+    def x(self, share: float) -> float:
+        """Of a share of the input's bytes."""
+        return LEFT + (WIDTH - LEFT - RIGHT) * 100 * share / self.right
+
+    def y(self, value: float) -> float:
+        """Of a score or an SQNR."""
+        return HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * (value - self.low) / (self.high - self.low)
+
+
 def scatter(found: Frontier) -> str:
     """The picture as SVG; a bubble leads to its row, its title tells the figures."""
     points = scored(found)
     if not points:
         return "<p>No model is smaller and as fast as the input.</p>"
-    reference = found.score if by_score(found) else None
-    lows = [value for _, value in points] + ([reference] if reference is not None else [])
-    low, high = span(lows, 0.01 * abs(reference) if reference is not None else 10.0)
-    left, right = 0.0, 100 * max(point.share for point, _ in points) * 1.12
-
-    def x(share: float) -> float:
-        return LEFT + (WIDTH - LEFT - RIGHT) * (100 * share - left) / (right - left)
-
-    def y(value: float) -> float:
-        return HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * (value - low) / (high - low)
-
+    reference, axes = found.score if by_score(found) else None, Axes.around(found, points)
+    end, floor = WIDTH - RIGHT, HEIGHT - BOTTOM
     made = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(axis_name(found))} against size">']
-    for value in ticks(low, high):
-        made.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(value):.1f}" y2="{y(value):.1f}"/>')
-        made.append(f'<text x="{LEFT - 10}" y="{y(value) + 4:.1f}" text-anchor="end">{value:.6g}</text>')
-    for value in ticks(left, right, 8):
-        place = x(value / 100)
-        made.append(f'<text x="{place:.1f}" y="{HEIGHT - BOTTOM + 20}" text-anchor="middle">{value:g} %</text>')
-        made.append(
-            f'<line class="grid" x1="{place:.1f}" x2="{place:.1f}" y1="{HEIGHT - BOTTOM}" y2="{HEIGHT - BOTTOM + 5}"/>'
-        )
-    made.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{HEIGHT - BOTTOM}" y2="{HEIGHT - BOTTOM}"/>')
+    for value in ticks(axes.low, axes.high):
+        y = axes.y(value)
+        made.append(f'<line class="grid" x1="{LEFT}" x2="{end}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        made.append(f'<text x="{LEFT - 10}" y="{y + 4:.1f}" text-anchor="end">{value:.6g}</text>')
+    for value in ticks(0.0, axes.right, 8):
+        x = axes.x(value / 100)
+        made.append(f'<text x="{x:.1f}" y="{floor + 20}" text-anchor="middle">{value:g} %</text>')
+        made.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{floor}" y2="{floor + 5}"/>')
+    made.append(f'<line class="grid" x1="{LEFT}" x2="{end}" y1="{floor}" y2="{floor}"/>')
     if reference is not None:
-        made.append(
-            f'<line class="input" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(reference):.1f}" y2="{y(reference):.1f}"/>'
-            f'<text x="{LEFT + 8}" y="{y(reference) - 6:.1f}">the input: {reference:.6g}</text>'
-        )
-    line = " ".join(f"{x(point.share):.1f},{y(value):.1f}" for point, value in points)
+        y = axes.y(reference)
+        made.append(f'<line class="input" x1="{LEFT}" x2="{end}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        made.append(f'<text x="{LEFT + 8}" y="{y - 6:.1f}">the input: {reference:.6g}</text>')
+    line = " ".join(f"{axes.x(point.share):.1f},{axes.y(value):.1f}" for point, value in points)
     made.append(f'<polyline class="path" points="{line}"/>')
-    made += [bubble(found, point, x(point.share), y(value), radius(point)) for point, value in points]
-    across, down = (LEFT + WIDTH - RIGHT) / 2, (TOP + HEIGHT - BOTTOM) / 2
+    for (point, value), place in zip(points, labels(points, axes), strict=True):
+        made.append(bubble(found, point, axes.x(point.share), axes.y(value), place))
+    across, down = (LEFT + end) / 2, (TOP + floor) / 2
     below = "size, of the input's bytes; the larger a bubble, the faster"
     made.append(f'<text x="{across:.0f}" y="{HEIGHT - 14}" text-anchor="middle">{below}</text>')
     turned = f'transform="translate(16 {down:.0f}) rotate(-90)" text-anchor="middle"'
@@ -217,19 +239,55 @@ def scatter(found: Frontier) -> str:
     return "\n".join([*made, "</svg>"])
 
 
-def bubble(found: Frontier, point: Point, x: float, y: float, size: float) -> str:
-    """One model: a link to its row, with its figures as a title; its name stands where a curve that rises leaves room."""
-    index = found.points.index(point) + 1
-    beside = 0.75 * size
-    label = f"{point.speed:.2f}x" if point.speed is not None else percent(round(point.share, 3))
+def bubble(found: Frontier, point: Point, x: float, y: float, place: tuple[float, float]) -> str:
+    """One model: a link to its row, with its figures as a title and its speed beside it."""
     cells = zip(FRONTIER_HEADING, frontier_cells(found, point), strict=True)
     title = "\n".join(f"{name}: {cell}" for name, cell in cells if cell)
+    name = f'<text class="name" x="{x + place[0]:.1f}" y="{y + place[1]:.1f}">{label(point)}</text>'
     return (
-        f'<a href="#row-{index}"><title>{escape(title)}</title>'
-        f'<circle class="bubble" cx="{x:.1f}" cy="{y:.1f}" r="{size:.1f}"/>'
-        f'<text class="name" x="{x + beside + 2:.1f}" y="{y + beside + 9:.1f}">'
-        f"{label}</text></a>"
+        f'<a href="#row-{found.points.index(point) + 1}"><title>{escape(title)}</title>'
+        f'<circle class="bubble" cx="{x:.1f}" cy="{y:.1f}" r="{radius(point):.1f}"/>{name}</a>'
     )
+
+
+def label(point: Point) -> str:
+    """What stands beside a bubble."""
+    return f"{point.speed:.2f}x" if point.speed is not None else ""
+
+
+def labels(points: Sequence[tuple[Point, float]], axes: Axes) -> list[tuple[float, float]]:
+    """Where each label begins, from the middle of its bubble [pixels]: the first of several places that no other label
+    or bubble takes.
+    """
+    bubbles = [(axes.x(point.share), axes.y(value), radius(point)) for point, value in points]
+    taken = [(x - r, y - r, x + r, y + r) for x, y, r in bubbles]
+    found = []
+    for index, (x, y, r) in enumerate(bubbles):
+        near, far = 0.75 * r, r + 4
+        tries = [
+            (near + 2, near + 9),
+            (-LABEL_WIDTH / 2, -far - 1),
+            (-LABEL_WIDTH / 2, far + 10),
+            (-near - 2 - LABEL_WIDTH, -near),
+            (far, 4),
+            (-far - LABEL_WIDTH, 4),
+            *((-LABEL_WIDTH / 2, sign * (far + step) + 5) for step in (16, 30, 44) for sign in (1, -1)),
+        ]
+        boxes = [(x + across, y + down - 10, x + across + LABEL_WIDTH, y + down + 1) for across, down in tries]
+        others = [box for other, box in enumerate(taken) if other != index]
+        free = [not any(overlap(box, other) for other in others) for box in boxes]
+        chosen = free.index(True) if True in free else 0
+        found.append(tries[chosen])
+        taken.append(boxes[chosen])
+    return found
+
+
+Box = tuple[float, float, float, float]
+
+
+def overlap(first: Box, second: Box) -> bool:
+    """Of two boxes, each left, top, right, bottom."""
+    return first[0] < second[2] and second[0] < first[2] and first[1] < second[3] and second[1] < first[3]
 
 
 def need_matplotlib() -> Any:
@@ -255,21 +313,24 @@ def picture(found: Frontier) -> bytes:
     axes.plot(xs, ys, linestyle=(0, (4, 4)), linewidth=1, color=POINT_COLOR, alpha=0.5, zorder=1)
     areas = [(1.4 * radius(point)) ** 2 for point, _ in points]
     axes.scatter(xs, ys, s=areas, color=POINT_COLOR, alpha=0.4, edgecolors=POINT_COLOR, zorder=2)
-    for point, value in points:
-        label, beside = f"{point.speed:.2f}x" if point.speed is not None else "", 0.6 * radius(point)
-        place = (beside + 1, -beside - 7)
-        axes.annotate(label, (100 * point.share, value), place, textcoords="offset points", fontsize=8)
     if points:
-        reference = found.score if by_score(found) else None
-        low, high = span(
-            [*ys, reference] if reference is not None else ys, 0.01 * abs(reference) if reference else 10.0
-        )
-        axes.set_ylim(low, high)
-        axes.set_xlim(0, max(xs) * 1.12)
-        if reference is not None:
+        pixels = Axes.around(found, points)
+        for (point, value), (across, down) in zip(points, labels(points, pixels), strict=True):
+            place = (across * POINTS_PER_PIXEL, -down * POINTS_PER_PIXEL)
+            axes.annotate(label(point), (100 * point.share, value), place, textcoords="offset points", fontsize=8)
+        axes.set_ylim(pixels.low, pixels.high)
+        axes.set_xlim(0, pixels.right)
+        if (reference := found.score if by_score(found) else None) is not None:
             axes.axhline(reference, color=INPUT_COLOR, linewidth=1, linestyle=(0, (3, 3)))
-            axes.annotate("the input", (0.01, reference), (2, 4), xycoords=("axes fraction", "data"), fontsize=8,
-                          textcoords="offset points", color=INPUT_COLOR)  # fmt: skip
+            axes.annotate(
+                "the input",
+                (0.01, reference),
+                (2, 4),
+                xycoords=("axes fraction", "data"),
+                textcoords="offset points",
+                color=INPUT_COLOR,
+                fontsize=8,
+            )
     axes.set_title(found.name, loc="left", fontweight="bold")
     axes.set_xlabel("size [% of the input's bytes]; the larger a bubble, the faster")
     axes.set_ylabel(axis_name(found))
