@@ -216,7 +216,8 @@ class ConvUnit(Unit):
             there = ", ".join(kernel.forms)
             return f"its kernel {tuple(kernel.weight.shape)} has {f'only the form {there}' if there else 'no factors'}"
         if goal.automatic and kernel.channels == 1:
-            return "a depthwise convolution: two of them are slower than one"
+            what = "a depthwise convolution" if kernel.groups > 1 else "a convolution of one channel"
+            return f"{what}: two of them are slower than one"
         if goal.automatic and kernel.weight.elements < self.target.smallest_linear:
             return "too small to pay"
         return None
@@ -371,7 +372,7 @@ def understood(weight: Weight, context: Context) -> Kernel | str | None:
     model = context.model
     by_node = {id(site.node): site for site in context.sites if site.kind == "convolution"}
     sites = [by_node[id(node)] for node, _ in weight.readers if id(node) in by_node]
-    if not sites:
+    if not sites or len(weight.shape) < 3:  # a bias
         return None
     name = sites[0].name
     for node, position in weight.readers:

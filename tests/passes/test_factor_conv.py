@@ -109,14 +109,15 @@ def test_a_kernel_of_two_convolutions_is_factored_once() -> None:
 
 def test_refused_by_name_with_the_reason() -> None:
     nodes = [
-        node("Conv", "x w", "h", group=8, pads=[1] * 4),
+        node("Conv", "x w b", "h", group=8, pads=[1] * 4),
         node("Conv", "h v", "g"),
         node("ConvTranspose", "g u", "y"),
     ]
-    weights = {"w": weight(8, 1, 3, 3), "v": weight(6, 8, 1, 1), "u": weight(6, 4, 2, 2)}
+    weights = {"w": weight(8, 1, 3, 3), "b": weight(8), "v": weight(6, 8, 1, 1), "u": weight(6, 4, 2, 2)}
     proto = model(nodes, {"x": [1, 8, 10, 10]}, {"y": None}, weights)
     data = samples(4, x=[1, 8, 10, 10])
     notes = told(FactorConv(rank=7), proto, data).notes
+    assert len(notes) == 3  # a bias is no weight to factor
     assert "g_node: not factored, rank 7 is above the full rank 6 of its channel form" in notes
     assert "h_node: not factored, rank 7 is above the full rank 3 of its spatial form" in notes
     assert "y_node: not factored, a transposed convolution" in notes
