@@ -10,7 +10,7 @@ import argparse
 import re
 import sys
 import warnings
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -63,7 +63,10 @@ def judge(case: corpus.Case) -> tuple[str, list[str]]:
             got = program({name: corpus._plain(value) for name, value in feeds.items()})
     except ModelError as error:
         found = re.search(r"operator (\S+) cannot be trained", str(error))
-        return (f"refused {found[1]}" if found else f"error {error}"), names
+        if found or "cannot be trained through" in str(error):  # the operator, or this form of it
+            form = re.search(r"\((\w+)\): (.*) cannot be trained", str(error))
+            return (f"refused {found[1]}" if found else f"form {form[1]}: {form[2]}" if form else "form"), names
+        return f"error {error}", names
     same = all(agree(value, got[each.name]) for value, each in zip(expected, model.graph.outputs, strict=True))
     return ("ok" if same else "wrong"), names
 
@@ -72,7 +75,8 @@ def table(pattern: str = "", talk: bool = False) -> str:
     """The table, as text."""
     right: Counter[str] = Counter()
     total: Counter[str] = Counter()
-    refused: dict[str, int] = defaultdict(int)
+    refused: Counter[str] = Counter()
+    forms: Counter[str] = Counter()
     count: Counter[str] = Counter()
     for case in corpus.cases():
         if pattern not in case.name:
@@ -86,6 +90,8 @@ def table(pattern: str = "", talk: bool = False) -> str:
             print(case.name, verdict[:200], file=sys.stderr)
         if kind == "refused":
             refused[verdict.split()[1]] += 1
+        if kind == "form" and ":" in verdict:
+            forms[verdict.removeprefix("form ")] += 1
         if kind in {"ok", "wrong", "error"}:
             total.update(names)
             right.update(names if kind == "ok" else [])
@@ -93,7 +99,8 @@ def table(pattern: str = "", talk: bool = False) -> str:
     told = count["ok"] + count["wrong"] + count["error"]
     lines = [
         f"{sum(count.values())} models; ONNX Runtime runs {ran} of them on what Python can feed.",
-        f"{count['refused']} of these have an operator that is refused; of the other {told}, {count['ok']} agree.",
+        f"{count['refused']} of these have an operator that is refused, {count['form']} a form of one.",
+        f"Of the other {told}, {count['ok']} agree.",
         "",
         "| operator | agree / models | operator | agree / models | operator | agree / models |",
         "|---|---|---|---|---|---|",
@@ -108,6 +115,7 @@ def table(pattern: str = "", talk: bool = False) -> str:
         "Has a torch function but no model in the suite that runs: " + ", ".join(f"`{n}`" for n in without) + ".",
     ]
     lines += ["", "Refused: " + ", ".join(f"`{name}`" for name in sorted(refused)) + "."]
+    lines += ["", "Refused forms: " + "; ".join(f"`{text.replace(': ', '`: ')}" for text in sorted(forms)) + "."]
     return "\n".join(lines)
 
 

@@ -10,6 +10,11 @@ import torch
 from onnxc.training.operators.table import Call, filled, operator
 
 
+KNOWN = frozenset(
+    ("is_causal", "kv_num_heads", "q_num_heads", "qk_matmul_output_mode", "scale", "softcap", "softmax_precision")
+)
+
+
 @operator("Attention")
 def attention(call: Call, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *rest: Any) -> tuple[Any, ...]:
     """softmax(scale Q KT + mask) V (Vaswani et al., 2017), heads in the second axis or in the last.
@@ -35,9 +40,14 @@ def attention(call: Call, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *re
     groups = q.shape[1] // k.shape[1]
     if groups > 1:
         k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+    if unknown := set(call.node.attrs) - KNOWN:
+        raise call.refuse(f"attention with {', '.join(sorted(unknown))}")
     scale = call.get("scale") or 1 / math.sqrt(q.shape[-1])
     root = math.sqrt(scale)
     plain = scores = torch.matmul(q * root, k.transpose(-1, -2) * root)
+    if cap := call.get("softcap", 0.0):
+        scores = cap * torch.tanh(scores / cap)
+    capped = scores
     if call.get("is_causal", 0):
         rows, columns = (torch.arange(extent, device=q.device) for extent in scores.shape[-2:])
         scores = scores.masked_fill(columns[None, :] > rows[:, None] + past, float("-inf"))
@@ -45,14 +55,12 @@ def attention(call: Call, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *re
         if mask.shape[-1] < scores.shape[-1]:
             raise call.refuse("attention with a mask shorter than the keys")
         scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
-    masked = scores
-    if cap := call.get("softcap", 0.0):
-        scores = cap * torch.tanh(scores / cap)
-    weights = torch.softmax(scores, -1)
+    nothing = torch.isneginf(scores).all(-1, keepdim=True)  # a row that may look at nothing gives zeros
+    weights = torch.softmax(scores.masked_fill(nothing, 0.0), -1).masked_fill(nothing, 0.0)
     made = torch.matmul(weights, v)
     if flat:
         made = made.transpose(1, 2).flatten(2)
-    shown = (plain, masked, scores, weights)[int(call.get("qk_matmul_output_mode", 0))]
+    shown = (plain, capped, scores, weights)[int(call.get("qk_matmul_output_mode", 0))]
     return made, keys, values, shown
 
 

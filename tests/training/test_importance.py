@@ -1,0 +1,42 @@
+"""First-order importance foretells what noise on the weights does to the outputs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+
+from onnxc.model import Model
+from onnxc.session import Session
+from onnxc.training.importance import first_order
+
+MODELS = Path(__file__).parents[2] / "models"
+
+
+def test_it_foretells_the_damage_of_noise() -> None:
+    model = Model.load(MODELS / "residual_cnn.onnx")
+    with np.load(MODELS / "data" / "residual_cnn_calib.npz") as file:
+        (name,) = file.files
+        samples = [{name: file[name][place : place + 1]} for place in range(8)]
+    found = first_order(model, samples)
+    reference = Session(model)
+    before = [next(iter(reference.run(sample).values())) for sample in samples]
+    random = np.random.default_rng(0)
+    weights = [name for name, array in found.items() if array.ndim == 4]
+    assert len(weights) == 13
+    for weight in (weights[3], weights[-1]):
+        measured = []
+        for _ in range(6):
+            noisy = model.copy()
+            tensor = next(each for each in noisy.graph.weights if each.name == weight)
+            values = np.asarray(tensor.values)
+            tensor.values = (values * (1 + 0.02 * random.standard_normal(values.shape))).astype(np.float32)
+            session = Session(noisy)
+            after = [next(iter(session.run(sample).values())) for sample in samples]
+            measured += [float(np.square(a - b).sum() / np.square(b).sum()) for a, b in zip(after, before, strict=True)]
+        assert 0.02**2 * found[weight].sum() == pytest.approx(np.mean(measured), rel=0.4)
+    again = first_order(model, samples)
+    assert all(np.array_equal(found[name], again[name]) for name in found)
