@@ -21,6 +21,38 @@ FLOAT = "float"
 """The choice of a row that stayed as it was."""
 
 
+@dataclass(frozen=True)
+class Option:
+    """One way to compute a site or to store its weight, as it was planned with.
+
+    Attributes:
+        kind: "compute" or "storage"; mode: "float", "static", "dynamic", "rows", or the name of a format.
+        bytes: of the stored weight; milliseconds: of the site; None where it is of the other kind, or not measured.
+        noise: that it alone adds to the outputs, over their signal; None where that was not needed.
+    """
+
+    kind: str
+    pass_name: str
+    mode: str
+    specification: str
+    bytes: int | None
+    milliseconds: float | None
+    noise: float | None
+    chosen: bool
+
+
+@dataclass(frozen=True)
+class RunnerUp:
+    """The best other option of a site, and what it would have added, everything else as it is."""
+
+    kind: str
+    mode: str
+    specification: str
+    bytes: int
+    milliseconds: float
+    noise: float | None
+
+
 @dataclass
 class SiteRow:
     """One site, or one weight that no site reads.
@@ -36,6 +68,7 @@ class SiteRow:
         damage_db: local damage as a signal to noise ratio; None when it was not measured.
         milliseconds_before, milliseconds_after: measured in place; None when it was not.
         reason: why it stayed as it was.
+        considered: what was planned with; runner_up: the best of what was not chosen.
     """
 
     site: str
@@ -50,6 +83,8 @@ class SiteRow:
     milliseconds_before: float | None = None
     milliseconds_after: float | None = None
     reason: str = ""
+    considered: list[Option] = field(default_factory=list)
+    runner_up: RunnerUp | None = None
 
     @property
     def changed(self) -> bool:
@@ -79,6 +114,8 @@ class Report:
         comparison: the measurements of the result against the original.
         bytes_before, bytes_after: of the files, external data included.
         predicted_speed: the speed-up that the prices predicted for the plan; comparison.ratio is what was measured.
+        predicted_bytes, predicted_sqnr_db: the same of the file and the outputs; None where nothing was predicted.
+        further: why the model did not get smaller or faster still.
         limits: the limits that were asked for, by name.
         missed: the limits and floors that were not met, as sentences; empty when all were.
         notes: sentences that the user should read.
@@ -99,6 +136,9 @@ class Report:
     bytes_before: int = 0
     bytes_after: int = 0
     predicted_speed: float | None = None
+    predicted_bytes: int | None = None
+    predicted_sqnr_db: float | None = None
+    further: str = ""
     limits: dict[str, float] = field(default_factory=dict)
     missed: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -137,7 +177,7 @@ class Report:
                 "inputs were generated: with real data (--calib) convolutions can run in int8, activation "
                 "ranges are known and top-1 answers are judged"
             )
-        return found + self.notes
+        return found + self.notes + ([self.further] if self.further else [])
 
     def why_unchanged(self) -> str:
         """The sentence for a model that was left as it is."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import tempfile
 from dataclasses import fields
-from math import prod
+from math import log10, prod
 from pathlib import Path
 
 from onnxc.deliver import Delivery
+from onnxc.explain import computed, further, predicted_bytes, runner_up, stored
 from onnxc.formats import INT8
 from onnxc.judge import Judge
 from onnxc.kernels import leftover_weights, operators
@@ -33,6 +34,10 @@ def summarize(planning: Planning, delivery: Delivery, notes: list[str]) -> Repor
     report.rows = rows(context, proposals, problem, plan)
     if plan.seconds > 0:
         report.predicted_speed = problem.prices.total / plan.seconds
+    if delivery.trial is not None and planning.attempts:
+        report.predicted_bytes = predicted_bytes(planning, plan)
+        report.predicted_sqnr_db = -10 * log10(plan.noise) if plan.noise > 0 else None
+        report.further = further(planning, plan)
     int8 = [site for site in context.sites if site.name in plan.compute]
     for refusal in proposals.refusals:
         if refusal.place not in plan.compute:
@@ -116,7 +121,7 @@ def rows(context: Context, proposals: Proposals, problem: Problem, plan: Plan) -
             continue
         storage = storage_of(weight.name, problem, plan)
         row = SiteRow(weight.name, str(weight.readers[0][0].op), weight.shape, weight.bytes, weight.bytes)
-        row.reason = reasons.get(weight.name, "stored as it was")
+        row.reason, row.considered = reasons.get(weight.name, "stored as it was"), stored(problem, plan, weight)
         if storage is not None:
             row.choice, row.specification, row.bytes_after = (
                 storage.pass_name,
@@ -133,13 +138,15 @@ def site_row(
 ) -> SiteRow:
     """What was decided about one site; the bytes of a shared weight count at its first reader."""
     assert site.weight is not None
-    candidate, stored = plan.compute.get(site.name), site.weight.name in plan.stored
+    candidate, coded = plan.compute.get(site.name), site.weight.name in plan.stored
     storage = storage_of(site.weight.name, problem, plan)
     before = problem.prices.of(site.name, "float")
     row = SiteRow(site.name, site.operator, site.weight.shape)
     row.bytes_before = site.weight.bytes if first else 0
     row.bytes_after = row.bytes_before
-    if first and (stored or storage):
+    row.considered = computed(problem, plan, site) + stored(problem, plan, site.weight)
+    row.runner_up = runner_up(problem, plan, site, row.considered)
+    if first and (coded or storage):
         row.bytes_after = storage.bytes if storage else site.weight.elements
     row.macs = multiplications(site, context)
     row.milliseconds_before = before * 1e3 if before is not None else None

@@ -15,7 +15,7 @@ LAYERS = """
     __main__
     cli
     frontier
-    inspection compiler summary
+    inspection compiler summary explain
     planning
     deliver judge price search structure training
     coder propose

@@ -1,0 +1,131 @@
+"""Why a plan is as it is. In: a problem and the plan that was delivered. Out: options of every site, a sentence.
+
+Per site: every mode it could be computed in and every format its weight could be stored in, with bytes, time and
+noise as they were planned with; what the best other option would have cost; and what kept the model from going on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from onnxc.cost import FLOAT
+from onnxc.formats import HALF, INT8
+from onnxc.planner import Plan, Problem, plan, smallest_bytes, stored_bytes
+from onnxc.planning import Planning
+from onnxc.report import Option, RunnerUp
+from onnxc.rewrite import Candidate
+from onnxc.search import worth
+from onnxc.sensitivity import activation_key
+from onnxc.sites import Site, Weight
+
+
+def computed(problem: Problem, found: Plan, site: Site) -> list[Option]:
+    """The modes in which a site could be computed, float first; [] where float is the only one."""
+    candidates = problem.compute.get(site.name, ())
+    if not candidates:
+        return []
+    chosen = found.compute.get(site.name)
+    seconds = problem.prices.of(site.name, FLOAT)
+    options = [
+        Option("compute", "", FLOAT, "as it was", None, milliseconds(seconds), noise(problem, 0.0), chosen is None)
+    ]
+    for each in candidates:
+        took = chosen is not None and chosen.mode == each.mode
+        heard = noise(problem, rounding(problem, each))
+        spent = milliseconds(problem.prices.of(site.name, each.mode))
+        options.append(Option("compute", each.pass_name, each.mode, each.specification, None, spent, heard, took))
+    return options
+
+
+def stored(problem: Problem, found: Plan, weight: Weight) -> list[Option]:
+    """The formats in which a weight could be stored, float32 first; [] where float32 is the only one."""
+    ways, chosen = problem.storage.get(weight.name, ()), found.stored.get(weight.name)
+    if not ways:
+        return []
+    options = [Option("storage", "", FLOAT, "as it was", weight.bytes, None, noise(problem, 0.0), chosen is None)]
+    for way in ways:
+        heard = noise(problem, problem.weight_noise(weight.name, way.mode))
+        options.append(
+            Option("storage", way.pass_name, way.mode, way.specification, way.bytes, None, heard, way.mode == chosen)
+        )
+    return options
+
+
+def milliseconds(seconds: float | None) -> float | None:
+    """For the report."""
+    return None if seconds is None else 1e3 * seconds
+
+
+def noise(problem: Problem, value: float) -> float | None:
+    """``value`` where the noise of roundings was measured."""
+    return value if problem.noise else None
+
+
+def rounding(problem: Problem, candidate: Candidate) -> float:
+    """Noise of the activations that a candidate rounds."""
+    activations = (*candidate.reads, *((candidate.writes,) if candidate.writes else ()))
+    return sum(problem.activation_noise(key) for key in sorted({activation_key(each) for each in activations}))
+
+
+def runner_up(problem: Problem, found: Plan, site: Site, options: list[Option]) -> RunnerUp | None:
+    """The best change of this site alone, everything else as it is, and what it would have cost; None where there is
+    no other option.
+    """
+    unit, best = smallest_bytes(problem), None
+    for each, added, spent, heard in changes(problem, found, site, options):
+        worse = problem.byte_price * added / unit + spent / 1e3 / problem.whole + found.price * heard
+        if best is None or worse < best[0]:
+            best = (
+                worse,
+                RunnerUp(each.kind, each.mode, each.specification, added, spent, heard if problem.noise else None),
+            )
+    return best[1] if best is not None else None
+
+
+def changes(
+    problem: Problem, found: Plan, site: Site, options: list[Option]
+) -> Iterator[tuple[Option, int, float, float]]:
+    """Each other option with the bytes, milliseconds and noise that it adds. What an int8 kernel multiplies has to be
+    stored as codes: a weight that was not would be stored in int8 with it.
+    """
+    now = {each.kind: each for each in options if each.chosen}
+    for each in options:
+        if each.chosen or each.kind not in now:
+            continue
+        before, added = now[each.kind], 0
+        heard = (each.noise or 0.0) - (before.noise or 0.0)
+        if each.kind == "storage":
+            if site.name in found.compute and each.mode in (FLOAT, HALF):
+                continue
+            added = (each.bytes or 0) - (before.bytes or 0)
+        elif before.mode == FLOAT and site.weight is not None and site.weight.name not in found.coded:
+            codes = next((way for way in options if way.kind == "storage" and way.mode == INT8.name), None)
+            if codes is not None and "storage" in now:
+                added = (codes.bytes or 0) - (now["storage"].bytes or 0)
+                heard += (codes.noise or 0.0) - (now["storage"].noise or 0.0)
+        yield each, added, (each.milliseconds or 0.0) - (before.milliseconds or 0.0), heard
+
+
+def further(planning: Planning, found: Plan) -> str:
+    """Why the model is not smaller or faster still: the floor that the next plan missed, and by how much."""
+    problem = planning.problem
+    reached = worth(problem, found)
+    ahead = [each for each in planning.attempts if each.missed and worth(problem, each.plan) < reached]
+    if ahead:
+        nearest = max(ahead, key=lambda each: worth(problem, each.plan))
+        share = predicted_bytes(planning, nearest.plan) / planning.judge.original.source_bytes
+        speed = problem.prices.total / nearest.plan.seconds if nearest.plan.seconds > 0 else 1.0
+        return (
+            f"why not further: the next plan, with about {share:.1%} of the bytes and {speed:.2f} times as fast as "
+            f"float, was not taken: {nearest.missed}"
+        )
+    if found.key == plan(problem).key:
+        return "why not further: every weight and site is in the smallest and fastest form that pays"
+    if problem.most_bytes is not None or problem.most_seconds is not None:
+        return "why not further: the limits that were asked for are met"
+    return "why not further: no plan that was tried is smaller or faster"
+
+
+def predicted_bytes(planning: Planning, found: Plan) -> int:
+    """Of the whole file: what is no weight takes what it took in the first plan that was built."""
+    return planning.others + stored_bytes(planning.problem, found.stored)
