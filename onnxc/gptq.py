@@ -59,7 +59,7 @@ def factorize(moment: Matrix, damping: float = DAMPING) -> Factor:
     return Factor(order, inverse_factor(damped), moment)
 
 
-def gptq(weight: Matrix, factor: Factor | None, grid: Grid) -> tuple[NDArray[np.int8], NDArray[np.uint16]]:
+def gptq(weight: Matrix, factor: Factor | None, grid: Grid) -> tuple[NDArray[np.int8], NDArray[np.uint8]]:
     """Codes of W [G, K, N] that minimize tr((W - W')T H (W - W')) of every group, column by column.
 
     Args:
@@ -73,7 +73,7 @@ def gptq(weight: Matrix, factor: Factor | None, grid: Grid) -> tuple[NDArray[np.
     """
     groups, depth, outputs = weight.shape
     values = np.empty(weight.shape, np.int8)
-    digits = np.empty((groups, depth, grid.width(outputs)), np.uint16)
+    digits = np.empty((groups, depth, grid.width(outputs)), np.uint8)
     if factor is None:
         every = np.empty(groups, np.intp)
         for row in range(depth):

@@ -26,7 +26,7 @@ class Grid(Protocol):
     def width(self, outputs: int) -> int:
         """Digits stored for one row of ``outputs`` weights."""
 
-    def snap(self, rows: NDArray[np.intp], target: Matrix) -> tuple[NDArray[np.uint16], NDArray[np.int8]]:
+    def snap(self, rows: NDArray[np.intp], target: Matrix) -> tuple[NDArray[np.uint8], NDArray[np.int8]]:
         """The digits and values nearest to ``target`` [G, N]; ``rows`` [G]: the input that each group's row meets."""
 
 
@@ -43,9 +43,9 @@ class EvenGrid:
     def width(self, outputs: int) -> int:
         return outputs
 
-    def snap(self, rows: NDArray[np.intp], target: Matrix) -> tuple[NDArray[np.uint16], NDArray[np.int8]]:
+    def snap(self, rows: NDArray[np.intp], target: Matrix) -> tuple[NDArray[np.uint8], NDArray[np.int8]]:
         values = np.clip(np.rint(target), self.lowest, self.lowest + self.levels - 1)
-        return (values - self.lowest).astype(np.uint16), values.astype(np.int8)
+        return (values - self.lowest).astype(np.uint8), values.astype(np.int8)
 
 
 @dataclass(frozen=True)
@@ -69,12 +69,12 @@ class BlockGrid:
     def width(self, outputs: int) -> int:
         return outputs
 
-    def snap(self, rows: NDArray[np.intp], target: Matrix) -> tuple[NDArray[np.uint16], NDArray[np.int8]]:
+    def snap(self, rows: NDArray[np.intp], target: Matrix) -> tuple[NDArray[np.uint8], NDArray[np.int8]]:
         here = np.arange(len(rows))
         step = self.steps[here, rows // self.block].astype(np.float32) * self.unit
         offset = self.offsets[here, rows // self.block].astype(np.float32)
         digits = np.clip(np.rint((target - offset) / np.maximum(step, TINY)), 0, self.levels - 1).astype(np.float32)
-        return digits.astype(np.uint16), np.clip(np.rint(digits * step + offset), -127, 127).astype(np.int8)
+        return digits.astype(np.uint8), np.clip(np.rint(digits * step + offset), -127, 127).astype(np.int8)
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class CodebookGrid:
     def width(self, outputs: int) -> int:
         return outputs // int(self.table.shape[1])
 
-    def snap(self, rows: NDArray[np.intp], target: Matrix) -> tuple[NDArray[np.uint16], NDArray[np.int8]]:
+    def snap(self, rows: NDArray[np.intp], target: Matrix) -> tuple[NDArray[np.uint8], NDArray[np.int8]]:
         dimension, shape = self.table.shape[1], target.shape
         nearest = nearest_words(
             target.reshape(-1, dimension), self.importance.reshape(-1, dimension), self.table.astype(np.float32)
@@ -105,10 +105,10 @@ def step_unit(levels: int) -> np.float32:
     return np.float32(254.0 / ((levels - 1) * 255.0))
 
 
-def nearest_words(vectors: Matrix, importance: Matrix, table: Matrix) -> NDArray[np.uint16]:
+def nearest_words(vectors: Matrix, importance: Matrix, table: Matrix) -> NDArray[np.uint8]:
     """The index of the code word with the least weighted squared distance to each of ``vectors`` [V, d]."""
     weighted = vectors * importance
-    found = np.empty(len(vectors), np.uint16)
+    found = np.empty(len(vectors), np.uint8)
     chunk = max(1, (1 << 22) // len(table))
     squared = np.ascontiguousarray((table**2).T)
     for start in range(0, len(vectors), chunk):

@@ -11,10 +11,18 @@ from onnxc.coder import Coder
 from onnxc.data import Calibration
 from onnxc.errors import DataError, ModelError, UsageError
 from onnxc.file.storage import drop_pages
-from onnxc.formats import HALF, INT8
+from onnxc.formats import HALF
 from onnxc.model import Model
-from onnxc.planner import Plan
-from onnxc.quality import FLOOR_DROP, FLOOR_SQNR_DB, FLOOR_SQNR_WITH_HOOK_DB, Quality, ReferenceOutputs, floor_met
+from onnxc.planner import Plan, small_codes
+from onnxc.quality import (
+    FLOOR_DROP,
+    FLOOR_SQNR_DB,
+    FLOOR_SQNR_WITH_HOOK_DB,
+    Quality,
+    ReferenceOutputs,
+    floor_met,
+    relative_drop,
+)
 from onnxc.recipe import Budget
 from onnxc.rewrite import FinishingPass, Rewriter
 from onnxc.samples.hooks import Evaluation
@@ -137,6 +145,9 @@ class Judge:
         made, notes = build(model, plan, codes), list[str]()
         for each, told in self.finishing:
             notes += [f"{each.name}: {note}" for note in each.finish(made, told=told).notes]
-        small = any(mode not in (INT8.name, HALF) for mode in plan.stored.values())
-        quality, score, missed = self.judge(made, SMALL_SHARE if small else 1.0)
-        return Trial(plan, made, quality, score, missed, tuple(notes))
+        quality, score, missed = self.judge(made, SMALL_SHARE if small_codes(plan) else 1.0)
+        excess = 1.0
+        if score is not None and self.score is not None:
+            share = self.budget.max_drop if self.budget.max_drop is not None else FLOOR_DROP
+            excess = max(relative_drop(self.score, score) / max(share, 1e-6), 1.0)
+        return Trial(plan, made, quality, score, missed, tuple(notes), excess)

@@ -226,10 +226,12 @@ def packed_words(digits: Array, levels: int) -> Array:
     word, count = WORDS[levels]
     if blank(digits):
         return np.broadcast_to(np.zeros((), word), (-(-digits.size // count),))
-    flat = np.zeros(-(-digits.size // count) * count, np.uint16)
+    flat = np.zeros(-(-digits.size // count) * count, np.uint8)
     flat[: digits.size] = digits.reshape(-1)
-    powers = levels ** np.arange(count)
-    return np.asarray(flat.reshape(-1, count) @ powers.astype(np.int64)).astype(word)
+    words = np.zeros(len(flat) // count, np.uint16)
+    for place in range(count):
+        words += flat[place::count] * np.uint16(levels**place)
+    return words.astype(word)
 
 
 def digit_table(sheet: Sheet, levels: int, lowest: int, floats: bool) -> Any:
@@ -337,5 +339,5 @@ def packed_bytes(chosen: Format, layout: Layout, name: str, *, native: bool) -> 
         shape = (count, layout.outputs) if layout.last else (layout.outputs, count)
         steps, offsets = nothing(np.uint8, *shape), nothing(np.int8, *shape)
     native = native and chosen.levels == 16
-    PackedDigits(chosen.levels, 0, nothing(np.uint16, size), layout, steps, offsets, native).emit(bill, f"{name}_q")
+    PackedDigits(chosen.levels, 0, nothing(np.uint8, size), layout, steps, offsets, native).emit(bill, f"{name}_q")
     return bill.bytes

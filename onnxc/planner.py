@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import networkx as nx
 
 from onnxc.cost import FLOAT, KERNEL_OVERHEAD, Prices
-from onnxc.formats import HALF, INT8
+from onnxc.formats import HALF, INT8, NODE_SECONDS, parse_format
 from onnxc.model import Node, Tensor
 from onnxc.rewrite import Activation, Candidate
 from onnxc.sensitivity import Noise, activation_key, weight_key
@@ -54,6 +55,11 @@ class Plan:
         return {name for name, mode in self.stored.items() if mode != HALF}
 
 
+def small_codes(found: Plan) -> bool:
+    """Whether some weight is stored in fewer than 8 bits."""
+    return any(mode not in (INT8.name, HALF) for mode in found.stored.values())
+
+
 @dataclass
 class Problem:
     """Everything a plan is made from.
@@ -69,6 +75,7 @@ class Problem:
         heard: how much of the noise of activations and of weights arrives when all of it comes together, from trials.
         byte_price, time_price: what bytes and time count; 1 each where none is limited.
         most_bytes: of all weights, and most_seconds: of a run, where a limit is given.
+        load_price: what a second of loading counts beside all bytes.
         unit: the bytes that count as much as ``pace`` seconds; see smallest_bytes().
         pace: by default the float model's time. Of a plan near the one sought, so that least bytes times seconds is
             found where shares of its own bytes and seconds are traded.
@@ -86,10 +93,16 @@ class Problem:
     heard: tuple[float, float] = (1.0, 1.0)
     byte_price: float = 1.0
     time_price: float = 1.0
+    load_price: float = 0.1
     unit: int | None = None
     pace: float | None = None
     most_bytes: float | None = None
     most_seconds: float | None = None
+
+    @cached_property
+    def sizes(self) -> dict[str, int]:
+        """Elements of every weight."""
+        return {weight.name: weight.elements for weight in self.found.weights}
 
     @property
     def whole(self) -> float:
@@ -111,11 +124,15 @@ class Problem:
 
     def coded(self, name: str, price: float) -> Candidate | None:
         """The format of codes with the least bytes and noise, None where the weight has no candidate."""
-        unit = smallest_bytes(self)
+        unit, elements = smallest_bytes(self), self.sizes.get(name, 0)
         ways = [way for way in self.storage.get(name, ()) if way.mode != HALF]
         return min(
             ways,
-            key=lambda way: self.byte_price * way.bytes / unit + price * self.weight_noise(name, way.mode),
+            key=lambda way: (
+                self.byte_price * way.bytes / unit
+                + price * self.weight_noise(name, way.mode)
+                + self.load_price * load_seconds(way.mode, elements)
+            ),
             default=None,
         )
 
@@ -306,6 +323,14 @@ def smallest_bytes(problem: Problem) -> int:
             sum(min(found, default=w.bytes) for found, w in zip(sizes, problem.found.weights, strict=True)), 1
         )
     return problem.unit
+
+
+def load_seconds(mode: str, elements: int) -> float:
+    """About what unfolding a weight costs when the model is loaded."""
+    if mode == HALF:
+        return 0.0
+    chosen = parse_format(mode)
+    return chosen.nodes * NODE_SECONDS + elements * chosen.load_seconds
 
 
 def stored_bytes(problem: Problem, stored: Mapping[str, str]) -> int:

@@ -18,11 +18,11 @@ from onnxc.errors import DataError, ModelError
 from onnxc.exactness import file_bytes
 from onnxc.file.storage import drop_pages
 from onnxc.judge import Judge
-from onnxc.planner import Plan, Problem, stored_bytes
+from onnxc.planner import Plan, Problem, predicted_noise, small_codes, stored_bytes
 from onnxc.price import priced
 from onnxc.propose import Proposals, collect
 from onnxc.rewrite import Context, LossyPass
-from onnxc.search import Trial, search, storage_only
+from onnxc.search import Trial, search, storage_only, under
 from onnxc.sensitivity import measure, telling
 
 RANGES = (
@@ -31,6 +31,7 @@ RANGES = (
     ("percentile", 99.999),
 )  # other choices than least squares
 TIGHT = 0.99  # of a limit is planned for: estimates are not exact
+LOADING = (20.0, 10.0)  # steps of the price of loading, where the best plan was refused
 PROBES = 16  # most samples for the noise of single roundings
 
 
@@ -83,10 +84,22 @@ class Planning:
         storage without int8 arithmetic; then the simplified model as it is.
         """
         variants = [partial(self.ranges, *choice) for choice in RANGES] if self.context.observations.ranges else []
-        best, _ = search(self.problem, self.judged, self.sensitivities, self.allowed, variants, say=self.say)
+        best, tried = search(self.problem, self.judged, self.sensitivities, self.allowed, variants, say=self.say)
         yield best
-        rows = {name: c for name, c in best.plan.compute.items() if c.mode == "rows"}
         seen = {best.plan.key}
+        if self.problem.noise and self.problem.has_small_codes:  # it may have taken too long to load
+            noise = predicted_noise(self.problem, best.plan.compute, best.plan.stored)
+            for dearer in LOADING:
+                self.problem.load_price *= dearer
+                lighter = under(self.problem, noise)
+                if lighter.key not in seen:
+                    seen.add(lighter.key)
+                    yield self.judged(lighter)
+        held = next((trial.plan for trial in tried if trial.missed is None and not small_codes(trial.plan)), None)
+        if held is not None and held.key not in seen:
+            seen.add(held.key)
+            yield self.judged(held)
+        rows = {name: c for name, c in best.plan.compute.items() if c.mode == "rows"}
         for lesser in (storage_only(self.problem), replace(best.plan, compute=rows), Plan()):
             if lesser.key not in seen:
                 seen.add(lesser.key)
@@ -109,6 +122,7 @@ class Planning:
             self.problem.most_bytes = max(size * self.judge.original.source_bytes * TIGHT - self.others, 1.0)
         if self.problem.ratios:
             self.problem.ratios = self.coder.noise_ratios()  # with the true damage of what was solved
+        self.coder.forget(plan.stored)
         return trial
 
     def sensitivities(self, first: Trial) -> None:

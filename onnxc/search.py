@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from onnx import helper
 
 from onnxc.formats import HALF, INT8
 from onnxc.model import Model
@@ -22,11 +23,14 @@ from onnxc.sensitivity import activation_key
 TRIALS = 10
 HEADROOM = 0.93  # of the allowed noise: predictions are not exact
 ENOUGH = 0.7  # of the allowed noise: closer to it there is little left to win
-FARTHER, FEWER, LESS = 3.0, 0.75, 0.9  # steps of the noise aimed at
+FARTHER, FEWER, FEWEST, LESS = 3.0, 0.75, 0.25, 0.9  # steps of the noise aimed at
 CLOSE = 0.97  # of the best plan's worth: a smaller gain is not worth another trial
 FACTORS, RECENT = 4, 0.6  # calibration: factors up to 2^4, and what a trial counts beside the one after it
 REPAIRS, LOUDEST = 24, 12
 STEP, STEPS, LEAST, MOST, NEAR = 1.6, 40, 1e-4, 1e6, 0.985  # of the prices of bytes and time under limits
+
+
+NOTHING = Model.load(helper.make_model(helper.make_graph([], "nothing", [], [])))
 
 
 @dataclass
@@ -38,6 +42,7 @@ class Trial:
         quality: against the original, over all samples.
         score: of the user's metric, None without a hook.
         missed: the sentence of the floor that is missed, None when all hold.
+        excess: how many times over the allowed one the drop of the score is, 1 where it is allowed or not known.
         notes: what finishing passes said.
     """
 
@@ -47,6 +52,7 @@ class Trial:
     score: float | None
     missed: str | None
     notes: tuple[str, ...] = ()
+    excess: float = 1.0
 
     @property
     def noise(self) -> float:
@@ -132,6 +138,9 @@ def bracket(
         problem.pace, problem.unit = best.plan.seconds, stored_bytes(problem, best.plan.stored)
     for _ in range(3 * trials):
         problem.heard = calibrated(problem, known)
+        for trial in tried:
+            if trial is not best:
+                trial.model = NOTHING  # of models that are not delivered only the figures are kept
         if len(tried) >= trials or aim < allowed * 1e-6:
             break
         candidate = under(problem, aim)
@@ -157,9 +166,10 @@ def bracket(
             aim = min(allowed * HEADROOM, reached)
         elif trial.noise > allowed:  # calibration alone brings the next plan down
             aim *= LESS
-        else:  # the noise is as wanted, another floor is missed: smaller steps, a score may turn on one item
+        else:  # the noise is as wanted, another floor is missed: by little, and it may turn on one item
             highest = min(highest, trial.noise)
-            aim = math.sqrt(held * highest) if held else min(aim, highest) * FEWER
+            step = float(np.clip(trial.excess**-0.5, FEWEST, FEWER))
+            aim = math.sqrt(held * highest) if held else min(aim, highest) * step
     return best
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from onnxc import compiler, deliver, exactness
+from onnxc import deliver, exactness, planning
 from onnxc.cost import FLOAT, Prices
 from onnxc.session import LoadCost, Ratio
 
@@ -24,7 +24,7 @@ def pretend_everything_pays(monkeypatch: pytest.MonkeyPatch) -> None:
         }
         return Prices(sites, 1.0, 1e-15)
 
-    monkeypatch.setattr(compiler, "priced", priced)
+    monkeypatch.setattr(planning, "priced", priced)
     monkeypatch.setattr(deliver, "speed_of", lambda *_: Ratio(2.0, 2.0, 2.0, 2.0, 1.0))
     monkeypatch.setattr(deliver, "loads_of", lambda *_: (LoadCost(0.1, 0), LoadCost(0.1, 0)))
     monkeypatch.setattr(exactness.Exactness, "_slower", lambda *_: None)
