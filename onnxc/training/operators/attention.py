@@ -9,7 +9,6 @@ import torch
 
 from onnxc.training.operators.table import Call, filled, operator
 
-
 KNOWN = frozenset(
     ("is_causal", "kv_num_heads", "q_num_heads", "qk_matmul_output_mode", "scale", "softcap", "softmax_precision")
 )
