@@ -27,6 +27,7 @@ from onnxc.equalization import seam_ranges, told_reasons, within_clips
 from onnxc.model import Model
 from onnxc.observe import Histogram, Observations
 from onnxc.rewrite import Activation, Context, Level, Rewriter
+from onnxc.saturation import machine_saturates
 from onnxc.seams import Seam, as_rows, input_channels, input_order, seams
 from onnxc.sensitivity import power
 from onnxc.session import Session
@@ -40,7 +41,6 @@ ALPHAS = {
 GLOBAL_ALPHAS = {"activations": (0.35, 0.5, 0.65, 0.8, 0.9, 1.0), "weights": (0.25, 0.5, 0.75)}
 ROWS = 192  # of the sampled rows, on which choices are compared
 SAMPLES = 8  # on which the whole model is run
-SOLVED_LEVELS = 300  # rounding to nearest on so many has the noise that GPTQ leaves on 127 (7.5 dB less, measured)
 WORTH = 0.97  # of the error without factors: a smaller gain is no reason to touch a tensor
 LARGEST_FACTOR = 2.0**12
 
@@ -105,6 +105,8 @@ class Bench:
         }
         assert context.samples is not None
         self.samples = context.samples.take(SAMPLES)
+        target = context.target  # where pair sums saturate, weights that outliers went into get fewer levels
+        self.levels = target.safe_weight_levels if machine_saturates() else target.weight_levels
         self.outputs: list[dict[str, NDArray[np.generic]]] = []
 
     def width(self, name: str) -> Vector:
@@ -158,7 +160,8 @@ class Bench:
                 self.round_weights(seam)
             else:
                 scale = factors.get(seam.name, np.ones(seam.channels))
-                round_inputs(rewriter, seam, self.judges[seam.name].limits(scale, self.ranges[seam.name]))
+                limits = self.judges[seam.name].limits(scale, self.ranges[seam.name])
+                round_inputs(rewriter, seam, limits, self.levels)
         model.tidy()
         options = replace(self.context.options, level="off")  # it would round the weights between Q and DQ itself
         if not self.outputs:
@@ -184,15 +187,15 @@ class Bench:
             site.weight.tensor.values = stored_as(site, matrix, values.shape)
 
 
-def round_inputs(rewriter: Rewriter, seam: Seam, limits: tuple[float, float]) -> None:
-    """A seam's tensor in uint8 over ``limits``, its readers' weights in int8 per output."""
+def round_inputs(rewriter: Rewriter, seam: Seam, limits: tuple[float, float], levels: int) -> None:
+    """A seam's tensor in uint8 over ``limits``, its readers' weights to nearest on ``levels`` per output."""
     read = seam.sites[0].node.inputs[0]
     rounded = rewriter.quantized(Activation(read.name, *limits))
     for site in seam.sites:
         assert site.weight is not None
         site.node.inputs[0] = rounded
         values = np.asarray(site.weight.tensor.values, np.float32)
-        matrix = per_output(matrix_of(site, values), SOLVED_LEVELS)
+        matrix = per_output(matrix_of(site, values), levels)
         site.weight.tensor.values = stored_as(site, matrix, values.shape)
 
 
