@@ -55,7 +55,8 @@ class Coder:
             return self.made[name, mode, True]
         if any(self.saturates(site, codes) for site in self.readers.get(name, [])):
             self.overflowing.add(name)
-            if machine_saturates():
+            expected = self.context.target.saturates
+            if machine_saturates() if expected is None else expected:
                 codes = self.rounded(name, mode, narrow=True)
         self.made[name, mode, True] = codes
         return codes

@@ -136,7 +136,8 @@ def optimize(
     planning = proposed(run, smaller)
     trials = recovered(run, planning.trials())
     stamp = receipt(run)
-    delivery = gate(run.judge, trials, run.prices, stamp, say, told=any(told for _, told in run.chosen.structural))
+    told, here = any(told for _, told in run.chosen.structural), planning.context.target.measured
+    delivery = gate(run.judge, trials, run.prices, stamp, say, told=told, measured=here)
     say("measuring the result")
     run.prices.save()
     said = delivery.trial.notes if delivery.trial is not None else ()

@@ -118,12 +118,13 @@ def gate(
     say: Callable[[str], None] = lambda message: None,
     *,
     told: bool = False,
+    measured: bool = True,
 ) -> Delivery:
     """The first of ``trials`` that holds the floor, is smaller than the input, not slower, loads in time, and is within
     the limits of size and speed; the first of those before these limits where none is within them; else the input.
 
     A model in which ONNX Runtime runs the same kernels as in the original, or fewer, is not slower whatever a busy
-    machine measures. What was ``told`` is done whether or not it pays.
+    machine measures. What was ``told`` is done whether or not it pays; a target that is not ``measured`` is not timed.
     """
     rejected: list[str] = []
     limit, found = judge.original.source_bytes, list[Delivery]()
@@ -139,9 +140,11 @@ def gate(
             if size >= limit and not told:
                 rejected.append(f"{what} takes {size:,} bytes, no fewer than the input")
                 continue
-            say("measuring speed")
-            ratio = speed_of(judge, path, prices)
-            if ratio.median < SLOWEST and not told and not same_kernels(judge, path):
+            ratio = None
+            if measured:
+                say("measuring speed")
+                ratio = speed_of(judge, path, prices)
+            if ratio is not None and ratio.median < SLOWEST and not told and not same_kernels(judge, path):
                 rejected.append(f"{what} runs {ratio.median:.2f} times as fast as the input")
                 continue
             loads = loads_of(judge, path, prices)
@@ -152,7 +155,7 @@ def gate(
         found.append(Delivery(trial, size, ratio, rejected, loads))
         budget = judge.budget
         if (budget.size is None or size <= budget.size * limit) and (
-            budget.speed is None or ratio.median >= budget.speed
+            budget.speed is None or ratio is None or ratio.median >= budget.speed
         ):
             return found[-1]
     return found[0] if found else Delivery(None, limit, None, rejected)

@@ -20,9 +20,13 @@ from onnxc.planner import Plan, crossings, plan
 from onnxc.propose import Proposals
 from onnxc.rewrite import Context, Refusal
 from onnxc.session import Options, Session
+from onnxc.sites import multiplications
 
 CROSSING_FACTORS = (1.0, 1.6, 2.5, 4.0)  # times what the crossings of the static variant cost
 ALIKE = 0.98  # of the speed of the fastest plan: no difference
+
+MACS_PER_SECOND, BYTES_PER_SECOND = 2e10, 1e10  # of a float model on one core; only their ratio decides
+ESTIMATED_SHARE = 0.9  # of the time that sites take
 
 
 def priced(
@@ -37,6 +41,8 @@ def priced(
 
     A mode in which the model does not run is struck from the proposals.
     """
+    if not context.target.measured:
+        return estimated(context, proposals)
     modes = sorted({c.mode for found in proposals.compute.values() for c in found} - {"rows"})
     if not modes:
         return Prices({}, 1.0)
@@ -72,6 +78,23 @@ def priced(
         proposals.refusals += [Refusal(c.pass_name, name, f"the model would not run: {broken[c.mode]}") for c in lost]
         found[:] = [candidate for candidate in found if candidate not in lost]
     return priced(context, proposals, codes, samples, options, prices)
+
+
+def estimated(context: Context, proposals: Proposals) -> Prices:
+    """Seconds from multiply-accumulates and bytes, for a target that this machine cannot run."""
+    shapes, gain = context.observations.shapes, context.target.gain
+    sites: dict[str, dict[str, float]] = {}
+    for site in context.sites:
+        if site.weight is not None:
+            work = multiplications(site, shapes, context.sites)
+            spent = (site.weight.elements if work is None else work) / MACS_PER_SECOND
+            spent += site.weight.bytes / BYTES_PER_SECOND
+        else:
+            spent = 4 * float(np.prod(shapes.get(site.result.name, (1,)))) / BYTES_PER_SECOND
+        ways = {candidate.mode: spent / gain for candidate in proposals.compute.get(site.name, ())}
+        sites[site.name] = {FLOAT: spent} | ways
+    total = sum(found[FLOAT] for found in sites.values()) / ESTIMATED_SHARE
+    return Prices(sites, max(total, 1e-9), 2.0 / BYTES_PER_SECOND)
 
 
 def crossed(

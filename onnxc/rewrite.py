@@ -80,6 +80,7 @@ class Activation:
     Attributes:
         tensor: name of the float tensor.
         source: the tensor whose values it holds, another one behind data movement; both are rounded alike.
+        signed: int8 around zero instead of uint8.
         low, high: the range, zero included; ignored where ``dynamic``.
         dynamic: the range is taken from the data at run time.
     """
@@ -89,13 +90,18 @@ class Activation:
     high: float = 0.0
     dynamic: bool = False
     source: str = ""
+    signed: bool = False
 
     @property
     def scale(self) -> np.float32:
+        if self.signed:
+            return np.float32(max(abs(self.low), abs(self.high), 127e-12) / 127.0)
         return np.float32(max((self.high - self.low) / 255.0, 1e-12))
 
     @property
-    def zero_point(self) -> np.uint8:
+    def zero_point(self) -> np.uint8 | np.int8:
+        if self.signed:
+            return np.int8(0)
         return np.uint8(np.clip(np.rint(-self.low / float(self.scale)), 0, 255))
 
 
@@ -318,7 +324,7 @@ class Rewriter:
         if name not in self._pairs:
             parameters = [
                 self.model.constant(f"{name}_scale", np.asarray(activation.scale, np.float32)),
-                self.model.constant(f"{name}_zero", np.asarray(activation.zero_point, np.uint8)),
+                self.model.constant(f"{name}_zero", np.asarray(activation.zero_point)),
             ]
             quantize = self.model.insert(
                 "QuantizeLinear", [self.tensors[name], *parameters], [f"{name}_q"], name=f"{name}_q"

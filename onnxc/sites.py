@@ -7,7 +7,7 @@ im2col, per group. *Joints* are nodes without weights that can run in int8 betwe
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
@@ -338,3 +338,19 @@ def attach_bias(site: Site, outputs: set[int]) -> None:
         return
     if tuple(other[0].shape) == (site.weight.shape[axes[1]],):
         site.bias, site.output, site.tail = other[0], add.outputs[0], [add]
+
+
+def multiplications(site: Site, shapes: Mapping[str, tuple[int, ...]], sites: Sites) -> int | None:
+    """Multiply-accumulates per run, from the shapes seen or inferred; None where neither is known."""
+    assert site.weight is not None
+    shape = shapes.get(site.result.name)
+    if shape is None:
+        known = sites.types.get(site.node.outputs[0].name)
+        if known is None or known.shape is None or None in known.shape:
+            return None
+        shape = tuple(int(size or 0) for size in known.shape)
+    if site.kind == "linear" and (axes := matrix_axes(site)) is not None:
+        return prod(shape) * site.weight.shape[axes[0]]
+    if site.operator == "Conv":
+        return prod(shape) * prod(site.weight.shape[1:])
+    return None

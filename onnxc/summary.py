@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from dataclasses import fields
-from math import log10, prod
+from math import log10
 from pathlib import Path
 
 from onnxc.deliver import Delivery
@@ -19,7 +19,7 @@ from onnxc.quality import Quality, relative_drop
 from onnxc.report import Report, SiteRow
 from onnxc.rewrite import Candidate, Context
 from onnxc.session import Session
-from onnxc.sites import Site, matrix_axes
+from onnxc.sites import Site, multiplications
 from onnxc.validate import Comparison
 
 
@@ -43,6 +43,11 @@ def summarize(planning: Planning, delivery: Delivery, notes: list[str]) -> Repor
         if refusal.place not in plan.compute:
             report.refuse(refusal.pass_name, refusal.reason, refusal.place)
     report.notes += delivery.rejected
+    if not context.target.measured:
+        report.notes.append(
+            f"this machine cannot run target '{context.target.name}': times are estimates from multiply-accumulates, "
+            f"its rules are those of {context.target.source}"
+        )
     narrow = sorted(name for name in codes.overflowing if any(s.weight and s.weight.name == name for s in int8))
     if narrow:
         shown = ", ".join(narrow[:3]) + (" ..." if len(narrow) > 3 else "")
@@ -69,7 +74,8 @@ def missed(judge: Judge, delivery: Delivery) -> list[str]:
             f"the best model found within the quality floor has {share:.1%} of the size, not {judge.budget.size:.1%}"
         )
     speed = delivery.ratio.median if delivery.ratio is not None else 1.0
-    if judge.budget.speed is not None and speed < judge.budget.speed:
+    timed = delivery.trial is None or delivery.ratio is not None
+    if judge.budget.speed is not None and timed and speed < judge.budget.speed:
         found.append(
             f"the best model found within the quality floor is {speed:.2f} times as fast, not {judge.budget.speed:g}"
         )
@@ -148,7 +154,7 @@ def site_row(
     row.runner_up = runner_up(problem, plan, site, row.considered)
     if first and (coded or storage):
         row.bytes_after = storage.bytes if storage else site.weight.elements
-    row.macs = multiplications(site, context)
+    row.macs = multiplications(site, context.observations.shapes, context.sites)
     row.milliseconds_before = before * 1e3 if before is not None else None
     row.milliseconds_after = row.milliseconds_before
     if candidate is not None:
@@ -174,19 +180,3 @@ def storage_of(weight: str, problem: Problem, plan: Plan) -> Candidate | None:
     """How the plan stores a weight, None where it stays float32 or has no candidate of its own."""
     ways = problem.storage.get(weight, ())
     return next((way for way in ways if way.mode == plan.stored.get(weight)), None)
-
-
-def multiplications(site: Site, context: Context) -> int | None:
-    """Multiply-accumulates per run, from the shapes seen or inferred."""
-    assert site.weight is not None
-    shape = context.observations.shapes.get(site.result.name)
-    if shape is None:
-        known = context.sites.types.get(site.node.outputs[0].name)
-        if known is None or known.shape is None or None in known.shape:
-            return None
-        shape = tuple(int(size or 0) for size in known.shape)
-    if site.kind == "linear" and (axes := matrix_axes(site)) is not None:
-        return prod(shape) * site.weight.shape[axes[0]]
-    if site.operator == "Conv":
-        return prod(shape) * prod(site.weight.shape[1:])
-    return None

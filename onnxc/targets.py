@@ -1,7 +1,9 @@
 """What runs fast where: per target, which operators have int8 kernels and which patterns fuse. Data, no logic.
 
-The figures of the ``cpu`` target were measured on ONNX Runtime 1.31 and 1.32, AVX512-VNNI; they are listed in
-docs/cpu-facts.md. A pass asks the target; it never knows an operator's speed itself.
+The figures of the ``cpu`` targets were measured on ONNX Runtime 1.31 and 1.32, AVX512-VNNI and AVX2; they are listed in
+docs/cpu-facts.md. The others come from what their makers write, named in ``source``: nothing of them was run, so times
+are estimated from multiply-accumulates, and the report says so. A pass asks the target; it never knows an operator's
+speed itself.
 """
 
 from __future__ import annotations
@@ -33,6 +35,12 @@ class Target:
         weight_levels: largest magnitude of a weight code.
         safe_weight_levels: the same where the pair sums of one site would saturate without dot-product instructions.
         opset: lowest default-domain opset that has per-channel Q/DQ.
+        ways: how sites may compute in int8 there: with static ranges, or with ranges taken at run time.
+        signed: activations are int8 around zero, as TensorRT wants them; otherwise uint8 with any zero point.
+        saturates: whether pair sums are added in 16 bits there; None: as on the machine that compresses.
+        measured: whether the machine that compresses can run it.
+        gain: estimated speed of int8 over float, where it cannot.
+        source: where the rules come from.
     """
 
     name: str
@@ -48,9 +56,48 @@ class Target:
     weight_levels: int = 127
     safe_weight_levels: int = 63
     opset: int = 13
+    ways: frozenset[str] = frozenset({"static", "dynamic"})
+    signed: bool = False
+    saturates: bool | None = None
+    measured: bool = True
+    gain: float = 1.0
+    source: str = "docs/cpu-facts.md"
 
 
-TARGETS: dict[str, Target] = {"cpu": Target("cpu")}
+PROVIDERS = "https://onnxruntime.ai/docs/execution-providers/"
+QUANTIZATION = "https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html"
+STATIC, NONE = frozenset({"static"}), frozenset[str]()
+TARGETS: dict[str, Target] = {
+    each.name: each
+    for each in (
+        Target("cpu"),
+        Target("cpu-avx2", saturates=True),
+        Target("arm", saturates=False, measured=False, gain=2.0, source=QUANTIZATION),
+        # the CUDA provider has no int8 kernels for Q/DQ graphs: weights are stored small, arithmetic stays float
+        Target("cuda", ways=NONE, measured=False, source=f"{PROVIDERS}CUDA-ExecutionProvider.html"),
+        Target(
+            "tensorrt",
+            ways=STATIC,
+            signed=True,
+            saturates=False,
+            measured=False,
+            gain=2.0,
+            source="https://docs.nvidia.com/deeplearning/tensorrt/latest/inference-library/work-quantized-types.html",
+        ),
+        Target(
+            "openvino",
+            ways=STATIC,
+            saturates=False,
+            measured=False,
+            gain=2.0,
+            source=f"{PROVIDERS}OpenVINO-ExecutionProvider.html",
+        ),
+        Target("web", measured=False, gain=1.3, source="https://onnxruntime.ai/docs/tutorials/web/"),
+        Target(
+            "mobile", saturates=False, measured=False, gain=2.0, source="https://onnxruntime.ai/docs/tutorials/mobile/"
+        ),
+    )
+}
 
 
 def target(name: str) -> Target:

@@ -39,7 +39,9 @@ class QuantizeDynamic(LossyPass):
         assert site.weight is not None
         axes = matrix_axes(site)
         attributes = site.node.attrs
-        if axes is None or site.weight.channel_axis != axes[1]:
+        if "dynamic" not in context.target.ways:
+            reason = f"the target '{context.target.name}' has no int8 kernels for ranges taken at run time"
+        elif axes is None or site.weight.channel_axis != axes[1]:
             reason = "the weight is not a plain matrix here, or another reader needs its scales along another axis"
         elif site.weight.elements < context.target.smallest_linear and not context.told:
             reason = "too small for an int8 kernel to pay"

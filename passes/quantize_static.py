@@ -68,6 +68,8 @@ class QuantizeStatic(LossyPass):
 
     def impossible(self, site: Site, context: Context) -> str | None:
         """Why this site cannot run in int8, or None."""
+        if "static" not in context.target.ways:
+            return f"the target '{context.target.name}' has no int8 kernels for static ranges"
         if site.graph is not context.model.graph:
             return "inside a control-flow body, where no ranges can be observed"
         if not context.observations.samples:
@@ -103,7 +105,7 @@ class QuantizeStatic(LossyPass):
         """The quantization of ``tensor``; what a carrier writes has the range of what it reads."""
         source = carried_from(tensor, context)
         low, high = context.observations.limits(source.name, self.range, self.percentile)
-        return Activation(tensor.name, low, high, source=source.name)
+        return Activation(tensor.name, low, high, source=source.name, signed=context.target.signed)
 
 
 def joint_impossible(site: Site, context: Context) -> str | None:

@@ -1,4 +1,4 @@
-"""Weights in fewer than 8 bits that unfold to int8 at load: the file shrinks further, speed and memory stay those of int8.
+"""Weights in fewer than 8 bits that unfold to int8 at load: the file shrinks further, the speed of int8 stays.
 
     W (float32)    becomes    W_q = Gather(table, words), with a step and an offset per block, folded at load to int8
 

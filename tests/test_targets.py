@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import pytest
 
+import onnxc
+from onnxc import deliver
 from onnxc.errors import UsageError
+from onnxc.session import Ratio
 from onnxc.targets import ABSORBED, MOVED_THROUGH, TARGETS, target
 
 
 def test_unknown_targets_name_those_there_are() -> None:
     assert target("cpu") is TARGETS["cpu"]
-    with pytest.raises(UsageError, match=r"unknown target 'gpu'; there are: cpu"):
+    with pytest.raises(UsageError, match=r"unknown target 'gpu'; there are: arm, cpu"):
         target("gpu")
 
 
@@ -42,3 +47,27 @@ class TestEachTarget:
         assert "axis" in schema.attributes
         older = onnx.defs.get_schema("DequantizeLinear", max_inclusive_version=target(name).opset - 1)
         assert "axis" not in older.attributes
+
+
+@pytest.mark.parametrize("name", sorted(TARGETS))
+def test_every_target_gives_a_model_that_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Placement differs, the answers hold; what this machine cannot run is said to be estimated."""
+    monkeypatch.setattr(deliver, "speed_of", lambda *_: Ratio(2.0, 2.0, 2.0, 2.0, 1.0))
+    models = Path(__file__).parents[1] / "models"
+    report = onnxc.optimize(
+        models / "residual_cnn.onnx", tmp_path / "out.onnx", calib=models / "data" / "residual_cnn_calib.npz",
+        target=name, passes="quantize-static,quantize-dynamic,store-int8", prices=tmp_path / "prices.json",
+    )  # fmt: skip
+    assert report.changed
+    assert report.comparison is not None
+    assert report.comparison.sqnr_db > 20
+    wanted = TARGETS[name]
+    assert any("estimates" in note for note in report.notes) == (not wanted.measured)
+    assert (report.comparison.ratio is None) == (not wanted.measured)
+    made = onnx.load(tmp_path / "out.onnx")
+    zeros = {each.name: onnx.numpy_helper.to_array(each) for each in made.graph.initializer}
+    kinds = {zeros[node.input[2]].dtype for node in made.graph.node if node.op_type == "QuantizeLinear"}
+    if not wanted.ways or wanted.measured:
+        assert wanted.ways or not kinds
+    elif "static" in wanted.ways:
+        assert kinds == {np.dtype(np.int8 if wanted.signed else np.uint8)}
