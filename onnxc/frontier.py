@@ -36,7 +36,7 @@ from onnxc.planning import Planning
 from onnxc.quality import FLOOR_SQNR_WITH_HOOK_DB, Quality, floor_met, relative_drop
 from onnxc.recipe import Budget, Recipe, load_recipe
 from onnxc.report import plain
-from onnxc.search import HEADROOM, Trial, calibrated, halves, storage_only, under
+from onnxc.search import FEWER, HEADROOM, Trial, calibrated, halves, storage_only, under
 from onnxc.session import Session
 from onnxc.structure import shrunk
 
@@ -431,22 +431,30 @@ class Walk:
                 problem.heard = calibrated(problem, known)
                 trial = self.visit(under(replace(problem, byte_price=byte_price, time_price=time_price), aim))
                 known += [trial] if trial is not None else []
+        for each in (storage_only(problem), halves(problem), Plan()):
+            if not candidates(self.run, self.record):
+                self.visit(each)
 
     def reach(self, target: float, known: list[Trial]) -> None:
         """Build plans until one is near ``target`` [dB]; every one of them teaches the predictions."""
-        problem, allowed = self.planning.problem, 10 ** (-target / 10)
+        problem, allowed, built = self.planning.problem, 10 ** (-target / 10), 0
         aim, last = allowed * HEADROOM, target <= self.planning.judge.lowest_sqnr
-        for _ in range(TRIES):
+        for _ in range(3 * TRIES):
+            if built >= TRIES:
+                return
             problem.heard = calibrated(problem, known)
             trial = self.visit(under(problem, aim))
-            if trial is None:
+            if trial is None and not last:
                 return
+            if trial is None:  # too noisy, or already there: the noisiest plan above the floor is wanted
+                aim *= FEWER
+                continue
+            built += 1
             known.append(trial)
             problem.pace, problem.unit = trial.plan.seconds, max(stored_bytes(problem, trial.plan.stored), 1)
-            if last and trial.missed is not None and trial.noise > allowed:
-                aim *= HEADROOM
-                continue
-            if abs(trial.quality.sqnr_db - target) < NEAR_DB:
+            if last and trial.missed is not None:
+                aim *= FEWER
+            elif abs(trial.quality.sqnr_db - target) < NEAR_DB:
                 return
 
     def visit(self, chosen: Plan) -> Trial | None:
@@ -460,6 +468,7 @@ class Walk:
         if old is not None:
             self.found.known += 1
             self.remember(old, chosen)
+            self.weighed(old, chosen)
             return Trial(chosen, planning.context.model, old.quality, None, floor(run, old))
         point, total = self.predicted(key, chosen), planning.judge.original.source_bytes
         trial = planning.judged(chosen)
@@ -476,6 +485,7 @@ class Walk:
             told = any(told for _, told in run.chosen.structural)
             delivery = gate(planning.judge, [trial], run.prices, receipt(run), self.say, told=told)
             model = self.measured(point, delivery, total)
+            self.weighed(point, chosen)
         record.add(point, model, self.found.name, external_data=run.recipe.external_data)
         record.save(run.recipe.budget, complete=False, notes=())
         run.prices.save()
@@ -518,6 +528,11 @@ class Walk:
             self.record.load_seconds, self.record.load_bytes = before.seconds, before.peak_bytes
         return delivery.trial.model
 
+    def weighed(self, point: Point, chosen: Plan) -> None:
+        """What is no weight, the unfolding nodes of low-bit codes among it, will take as much in the next plan."""
+        if point.size:
+            self.planning.others = point.size - stored_bytes(self.planning.problem, chosen.stored)
+
     def damage(self, name: str, mode: str) -> float:
         """Of the codes of a weight, as solved."""
         made = self.planning.coder.made
@@ -556,6 +571,10 @@ def score(run: Run, record: Record, say: Progress) -> None:
         unknown = [index for index, point in enumerate(points[:worst]) if point.score is None]
         if not unknown:
             return
+        if worst < len(points):  # where the drop becomes too large is between what passed last and what failed first
+            unknown = [
+                index for index in unknown if index > max((i for i in known if i < worst), default=-1)
+            ] or unknown
         chosen = max(unknown, key=lambda index: (min((abs(index - each) for each in known), default=0), index))
         say("asking the hook")
         path = record.folder / points[chosen].files[0]
@@ -614,19 +633,31 @@ def nothing(run: Run, record: Record, found: Frontier) -> None:
     """No point is left: BudgetError where limits are the reason, a sentence where there is nothing to compress."""
     budget = run.recipe.budget
     asked = [each.name for each in fields(Budget) if each.name != "evals" and getattr(budget, each.name) is not None]
-    tried = [point for point in record.points.values() if point.size]
+    tried = [point for point in record.points.values() if point.sqnr_db is not None]
     if asked and record.points:
         near = ""
         if tried:
-            small = min(tried, key=lambda point: point.share)
-            fast = max(tried, key=lambda point: point.speed or 0.0)
-            near = f"; the smallest has {small.share:.1%} of the size at {small.sqnr_db or 0:.1f} dB, "
-            near += f"the fastest is {fast.speed or 0:.2f} times as fast at {fast.sqnr_db or 0:.1f} dB"
+            small = min(tried, key=lambda point: reached(point)[0])
+            fast = max(tried, key=lambda point: reached(point)[1])
+            close = max(tried, key=lambda point: point.sqnr_db or 0.0)
+            near = f"; {described('smallest', small)}, {described('fastest', fast)}, {described('closest', close)}"
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in asked)
-        raise BudgetError(f"none of {len(record.points)} models holds {flags}{near}; loosen a limit")
+        raise BudgetError(f"none of {len(record.points)} models holds {flags}{near}")
     reasons = [point.rejected for point in record.points.values() if point.rejected]
     why = f": {reasons[0]}" if reasons else ": no float weights that onnxc can store or compute smaller"
     found.notes.append(f"the input is the only point{why}")
+
+
+def reached(point: Point) -> tuple[float, float]:
+    """Share of the bytes and speed-up of a point, predicted where its model was not kept."""
+    share = point.share if point.size else point.predicted_share or 1.0
+    return share, point.speed if point.speed is not None else point.predicted_speed or 1.0
+
+
+def described(what: str, point: Point) -> str:
+    """One of the points that were reached."""
+    share, speed = reached(point)
+    return f"the {what} has {share:.1%} of the bytes, {speed:.2f} times the speed and {point.sqnr_db or 0.0:.1f} dB"
 
 
 def write_pages(found: Frontier, folder: Path, plot: bool | None) -> None:

@@ -99,7 +99,7 @@ def beside_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-RUN = ["recipes.md", "report.md"]
+RUN = ["frontier.md", "recipes.md", "report.md"]
 
 
 @pytest.mark.slow

@@ -1,0 +1,148 @@
+"""The report explains a plan: options, runner-up, and what kept it from going further."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import onnxc
+from onnxc.cost import FLOAT, Prices
+from onnxc.errors import UsageError
+from onnxc.explain import computed, further, runner_up, stored
+from onnxc.judge import Judge
+from onnxc.passes.quantize_static import QuantizeStatic
+from onnxc.passes.store_int8 import StoreInt8
+from onnxc.planner import Plan, Problem, plan
+from onnxc.planning import Attempt
+from onnxc.quality import Quality
+from onnxc.recipe import Budget, Recipe, parse_passes
+from tests.emission import model, node, proposed, samples, weight
+from tests.unpriced import pretend_everything_pays
+
+ROOT = Path(__file__).parents[1]
+
+
+def linears() -> Problem:
+    """x -> MatMul w -> MatMul v: int8 takes a fifth of the time of the first and twice that of the second."""
+    nodes = [node("MatMul", "x w", "a"), node("MatMul", "a v", "y")]
+    proto = model(nodes, {"x": [8, 96]}, {"y": None}, {"w": weight(96, 96), "v": weight(96, 96)})
+    context, found = proposed(proto, samples(2, x=[8, 96]), QuantizeStatic(), StoreInt8())
+    prices = {"a_node": {FLOAT: 1e-3, "static": 2e-4}, "y_node": {FLOAT: 1e-3, "static": 2e-3}}
+    noise = {"static x": 1e-4, "static a": 2e-4, "weight w": 4e-4, "weight v": 8e-4}
+    return Problem(context.sites, found.compute, found.storage, Prices(prices, 3e-3), {}, noise)
+
+
+def test_options_of_a_site_and_what_the_other_would_have_cost() -> None:
+    problem = linears()
+    found = plan(problem)
+    fast, slow = (site for site in problem.found if site.weight is not None)
+    options = computed(problem, found, fast)
+    assert [(each.mode, each.milliseconds, each.chosen) for each in options] == [
+        (FLOAT, 1.0, False),
+        ("static", 0.2, True),
+    ]
+    assert options[1].noise == pytest.approx(1e-4 + (2e-4 if found.compute[fast.name].writes else 0))
+    assert fast.weight is not None
+    formats = stored(problem, found, fast.weight)
+    assert [(each.mode, each.chosen) for each in formats] == [(FLOAT, False), ("int8", True)]
+    assert formats[0].bytes == 96 * 96 * 4
+    assert formats[1].noise == 4e-4
+    other = runner_up(problem, found, fast, options + formats)
+    assert other is not None
+    assert (other.kind, other.mode, other.bytes) == ("compute", FLOAT, 0)  # float32 storage is none of an int8 site's
+    assert other.milliseconds == pytest.approx(0.8)
+    assert other.noise == pytest.approx(-(options[1].noise or 0.0))
+    assert slow.weight is not None
+    other = runner_up(problem, found, slow, computed(problem, found, slow) + stored(problem, found, slow.weight))
+    assert other is not None
+    assert other.mode == "static"
+    assert other.milliseconds == pytest.approx(1.0)
+
+
+def test_a_site_that_would_be_int8_brings_its_codes() -> None:
+    """Everything float: the runner-up of the fast site is int8 with its weight as codes."""
+    problem = linears()
+    fast = next(site for site in problem.found if site.weight is not None)
+    assert fast.weight is not None
+    found = Plan()
+    other = runner_up(problem, found, fast, computed(problem, found, fast) + stored(problem, found, fast.weight))
+    assert other is not None
+    assert other.mode == "static"
+    assert other.bytes < -0.7 * 96 * 96 * 4
+    assert (other.noise or 0.0) >= 1e-4 + 4e-4
+
+
+def test_why_not_further() -> None:
+    problem = linears()
+    best = plan(problem)
+    judge = SimpleNamespace(original=SimpleNamespace(source_bytes=100_000))
+    planning: Any = SimpleNamespace(problem=problem, attempts=[], others=1000, judge=judge)
+    assert "smallest and fastest form that pays" in further(planning, best)
+    assert "no plan that was tried" in further(planning, Plan(seconds=3e-3))
+    missed = "output 'y' has an SQNR of 18.2 dB, below 20 dB"
+    planning.attempts = [Attempt(Plan(seconds=4e-3), 60.0, None, "not ahead"), Attempt(best, 18.2, None, missed)]
+    said = further(planning, Plan(seconds=3e-3))
+    assert said.endswith(f"was not taken: {missed}")
+    share = (1000 + sum(way.bytes for ways in problem.storage.values() for way in ways)) / 100_000
+    assert f"about {share:.1%} of the bytes and {3e-3 / best.seconds:.2f} times as fast" in said
+
+
+def test_the_report_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend_everything_pays(monkeypatch)
+    report = onnxc.optimize(
+        ROOT / "models" / "sklearn_mlp.onnx",
+        tmp_path / "out.onnx",
+        calib=ROOT / "models" / "data" / "sklearn_mlp_calib.npz",
+        recipe=Recipe(Budget(min_sqnr=45.0), parse_passes("quantize-dynamic,store-int8,store-low-bit")),
+        prices=tmp_path / "prices.json",
+    )
+    values = json.loads(report.to_json())
+    assert values["predicted_bytes"] == pytest.approx(values["bytes_after"], rel=0.06)
+    assert values["predicted_sqnr_db"] is not None
+    assert values["further"] in values["sentences"]
+    assert "below 45 dB" in values["further"]
+    rows = [row for row in values["rows"] if row["considered"]]
+    assert len(rows) >= 3
+    for row in rows:
+        chosen = [each for each in row["considered"] if each["chosen"]]
+        assert sorted(each["kind"] for each in chosen) == sorted({each["kind"] for each in row["considered"]})
+        sizes = [each["bytes"] for each in chosen if each["kind"] == "storage"]
+        assert sizes == [row["bytes_after"]]
+        assert row["runner_up"]["specification"]
+
+
+def test_no_call_is_spent_on_what_cannot_pass() -> None:
+    judge = Judge.__new__(Judge)
+    judge.budget, judge.evaluations, judge.failed = Budget(evals=3), 1, (float("-inf"), 0.0)
+    assert judge.saved(Quality(sqnr_db=20.0), 1.0) is None
+    judge.failed = (25.0, 0.5)  # it failed under half of the allowed drop
+    assert judge.saved(Quality(sqnr_db=20.0), 1.0) is None
+    assert "a closer one, with 25.0 dB" in str(judge.saved(Quality(sqnr_db=20.0), 0.5))
+    assert judge.saved(Quality(sqnr_db=30.0), 0.5) is None
+    judge.evaluations = 3
+    assert "all 3 calls of the hook (--evals) are used" in str(judge.saved(Quality(sqnr_db=30.0), 0.5))
+
+
+def test_the_hook_is_called_so_often_at_most(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend_everything_pays(monkeypatch)
+    calls = []
+
+    def hook(session: Any) -> float:
+        calls.append(session)
+        return 1.0 if len(calls) == 1 else 0.5
+
+    arguments: dict[str, Any] = {
+        "calib": ROOT / "models" / "data" / "sklearn_mlp_calib.npz",
+        "prices": tmp_path / "prices.json",
+        "recipe": Recipe(Budget(evals=3), parse_passes("quantize-dynamic,store-int8")),
+    }
+    report = onnxc.optimize(ROOT / "models" / "sklearn_mlp.onnx", tmp_path / "out.onnx", eval=hook, **arguments)
+    assert len(calls) == 3
+    assert not report.changed
+    assert any("(--evals) are used" in note for note in report.notes)
+    with pytest.raises(UsageError, match="--evals bounds the calls of a hook"):
+        onnxc.optimize(ROOT / "models" / "sklearn_mlp.onnx", tmp_path / "out.onnx", **arguments)

@@ -1,0 +1,324 @@
+"""onnxc frontier: which models there are in the end, what goes on after a stop, whose files are touched."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import combinations, pairwise
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from xml.etree import ElementTree as ET
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+
+from onnxc import cli
+from onnxc import frontier as module
+from onnxc.errors import BudgetError, MissingExtraError, RecipeError, UsageError
+from onnxc.frontier import Frontier, Point, Record, frontier, score, select, targets
+from onnxc.judge import Judge
+from onnxc.planning import Planning
+from onnxc.recipe import Budget, Recipe, load_recipe, parse_evals, parse_passes, presets
+from tests.unpriced import pretend_everything_pays
+
+ROOT = Path(__file__).parents[1]
+MODEL = ROOT / "models" / "sklearn_mlp.onnx"
+CALIB = ROOT / "models" / "data" / "sklearn_mlp_calib.npz"
+HOOK = f"{ROOT / 'models' / 'evaluate.py'}:quality_sklearn_mlp"
+PASSES = "quantize-dynamic,store-int8,store-float16,store-low-bit"
+WORDS = ["--calib", str(CALIB), "--passes", PASSES, "--min-sqnr", "24"]
+
+
+def recipe(**limits: Any) -> Recipe:
+    return Recipe(Budget(**({"min_sqnr": 24.0} | limits)), passes=parse_passes(PASSES))
+
+
+def run(folder: Path, wanted: Recipe | None = None, **more: Any) -> Frontier:
+    more = {"plot": False, "prices": folder.parent / "prices.json"} | more
+    return frontier(MODEL, folder, calib=CALIB, recipe=wanted or recipe(), **more)
+
+
+def noting(patch: pytest.MonkeyPatch) -> list[object]:
+    """Nothing is timed, and targets are few; the keys of the plans that are built, in order."""
+    pretend_everything_pays(patch)
+    patch.setattr(module, "LADDER_DB", (60.0, 35.0))
+    patch.setattr(module, "TRIES", 2)
+    built, judged = list[object](), Planning.judged
+
+    def noted(self: Planning, plan: Any) -> Any:
+        built.append(plan.key)
+        return judged(self, plan)
+
+    patch.setattr(Planning, "judged", noted)
+    return built
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    return noting(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Frontier, list[object]]:
+    """A folder with a frontier, and the plans that were built for it."""
+    with pytest.MonkeyPatch.context() as patch:
+        built = noting(patch)
+        folder = tmp_path_factory.mktemp("frontier") / "out"
+        return folder, run(folder), built
+
+
+@pytest.fixture
+def again(whole: tuple[Path, Frontier, list[object]], tmp_path: Path, calls: list[object]) -> Path:
+    """A copy of that folder."""
+    shutil.copy(whole[0].parent / "prices.json", tmp_path / "prices.json")
+    assert not calls
+    return shutil.copytree(whole[0], tmp_path / "out")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def models(folder: Path) -> set[str]:
+    return {path.name for path in folder.glob("*.onnx")}
+
+
+def test_models_from_almost_lossless_to_the_floor(whole: tuple[Path, Frontier, list[object]]) -> None:
+    folder, found, built = whole
+    assert len(found.points) >= 3
+    sizes, noises = [p.size for p in found.points], [p.sqnr_db or 0.0 for p in found.points]
+    assert sizes == sorted(sizes, reverse=True)
+    assert all(second < 0.98 * first for first, second in pairwise(sizes))  # another model is worth it
+    assert noises == sorted(noises, reverse=True)  # equally fast: what is smaller is noisier
+    assert noises[0] > 45
+    assert 24 <= noises[-1] < 40
+    assert {p.files[0] for p in found.points} == models(folder)
+    feed = {"X": np.load(CALIB)["X"][:16]}
+    wanted = onnxruntime.InferenceSession(MODEL).run(None, feed)[-1]
+    errors = []
+    for point in found.points:
+        path = folder / point.files[0]
+        assert path.stat().st_size == point.size
+        assert point.files[0] == f"sklearn_mlp-{100 * point.size / MODEL.stat().st_size:.1f}.onnx"
+        assert json.loads({p.key: p.value for p in onnx.load(path).metadata_props}["onnxc"])["seed"] == 0
+        errors.append(np.abs(onnxruntime.InferenceSession(path).run(None, feed)[-1] - wanted).max())
+    assert errors[0] < 1e-2 * np.abs(wanted).max()
+    assert errors[-1] > errors[0]
+    shares = [p.share for p in found.points]
+    assert [p.predicted_share for p in found.points] == pytest.approx(shares, rel=0.06)  # nodes count in 400 KB
+    assert len(built) == found.built == len(set(map(repr, built)))
+
+
+def test_tables_tell_the_same(tmp_path: Path, calls: list[object]) -> None:
+    folder = tmp_path / "out"
+    found = run(folder, eval=HOOK)
+    rows = list(csv.DictReader((folder / "frontier.csv").read_text().splitlines()))
+    told = [(row["file"], int(row["size"]), float(row["score"]), float(row["drop"])) for row in rows]
+    assert told == [(p.files[0], p.size, p.score, found.drop(p)) for p in found.points]
+    assert found.score == 0.98
+    assert all(0.9 < (p.score or 0.0) <= 1 for p in found.points)
+    for better, worse in combinations(found.points, 2):  # largest first, all equally fast
+        assert (better.score or 0.0) >= min(worse.score or 0.0, found.score)
+    assert calls
+    page = (folder / "frontier.html").read_text(encoding="utf-8")
+    assert "prefers-color-scheme: dark" in page
+    assert not any(word in page for word in ("http:", "https:", "<script", "<link", "@import", "url("))
+    picture = ET.fromstring(page[page.index("<svg") : page.index("</svg>") + 6])
+    titles = [each.text or "" for each in picture.iter("title")]
+    assert [title.splitlines()[0] for title in titles] == [f"model: {p.files[0]}" for p in found.points]
+    assert page.count('<tr id="row-') == len(found.points) + 1  # and the input
+
+
+def test_a_run_that_was_stopped_goes_on(
+    whole: tuple[Path, Frontier, list[object]], tmp_path: Path, calls: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped after two points, then again to its end: the same files as of one run, no point built twice."""
+    shutil.copy(whole[0].parent / "prices.json", tmp_path / "prices.json")
+    original = Judge.trial
+
+    def stopping(self: Judge, *arguments: Any) -> Any:
+        if len(calls) > 3:
+            raise KeyboardInterrupt
+        return original(self, *arguments)
+
+    monkeypatch.setattr(Judge, "trial", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "out")
+    assert models(tmp_path / "out")
+    calls.clear()
+    monkeypatch.setattr(Judge, "trial", original)
+    found = run(tmp_path / "out")
+    assert calls == [whole[2][0], *whole[2][3:]]  # the first is what sensitivities are measured beside
+    assert found.known == 2
+    for name, content in contents(whole[0]).items():
+        if name.endswith((".onnx", ".csv")):
+            assert contents(tmp_path / "out")[name] == content, name
+    assert models(tmp_path / "out") == models(whole[0])
+
+
+def test_a_finished_run_builds_nothing(whole: tuple[Path, Frontier, list[object]], again: Path) -> None:
+    before = contents(again)
+    assert run(again).points == whole[1].points
+    assert contents(again) == before
+
+
+def test_what_is_not_ours_stays(whole: tuple[Path, Frontier, list[object]], again: Path, calls: list[object]) -> None:
+    (again / "notes.txt").write_text("mine")
+    name = whole[1].points[-1].files[0]
+    (again / name).write_bytes(b"changed by its owner")
+    found = run(again)
+    assert len(calls) == 2  # the first plan, and the one whose file is another now
+    assert (again / name).read_bytes() == b"changed by its owner"
+    assert (again / "notes.txt").read_text() == "mine"
+    assert found.points[-1].files[0] != name
+    assert found.points[-1].size == whole[1].points[-1].size
+
+
+def test_a_stricter_floor_takes_away(whole: tuple[Path, Frontier, list[object]], again: Path) -> None:
+    found = run(again, recipe(min_sqnr=38.0))
+    kept = {p.files[0] for p in whole[1].points if (p.sqnr_db or 0.0) >= 38}
+    assert kept
+    assert kept <= {p.files[0] for p in found.points} == models(again)
+    assert all((p.sqnr_db or 0.0) >= 38 for p in found.points)
+
+
+def test_folders_that_cannot_be_used(tmp_path: Path, calls: list[object]) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="is a file; name a folder"):
+        run(tmp_path / "file")
+    with pytest.raises(UsageError, match="cannot be made: No such file"):
+        run(tmp_path / "none" / "out")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "frontier.csv").write_text("a,b")
+    with pytest.raises(UsageError, match="was not made by onnxc frontier"):
+        run(tmp_path / "other")
+    (tmp_path / "odd").mkdir()
+    (tmp_path / "odd" / "frontier.json").write_text("[]")
+    with pytest.raises(UsageError, match="was not made by this onnxc frontier"):
+        run(tmp_path / "odd")
+    with pytest.raises(UsageError, match="does not train"):
+        run(tmp_path / "out", Recipe(recover=1.0))
+    assert not calls
+
+
+def test_another_model_needs_another_folder(again: Path) -> None:
+    before = contents(again)
+    with pytest.raises(UsageError, match="another model, other data or other options; name another folder"):
+        run(again, replace(recipe(), seed=1))
+    assert contents(again) == before
+
+
+def test_limits_that_no_model_holds(tmp_path: Path, calls: list[object]) -> None:
+    with pytest.raises(
+        BudgetError, match=r"none of \d+ models holds --size, --min-sqnr; the smallest has .* dB, the c"
+    ):
+        run(tmp_path / "out", recipe(size=0.01, min_sqnr=40.0))
+    assert not models(tmp_path / "out")
+    assert calls
+
+
+def test_on_the_terminal(again: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["frontier", str(MODEL), str(again), *WORDS, "--no-plot", "--prices", str(again.parent / "prices.json")]
+    assert cli.main(words) == 0
+    page = capsys.readouterr().out
+    assert "sklearn_mlp (the input)" in page
+    assert "0 built" in page
+    assert cli.main([*words, "--json"]) == 0
+    values = json.loads(capsys.readouterr().out)
+    assert all(each["file"] in page for each in values["points"])
+    assert cli.main([*words, "--passes", "store-int8"]) == 2
+    assert "name another folder" in capsys.readouterr().err
+
+
+def test_the_picture_is_optional(again: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "matplotlib", None)
+        with pytest.raises(MissingExtraError, match=r"pip install 'onnxc\[plot\]'"):
+            run(again, plot=True)
+        found = run(again, plot=None)
+        assert not (again / "frontier.png").exists()
+        assert any("pip install 'onnxc[plot]'" in note for note in found.notes)
+    pytest.importorskip("matplotlib")
+    assert "frontier.png" in run(again, plot=True).files
+    assert (again / "frontier.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_targets_end_at_the_floor() -> None:
+    assert targets(10.0)[0] == 60.0
+    assert targets(10.0)[-2:] == [13.0, 10.0]
+    assert targets(22.0)[-2:] == [25.0, 22.0]
+    assert targets(70.0) == [70.0]
+
+
+def scoring(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scores: Sequence[float], budget: Budget
+) -> tuple[list[int], list[int]]:
+    """The order in which points of falling SQNR are asked for, and which are left."""
+    order = list[int]()
+    monkeypatch.setattr(module, "Session", lambda path, options: int(Path(path).stem))
+
+    def hook(session: int) -> float:
+        order.append(session)
+        return scores[session]
+
+    record = Record(tmp_path, "run")
+    for index in range(len(scores)):
+        (tmp_path / f"{index}.onnx").write_bytes(bytes([index]))
+        point = Point(str(index), [f"{index}.onnx"], size=1000 - 100 * index, share=1 - index / 10, speed=2.0)
+        point.sqnr_db, point.digest = 60.0 - 5 * index, module.digest(tmp_path, point.files)
+        record.points[point.key] = point
+    judge = SimpleNamespace(evaluation=hook, evaluations=1, budget=budget, options=None, score=1.0)
+    run: Any = SimpleNamespace(
+        judge=judge, recipe=Recipe(budget), samples=SimpleNamespace(generated=False), notes=[], prices=None
+    )
+    score(run, record, lambda message: None)
+    select(run, record)
+    return order, sorted(int(key) for key, point in record.points.items() if point.files)
+
+
+def test_calls_of_the_hook_go_where_they_tell_most(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    order, left = scoring(tmp_path, monkeypatch, [1.0] * 9, Budget(evals=5))
+    assert order == [8, 0, 4, 6]  # one of the five was the input's
+    assert left == list(range(9))
+
+
+def test_a_bounded_hook_finds_the_drop_by_halving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = [1.0, 1.0, 0.999, 0.995, 0.99, 0.985, 0.97, 0.9, 0.5]
+    order, left = scoring(tmp_path, monkeypatch, scores, Budget(evals=6, max_drop=0.01))
+    assert order == [8, 0, 4, 6, 5]
+    assert left == [0, 1, 2, 3, 4]
+    assert not (tmp_path / "5.onnx").exists()
+
+
+def test_a_better_score_beats_a_better_sqnr(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    order, left = scoring(tmp_path, monkeypatch, [0.98, 0.97, 0.99, 1.5, 0.9], Budget())
+    assert sorted(order) == [0, 1, 2, 3, 4]
+    assert left == [3, 4]  # smaller, as fast and better than all before it
+
+
+def test_recipes_come_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert set(presets()) == {"browser", "download", "edge", "server"}
+    assert load_recipe("download").budget == Budget(speed=0.95, max_load_time=3.0)
+    assert load_recipe("server").ops == "ort"
+    assert load_recipe("edge").threads == 1
+    assert "store-low-bit" not in {request.name for request in load_recipe("edge").passes or ()}
+    assert load_recipe("browser").passes is None
+    with pytest.raises(RecipeError, match="no recipe is called 'brwser'; did you mean 'browser'"):
+        load_recipe("brwser")
+    monkeypatch.chdir(tmp_path)
+    Path("edge").write_text("threads = 2")
+    assert load_recipe("edge").threads == 2  # a file of that name is the user's own
+
+
+def test_the_number_of_calls_is_read() -> None:
+    assert parse_evals("12") == 12
+    for text in ("1", "-3", "many", "2.5"):
+        with pytest.raises(UsageError, match="write 2 or more"):
+            parse_evals(text)
