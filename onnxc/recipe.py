@@ -199,7 +199,9 @@ def preset(name: str) -> str:
     """The text of a recipe that comes with onnxc; RecipeError naming those there are."""
     known = presets()
     if name not in known:
-        raise RecipeError(f"no recipe is called '{name}'{did_you_mean(name, list(known), 'there are')}; or give a .toml file")
+        raise RecipeError(
+            f"no recipe is called '{name}'{did_you_mean(name, list(known), 'there are')}; or give a .toml file"
+        )
     return known[name]
 
 
