@@ -404,20 +404,23 @@ def run_frontier(parsed: argparse.Namespace) -> int:
     from onnxc.progress import Progress
 
     wanted = recipe(parsed)
-    with Progress(quiet=parsed.quiet) as progress:
-        made = frontier(
-            parsed.input,
-            parsed.output,
-            calib=parsed.calib,
-            eval=parsed.eval,
-            recipe=wanted,
-            shapes=dict(parsed.shape or ()),
-            batch=parsed.batch,
-            prices=parsed.prices,
-            fresh=parsed.fresh,
-            plot=parsed.plot,
-            progress=progress,
-        )
+    try:
+        with Progress(quiet=parsed.quiet) as progress:
+            made = frontier(
+                parsed.input,
+                parsed.output,
+                calib=parsed.calib,
+                eval=parsed.eval,
+                recipe=wanted,
+                shapes=dict(parsed.shape or ()),
+                batch=parsed.batch,
+                prices=parsed.prices,
+                fresh=parsed.fresh,
+                plot=parsed.plot,
+                progress=progress,
+            )
+    except KeyboardInterrupt:
+        return complain("interrupted; the same command goes on from here", INTERRUPTED, parsed.debug)
     if parsed.json:
         import json
 

@@ -237,6 +237,26 @@ def test_on_the_terminal(again: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert "name another folder" in capsys.readouterr().err
 
 
+def test_ctrl_c_says_how_to_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(*_: Any, **__: Any) -> Frontier:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "frontier", stopped)
+    assert cli.main(["frontier", str(MODEL), str(tmp_path / "out")]) == 130
+    assert "the same command goes on from here" in capsys.readouterr().err
+
+
+def test_nothing_to_compress(tmp_path: Path, calls: list[object]) -> None:
+    trees = ROOT / "models" / "lightgbm_trees.onnx"
+    found = frontier(trees, tmp_path / "out", prices=tmp_path / "prices.json", plot=False)
+    assert not found.points
+    assert not calls
+    assert any("the input is the only point: no float weights" in note for note in found.notes)
+    assert "the input is the only point" in (tmp_path / "out" / "frontier.html").read_text(encoding="utf-8")
+
+
 def test_the_picture_is_optional(again: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "matplotlib", None)
