@@ -207,7 +207,11 @@ def frontier(
         missing = sum(1 for point in candidates(run, record) if point.score is None)
         if missing and wanted.budget.evals is not None:
             run.notes.append(f"{missing} models have no score: all {wanted.budget.evals} calls of the hook are used")
-        record.save(wanted.budget, complete=True, notes=run.notes)
+        held = within_limits(run, record)
+        record.save(wanted.budget, complete=bool(held) or not record.points, notes=run.notes)
+        if not held:
+            nothing(run, record)
+            record.save(wanted.budget, complete=True, notes=run.notes)
     found.points = sorted((p for p in record.points.values() if p.files), key=lambda point: -point.size)
     found.load_seconds, found.load_bytes, found.notes = record.load_seconds, record.load_bytes, record.notes
     measured = next((point for point in found.points if point.speed and point.seconds), None)
@@ -215,8 +219,6 @@ def frontier(
         found.seconds = measured.speed * measured.seconds
     prices_of_run.save()
     write_pages(found, place, plot)
-    if not found.points:
-        nothing(run, record, found)
     return found
 
 
@@ -265,6 +267,7 @@ class Record:
     def __init__(self, folder: Path, identity: str, *, fresh: bool = False) -> None:
         self.folder, self.identity, self.fresh = folder, identity, fresh
         self.points: dict[str, Point] = {}
+        self.before = set[str]()
         self.complete: dict[str, Any] | None = None
         self.notes: list[str] = []
         self.load_seconds: float | None = None
@@ -278,6 +281,7 @@ class Record:
             self.complete = values["budget"] if values["complete"] else None
             self.load_seconds, self.load_bytes = values["load_seconds"], values["load_bytes"]
             self.points = {each["key"]: Point(**each) for each in values["points"]}
+            self.before = {point.key for point in self.points.values() if point.files}
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UsageError(f"'{path}' was not made by this onnxc frontier; name another folder") from error
         if theirs != identity:
@@ -591,27 +595,33 @@ def too_low(run: Run, point: Point) -> bool:
     return relative_drop(before, point.score) > allowed * point.allowed_share + 1e-12
 
 
-def select(run: Run, record: Record) -> None:
-    """Leave the points that hold every limit and that no other one beats; the files of the others go."""
-    budget, kept = run.recipe.budget, list[Point]()
-    points = candidates(run, record)
+def within_limits(run: Run, record: Record) -> list[Point]:
+    """The points that hold every floor and limit."""
+    budget, points = run.recipe.budget, candidates(run, record)
     failing = {point.key for point in points if too_low(run, point)}
     if budget.max_drop is not None and run.judge.score is not None:  # what has no score counts as what lies below it
         for index, point in enumerate(points):
             below = next((p for p in points[index:] if p.score is not None), None)
-            if point.score is None and (below is None or below.key in failing):
+            if point.score is None and below is not None and below.key in failing:
+                failing.add(point.key)
+            if point.score is None and below is None and any(p.score is not None for p in points):
                 failing.add(point.key)
     within = [p for p in points if p.key not in failing]
     within = [p for p in within if budget.size is None or p.share <= budget.size]
-    within = [p for p in within if budget.speed is None or (p.speed or 0.0) >= budget.speed]
+    return [p for p in within if budget.speed is None or (p.speed or 0.0) >= budget.speed]
+
+
+def select(run: Run, record: Record) -> None:
+    """Leave the points that hold every limit and that no other one beats; the files of the others go."""
+    within, kept = within_limits(run, record), list[Point]()
     everywhere = all(point.score is not None for point in within)
     for point in sorted(within, key=lambda p: worth(p, run.judge.score if everywhere else None), reverse=True):
         better = next((other for other in kept if beats(other, point)), None)
         point.beaten_by = better.key if better is not None else None
         if better is None:
             kept.append(point)
-    for point in record.points.values():
-        if point not in kept and point.files:
+    for point in record.points.values():  # limits that nothing holds take no model away that was there before
+        if point not in kept and point.files and (kept or point.key not in record.before):
             record.discard(point)
 
 
@@ -629,7 +639,7 @@ def beats(better: Point, point: Point) -> bool:
     return point.size > SMALLER * better.size and not slower
 
 
-def nothing(run: Run, record: Record, found: Frontier) -> None:
+def nothing(run: Run, record: Record) -> None:
     """No point is left: BudgetError where limits are the reason, a sentence where there is nothing to compress."""
     budget = run.recipe.budget
     asked = [each.name for each in fields(Budget) if each.name != "evals" and getattr(budget, each.name) is not None]
@@ -645,7 +655,7 @@ def nothing(run: Run, record: Record, found: Frontier) -> None:
         raise BudgetError(f"none of {len(record.points)} models holds {flags}{near}")
     reasons = [point.rejected for point in record.points.values() if point.rejected]
     why = f": {reasons[0]}" if reasons else ": no float weights that onnxc can store or compute smaller"
-    found.notes.append(f"the input is the only point{why}")
+    run.notes.append(f"the input is the only point{why}")
 
 
 def reached(point: Point) -> tuple[float, float]:

@@ -224,6 +224,14 @@ def test_limits_that_no_model_holds(tmp_path: Path, calls: list[object]) -> None
     assert calls
 
 
+def test_limits_that_no_model_holds_take_none_away(again: Path) -> None:
+    before = models(again)
+    with pytest.raises(BudgetError, match="none of"):
+        run(again, recipe(size=0.01))
+    assert models(again) == before
+    assert {p.files[0] for p in run(again).points} == before
+
+
 def test_on_the_terminal(again: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["frontier", str(MODEL), str(again), *WORDS, "--no-plot", "--prices", str(again.parent / "prices.json")]
     assert cli.main(words) == 0
