@@ -26,6 +26,25 @@ def second_moment(rows: Matrix) -> Matrix:
     return np.asarray(rows.T @ rows / max(len(rows), 1), np.float32)
 
 
+def shrunk_moment(rows: Matrix) -> Matrix:
+    """H = E[x xT] as far as rows [R, K] tell it: drawn towards its diagonal by as much as they leave it uncertain.
+
+    With few rows products of different inputs are mostly chance, and a solver that trusts them fits the samples, not
+    the model. Ledoit and Wolf, "A well-conditioned estimator for large-dimensional covariance matrices" (2004).
+    """
+    count = len(rows)
+    moment = second_moment(rows)
+    diagonal = np.diagonal(moment).astype(np.float64)
+    off = float((moment.astype(np.float64) ** 2).sum() - (diagonal**2).sum())
+    squares = rows.astype(np.float64) ** 2
+    fourth = float((squares.sum(1) ** 2).sum() - (squares**2).sum())
+    chance = max(fourth / max(count, 1) - off, 0.0) / max(count, 1)
+    share = np.float32(np.clip(chance / off, 0.0, 1.0)) if off > 0 else np.float32(1.0)
+    moment *= 1 - share
+    np.fill_diagonal(moment, diagonal)
+    return moment
+
+
 @dataclass(frozen=True)
 class Factor:
     """What GPTQ needs of the inputs; sites that read one tensor share it.

@@ -96,10 +96,14 @@ class Judge:
         a model that does not run although the original does misses every floor.
 
         Args:
-            share: of the allowed drop of the score that the model may use.
+            share: of the allowed drop of the score that the model may use. Below 1 no more than the allowed drop of the
+                answers on the samples may change either: a score on few items says little.
         """
-        allowed = self.budget.max_drop if self.budget.max_drop is not None else FLOOR_DROP
-        budget = replace(self.budget, max_drop=allowed * share) if self.evaluation is not None else self.budget
+        allowed, budget = self.budget.max_drop if self.budget.max_drop is not None else FLOOR_DROP, self.budget
+        if share < 1 and budget.min_agreement is None and not self.samples.generated:
+            budget = replace(budget, min_agreement=1 - allowed)
+        if self.evaluation is not None:
+            budget = replace(budget, max_drop=allowed * share)
         try:
             session = Session(model, self.options)
             quality = self.reference.judge(session)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxc.gptq import Factor, factorize, second_moment
+from onnxc.gptq import Factor, factorize, shrunk_moment
 from onnxc.model import Constant, Tensor
 from onnxc.observe import Observations, recurrent_key, rows_key
 from onnxc.sites import Site, Sites, Weight, clip_range
@@ -100,7 +100,7 @@ def moment_of(site: Site, seen: Observations) -> Moments | None:
     if site.name in seen.moments:
         return seen.moments[site.name]
     rows = seen.rows_of(site)
-    return second_moment(rows)[None] if rows is not None else None
+    return shrunk_moment(rows)[None] if rows is not None else None
 
 
 def assumed_moment(site: Site) -> Moments | None:
