@@ -35,6 +35,7 @@ class Coder:
         self.context = context
         self.made: dict[tuple[str, str, bool], Codes] = {}
         self.damages: dict[str, dict[str, float]] = {}
+        self.known: dict[tuple[str, str], float] = {}
         self.overflowing: set[str] = set()
         self.factors = Factors(context.sites, context.observations)
         self.weights = {weight.name: weight for weight in context.sites.weights}
@@ -98,23 +99,15 @@ class Coder:
                 self.damages[name] = estimated(
                     self.weights[name], self.values(name), self.context, self.factors, formats
                 )
-            damages = {mode: self.solved_damage(name, mode, value) for mode, value in self.damages[name].items()}
+            damages = {mode: self.known.get((name, mode), value) for mode, value in self.damages[name].items()}
             base = max(damages[self.probed(name)], 1e-30)
             found[name] = {mode: value / base for mode, value in damages.items()}
         return found
 
-    def solved_damage(self, name: str, mode: str, estimate: float) -> float:
-        """The damage of the codes where they are made, the estimate where they are not."""
-        for narrow in (True, False):
-            codes = self.made.get((name, mode, narrow))
-            if codes is not None and np.isfinite(codes.damage):
-                self.damages[name][mode] = codes.damage
-                return codes.damage
-        return estimate
-
     def probe(self, names: Collection[str], sites: Collection[str]) -> dict[str, Codes]:
         """The codes with which the noise of each weight is measured: as they are at run time, not packed."""
         made = self.of({name: self.probed(name) for name in names}, sites)
+        self.learn(made, {name: self.probed(name) for name in names})
         return {name: replace(codes, packed=None) for name, codes in made.items()}
 
     def saturates(self, site: Site, codes: Codes) -> bool:
@@ -151,6 +144,13 @@ class Coder:
             for name in self.in_order([name for name, mode in stored.items() if mode != HALF])
         }
 
-    def forget(self, stored: Mapping[str, str]) -> None:
-        """Drop the codes that the plan ``stored`` does not use: a search tries many."""
+    def learn(self, made: Mapping[str, Codes], stored: Mapping[str, str]) -> None:
+        """From now on the true damage of these codes counts, not the estimate."""
+        for name, codes in made.items():
+            if np.isfinite(codes.damage):
+                self.known[name, stored[name]] = codes.damage
+
+    def settle(self, stored: Mapping[str, str], sites: Collection[str]) -> None:
+        """Learn from the codes of a plan that was tried, and drop all others: a search tries many."""
+        self.learn(self.of(stored, sites), stored)
         self.made = {key: codes for key, codes in self.made.items() if stored.get(key[0]) == key[1]}

@@ -10,11 +10,12 @@ absorbed: a channel that is never below c > 0 sends c through the next layer's b
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxc.data import Sample
 from onnxc.model import Constant, Model
 from onnxc.observe import channel_ranges
 from onnxc.rewrite import Context, Level
@@ -87,13 +88,15 @@ def balance(seam: Seam) -> Vector:
     return np.clip(found, 1 / LARGEST_FACTOR, LARGEST_FACTOR)
 
 
-def seam_ranges(context: Context, pairs: list[Seam]) -> Ranges:
-    """What calibration data says of the seams' tensors and of the clips before them, per channel; empty without."""
+def seam_ranges(context: Context, pairs: list[Seam], samples: Iterable[Sample] | None = None) -> Ranges:
+    """What calibration data, or ``samples`` of it, says of the seams' tensors and clips, per channel;
+    empty without.
+    """
     if context.samples is None or context.samples.generated:
         return {}
     wanted = {seam.name: start(seam.sites[0], seam.channels) for seam in pairs}
     wanted |= {node.outputs[0].name: order for seam in pairs for node, order in seam.clips}
-    return channel_ranges(context.model, context.samples, wanted, context.options)
+    return channel_ranges(context.model, samples or context.samples, wanted, context.options)
 
 
 def within_clips(seam: Seam, factors: Vector, ranges: Ranges, *, relative: bool = False) -> Vector:

@@ -74,6 +74,7 @@ class Problem:
         ratios: weight name -> format -> its noise over the measured one.
         heard: how much of the noise of activations and of weights arrives when all of it comes together, from trials.
         byte_price, time_price: what bytes and time count; 1 each where none is limited.
+        limited: the price of what is limited that the last plan under limits was found with.
         most_bytes: of all weights, and most_seconds: of a run, where a limit is given.
         load_price: what a second of loading counts beside all bytes.
         unit: the bytes that count as much as ``pace`` seconds; see smallest_bytes().
@@ -96,6 +97,7 @@ class Problem:
     load_price: float = 0.1
     unit: int | None = None
     pace: float | None = None
+    limited: float = 1.0
     most_bytes: float | None = None
     most_seconds: float | None = None
 

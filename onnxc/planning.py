@@ -120,9 +120,9 @@ class Planning:
         size = self.judge.budget.size
         if size is not None and self.problem.most_bytes is None:
             self.problem.most_bytes = max(size * self.judge.original.source_bytes * TIGHT - self.others, 1.0)
+        self.coder.settle(plan.stored, plan.compute)
         if self.problem.ratios:
             self.problem.ratios = self.coder.noise_ratios()  # with the true damage of what was solved
-        self.coder.forget(plan.stored)
         return trial
 
     def sensitivities(self, first: Trial) -> None:

@@ -27,7 +27,7 @@ FARTHER, FEWER, FEWEST, LESS = 3.0, 0.75, 0.25, 0.9  # steps of the noise aimed 
 CLOSE = 0.97  # of the best plan's worth: a smaller gain is not worth another trial
 FACTORS, RECENT = 4, 0.6  # calibration: factors up to 2^4, and what a trial counts beside the one after it
 REPAIRS, LOUDEST = 24, 12
-STEP, STEPS, LEAST, MOST, NEAR = 1.6, 40, 1e-4, 1e6, 0.985  # of the prices of bytes and time under limits
+STEP, HALVINGS, LEAST, MOST = 8.0, 4, 1e-9, 1e9  # of the price of what is limited
 
 
 NOTHING = Model.load(helper.make_model(helper.make_graph([], "nothing", [], [])))
@@ -244,37 +244,34 @@ def within(problem: Problem, price: float) -> Plan:
     """The plan for a price of noise that holds the limits of size and speed, if any does.
 
     What is limited counts as little as the limit allows: of a size limit alone the fastest plan is wanted, of a speed
-    limit alone the smallest, of both the least noisy. The problem keeps the last prices: the next ones are near.
+    limit alone the smallest, of both the least noisy. The problem keeps the last price: the next one is near.
     """
     if problem.most_bytes is None and problem.most_seconds is None:
         return plan(problem, price)
 
-    def excess(found: Plan) -> tuple[float, float]:
-        size = stored_bytes(problem, found.stored) / problem.most_bytes if problem.most_bytes else 0.0
-        return size, found.seconds / problem.most_seconds if problem.most_seconds else 0.0
+    def at(limited: float) -> Plan:
+        prices = (limited if problem.most_bytes else 1.0, limited if problem.most_seconds else 1.0)
+        loading = problem.load_price * limited
+        return plan(replace(problem, byte_price=prices[0], time_price=prices[1], load_price=loading), price)
 
-    found, held = plan(problem, price), None
-    for _ in range(STEPS):
-        size, slow = excess(found)
-        if size <= 1 and slow <= 1:
-            held = found
-            cheaper = (
-                problem.byte_price / STEP if problem.most_bytes else 1.0,
-                problem.time_price / STEP if problem.most_seconds else 1.0,
-            )
-            if max(cheaper) < LEAST or max(size, slow) > NEAR:
-                break
-            tried = plan(replace(problem, byte_price=cheaper[0], time_price=cheaper[1]), price)
-            if max(excess(tried)) > 1:
-                break
-            problem.byte_price, problem.time_price, found = *cheaper, tried
-            continue
-        if held is not None or max(problem.byte_price, problem.time_price) > MOST:
-            break
-        problem.byte_price *= STEP if size > 1 else 1.0
-        problem.time_price *= STEP if slow > 1 else 1.0
-        found = plan(problem, price)
-    return held or found
+    low = high = problem.limited
+    found = at(high)
+    if fits(problem, found):
+        while low > LEAST and fits(problem, lesser := at(low / STEP)):
+            low, found = low / STEP, lesser
+        low, high = low / STEP, low
+    else:
+        while high < MOST and not fits(problem, found):
+            low, high = high, high * STEP
+            found = at(high)
+    for _ in range(HALVINGS):
+        middle = math.sqrt(low * high)
+        if fits(problem, tried := at(middle)):
+            high, found = middle, tried
+        else:
+            low = middle
+    problem.limited = high
+    return found
 
 
 def noisiest(problem: Problem, current: Plan) -> list[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -91,7 +91,7 @@ def unfold(model: Model, node: Node, weight: Constant, length: int) -> None:
     def sizes(part: str, *values: int) -> Tensor:
         return model.constant(f"{name}_{part}", np.asarray(values, np.int64))
 
-    def made(operator: str, inputs: Sequence[Tensor], part: str, **attributes: object) -> Tensor:
+    def made(operator: str, inputs: Sequence[Tensor], part: str, **attributes: Any) -> Tensor:
         return model.insert(operator, inputs, [f"{name}_{part}"], **attributes).outputs[0]
 
     frames, reached = node.inputs[0], (length - kernel) // stride * stride + kernel

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from onnxc.coder import Coder
 from onnxc.cost import Prices
 from onnxc.judge import build
 from onnxc.kernels import leftover_weights, operators
 from onnxc.model import Model
 from onnxc.observe import Observations, observe
 from onnxc.planner import Plan, plan
-from onnxc.coder import Coder
 from onnxc.propose import Proposals, collect
 from onnxc.recipe import Recipe
 from onnxc.rewrite import Context, LossyPass

@@ -23,8 +23,8 @@ LAYERS = """
     equalization smoothing bias_correction
     pruning pruning_jobs cost sensitivity saturation exactness factoring matrices convolutions
     seams convergence hqq descent
-    solve coupling owners sparse_tensors sparse_packing rewrite moments gptq encoding packing grids formats observe sites
-    shapes low_rank kernel_rank sequential
+    solve coupling owners sparse_tensors sparse_packing rewrite moments gptq encoding packing grids formats observe
+    sites shapes low_rank kernel_rank sequential
     validate
     charts
     report tables

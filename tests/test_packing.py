@@ -6,13 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from onnx import TensorProto, numpy_helper
 
 from onnxc.encoding import Codes, stored_bytes
 from onnxc.formats import INT8, Format, parse_format
 from onnxc.gptq import factorize, gptq
 from onnxc.grids import make_grid
-from onnxc.judge import build
 from onnxc.model import Model
 from onnxc.packing import layout_of, packed, possible
 from onnxc.rewrite import Rewriter

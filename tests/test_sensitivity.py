@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from onnxc.coder import Coder
 from onnxc.passes.quantize_dynamic import QuantizeDynamic
 from onnxc.passes.quantize_embedding import QuantizeEmbedding
 from onnxc.passes.quantize_static import QuantizeStatic
 from onnxc.passes.store_int8 import StoreInt8
-from onnxc.coder import Coder
 from onnxc.sensitivity import Meter, activation_key, build_probe, measure, power, weight_key
 from onnxc.session import Options, Session
 from tests.emission import Sample, emitted, model, node, proposed, random, samples, weight

@@ -93,7 +93,7 @@ def test_a_limit_of_size_is_kept_with_the_least_noise(size: float, tmp_path: Pat
     report = optimized("vision_transformer", None, tmp_path / "out.onnx", budget=onnxc.Budget(size=size, min_sqnr=8))
     share = report.bytes_after / report.bytes_before
     assert 0.8 * size < share <= size
-    assert sqnr(report) > (30 if size == 0.25 else 8)
+    assert sqnr(report) > (28 if size == 0.25 else 18)
 
 
 def test_without_data_weights_keep_eight_bits(tmp_path: Path) -> None:
@@ -115,7 +115,7 @@ def test_scales_of_few_levels_clip_what_costs_least() -> None:
     importance = np.ones((1, 256), np.float32)
     _, few = make_grid(matrix, onnxc_format(16), importance, 127)
     _, many = make_grid(matrix, INT8, importance, 127)
-    assert (few * 8 < 5).all()
+    assert (few * 8 < 5.5).all()
     assert (many * 127 > 5.99).all()
 
 
