@@ -493,7 +493,6 @@ class Walk:
         record.add(point, model, self.found.name, external_data=run.recipe.external_data)
         record.save(run.recipe.budget, complete=False, notes=())
         run.prices.save()
-        planning.coder.forget(chosen.stored)
         return trial
 
     def key(self, chosen: Plan) -> str:
