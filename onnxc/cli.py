@@ -426,7 +426,7 @@ def run_frontier(parsed: argparse.Namespace) -> int:
 
         print(json.dumps(made.to_dict(), indent=2))
     elif not parsed.quiet:
-        from onnxc.tables import print_frontier
+        from onnxc.reports.tables import print_frontier
 
         print_frontier(made, console())
     return 0
@@ -525,7 +525,7 @@ def run_compare(parsed: argparse.Namespace) -> int:
 
         print(json.dumps(plain(result), indent=2))
     elif not parsed.quiet:
-        from onnxc.tables import print_comparison
+        from onnxc.reports.tables import print_comparison
 
         print_comparison(result, console())
     return 0
@@ -537,7 +537,7 @@ def run_inspect(parsed: argparse.Namespace) -> int:
 
     from onnxc.inspection import inspect
     from onnxc.recipe import Recipe
-    from onnxc.tables import print_inspection
+    from onnxc.reports.tables import print_inspection
 
     found = inspect(parsed.model, recipe=Recipe(custom_ops=tuple(parsed.custom_ops or ())))
     if parsed.json:
@@ -550,7 +550,7 @@ def run_inspect(parsed: argparse.Namespace) -> int:
 def run_passes(parsed: argparse.Namespace) -> int:
     """``onnxc passes``."""
     from onnxc.registry import load_passes
-    from onnxc.tables import print_passes
+    from onnxc.reports.tables import print_passes
 
     print_passes(load_passes(), console())
     return 0

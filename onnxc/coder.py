@@ -8,15 +8,15 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxc.codes.formats import HALF, INT8, parse_format
+from onnxc.codes.moments import Factors, factor_key
+from onnxc.codes.saturation import as_matrix, machine_saturates, may_overflow, overflows
+from onnxc.codes.solve import estimated, solved
+from onnxc.codes.sparse_packing import SPARSE_OPSET, smaller
 from onnxc.encoding import Codes
-from onnxc.formats import HALF, INT8, parse_format
-from onnxc.moments import Factors, factor_key
 from onnxc.propose import Proposals
 from onnxc.rewrite import Context
-from onnxc.saturation import as_matrix, machine_saturates, may_overflow, overflows
 from onnxc.sites import Site
-from onnxc.solve import estimated, solved
-from onnxc.sparse_packing import SPARSE_OPSET, smaller
 
 PROBED = ("levels16", "levels16/64", "codebook2")  # formats whose noise is measured, for all formats of a weight
 

@@ -31,6 +31,7 @@ import onnx
 
 from onnxc import __version__
 from onnxc.coder import Coder
+from onnxc.codes.sparse_tensors import unfold
 from onnxc.convergence import convergence_note
 from onnxc.cost import PriceFile
 from onnxc.data import Calibration, generate
@@ -51,7 +52,6 @@ from onnxc.samples.inputs import index_limits
 from onnxc.search import Trial
 from onnxc.session import Options, Session, runtime_version
 from onnxc.sites import find, name_nodes
-from onnxc.sparse_tensors import unfold
 from onnxc.structure import shrunk
 from onnxc.summary import summarize
 from onnxc.targets import target as target_named

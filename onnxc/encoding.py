@@ -11,10 +11,10 @@ from math import prod
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxc.formats import INT8, Format
-from onnxc.packing import Packed, layout_of, packed_bytes
+from onnxc.codes.formats import INT8, Format
+from onnxc.codes.packing import Packed, layout_of, packed_bytes
+from onnxc.codes.sparse_packing import expected_bytes
 from onnxc.sites import Weight
-from onnxc.sparse_packing import expected_bytes
 
 # What a Cast and a Mul node with their names, the scale's and the codes' headers take in the file, measured: about
 # 170 bytes plus four times the tensor's name.

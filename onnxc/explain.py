@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from onnxc.codes.formats import HALF, INT8
 from onnxc.cost import FLOAT
-from onnxc.formats import HALF, INT8
 from onnxc.planner import Plan, Problem, plan, smallest_bytes, stored_bytes
 from onnxc.planning import Planning
 from onnxc.report import Option, RunnerUp

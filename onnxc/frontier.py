@@ -22,13 +22,12 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnxc import charts
+from onnxc.codes.formats import HALF, INT8
 from onnxc.compiler import Progress, Run, observed, opened, proposed, receipt, simplified
 from onnxc.cost import PriceFile
 from onnxc.deliver import Delivery, gate
 from onnxc.errors import BudgetError, MissingExtraError, ModelError, UsageError
 from onnxc.file.storage import replace_file
-from onnxc.formats import HALF, INT8
 from onnxc.judge import SMALL_SHARE
 from onnxc.model import Model
 from onnxc.planner import Plan, plan, stored_bytes
@@ -36,6 +35,7 @@ from onnxc.planning import Planning
 from onnxc.quality import FLOOR_SQNR_WITH_HOOK_DB, Quality, floor_met, relative_drop
 from onnxc.recipe import Budget, Recipe, load_recipe
 from onnxc.report import plain
+from onnxc.reports import charts
 from onnxc.search import FEWER, HEADROOM, Trial, calibrated, halves, storage_only, under
 from onnxc.session import Session
 from onnxc.structure import shrunk

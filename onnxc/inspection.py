@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from onnxc.codes.formats import HALF
 from onnxc.data import generate
 from onnxc.errors import DataError, InputError, ModelError
-from onnxc.formats import HALF
 from onnxc.model import Constant, Model
 from onnxc.observe import Observations
 from onnxc.propose import collect, passes_of

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field, replace
 
 from onnxc.answers import class_scores
 from onnxc.coder import Coder
+from onnxc.codes.formats import HALF
 from onnxc.data import Calibration
 from onnxc.errors import DataError, ModelError, UsageError
 from onnxc.file.storage import drop_pages
-from onnxc.formats import HALF
 from onnxc.model import Model
 from onnxc.planner import Plan, small_codes
 from onnxc.quality import (

@@ -14,8 +14,8 @@ from functools import cached_property
 
 import networkx as nx
 
+from onnxc.codes.formats import HALF, INT8, NODE_SECONDS, parse_format
 from onnxc.cost import FLOAT, KERNEL_OVERHEAD, Prices
-from onnxc.formats import HALF, INT8, NODE_SECONDS, parse_format
 from onnxc.model import Node, Tensor
 from onnxc.rewrite import Activation, Candidate
 from onnxc.sensitivity import Noise, activation_key, weight_key

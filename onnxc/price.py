@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from onnxc.coder import Coder
+from onnxc.codes.formats import INT8
 from onnxc.cost import APART, FLOAT, PriceFile, Prices, measure, speed_up
 from onnxc.data import Calibration
 from onnxc.errors import DataError, ModelError
-from onnxc.formats import INT8
 from onnxc.judge import build
 from onnxc.model import Model
 from onnxc.planner import Plan, crossings, plan

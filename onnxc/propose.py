@@ -8,9 +8,9 @@ from typing import Any, get_args, get_type_hints
 
 import numpy as np
 
+from onnxc.codes.formats import HALF
 from onnxc.cost import Prices
 from onnxc.errors import RecipeError
-from onnxc.formats import HALF
 from onnxc.planner import Problem
 from onnxc.recipe import Recipe, parse_fraction
 from onnxc.registry import load_passes

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxc.codes.packing import ModelSheet
 from onnxc.encoding import Codes
 from onnxc.model import Constant, Graph, Model, Node, Tensor
-from onnxc.packing import ModelSheet
 from onnxc.session import Options
 
 if TYPE_CHECKING:

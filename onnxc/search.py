@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from onnx import helper
 
-from onnxc.formats import HALF, INT8
+from onnxc.codes.formats import HALF, INT8
 from onnxc.model import Model
 from onnxc.planner import Plan, Problem, noise_parts, plan, stored_bytes, stored_share
 from onnxc.quality import Quality

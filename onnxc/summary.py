@@ -7,9 +7,9 @@ from dataclasses import fields
 from math import log10
 from pathlib import Path
 
+from onnxc.codes.formats import INT8
 from onnxc.deliver import Delivery
 from onnxc.explain import computed, further, predicted_bytes, runner_up, stored
-from onnxc.formats import INT8
 from onnxc.judge import Judge
 from onnxc.kernels import leftover_weights, operators
 from onnxc.planner import Plan, Problem

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
-from onnxc.equalization import equalized
+from onnxc.equalizing.equalization import equalized
 from onnxc.rewrite import Context, Level, StructuralPass
 
 

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from onnxc.factoring import Factoring, Goal, Unit
-from onnxc.matrices import Group, Matrix, together, understood
+from onnxc.factors.factoring import Factoring, Goal, Unit
+from onnxc.factors.matrices import Group, Matrix, together, understood
 from onnxc.rewrite import Context, Level, StructuralPass
 
 

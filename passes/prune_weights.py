@@ -16,8 +16,8 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from onnxc.errors import RecipeError
-from onnxc.pruning import Pattern
-from onnxc.pruning_jobs import Amount, Job, model_shares, pruned
+from onnxc.pruning.jobs import Amount, Job, model_shares, pruned
+from onnxc.pruning.masks import Pattern
 from onnxc.rewrite import Context, Level, StructuralPass
 
 FRACTIONS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # tried where nothing was told

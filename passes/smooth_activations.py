@@ -12,8 +12,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from onnxc.equalizing.smoothing import smoothed
 from onnxc.rewrite import Context, Level, StructuralPass
-from onnxc.smoothing import smoothed
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
+from onnxc.codes.formats import DIMENSIONS, Format
+from onnxc.codes.packing import layout_of, possible
 from onnxc.encoding import stored_bytes
 from onnxc.errors import RecipeError
-from onnxc.formats import DIMENSIONS, Format
-from onnxc.packing import layout_of, possible
 from onnxc.rewrite import Candidate, Context, LossyPass, Refusal
 from onnxc.sites import Weight
 

@@ -11,10 +11,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
+from onnxc.codes.formats import WORDS, Format, fitting_block
+from onnxc.codes.packing import NATIVE_OPSET
 from onnxc.encoding import stored_bytes
 from onnxc.errors import RecipeError
-from onnxc.formats import WORDS, Format, fitting_block
-from onnxc.packing import NATIVE_OPSET
 from onnxc.rewrite import Candidate, Context, LossyPass, Refusal
 from onnxc.sites import Weight
 

@@ -7,8 +7,8 @@ from functools import cache
 import numpy as np
 import pytest
 
-from onnxc.bias_correction import corrected, places_of, rounds
 from onnxc.encoding import round_to_nearest
+from onnxc.equalizing.bias_correction import corrected, places_of, rounds
 from onnxc.kernels import operators
 from onnxc.model import Model
 from onnxc.session import Options, Session

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from onnxc.descent import codebook_snap, damage, descend, scale_snap
-from onnxc.moments import moment_of
+from onnxc.codes.descent import codebook_snap, damage, descend, scale_snap
+from onnxc.codes.moments import moment_of
 from tests.trained import context, load, samples
 
 Matrix = NDArray[np.float32]

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from onnxc.hqq import BlockCodes, Blocks, hqq, lp_error, nearest
+from onnxc.codes.hqq import BlockCodes, Blocks, hqq, lp_error, nearest
 from onnxc.model import Model
 from onnxc.sites import find
 from onnxc.targets import target

@@ -20,14 +20,12 @@ LAYERS = """
     deliver judge price search structure training
     coder propose
     planner
-    equalization smoothing bias_correction
-    pruning pruning_jobs cost sensitivity saturation exactness factoring matrices convolutions
-    seams convergence hqq descent
-    solve coupling owners sparse_tensors sparse_packing rewrite moments gptq encoding packing grids formats observe
-    sites shapes low_rank kernel_rank sequential
+    equalizing
+    pruning factors cost sensitivity exactness
+    convergence
+    codes coupling owners rewrite encoding observe sites shapes sequential
     validate
-    charts
-    report tables
+    report reports
     quality answers kernels
     recipe
     registry

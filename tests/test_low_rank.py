@@ -5,11 +5,20 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from onnxc import low_rank, sequential
+from onnxc import sequential
 from onnxc.errors import RecipeError
-from onnxc.factoring import Curve, Goal, rank_of
-from onnxc.kernel_rank import Spatial, Tucker, damage, matrix_of
-from onnxc.low_rank import break_even, decompose, decompose_rows, decompose_until, regression, regularized, rounded
+from onnxc.factors import low_rank
+from onnxc.factors.factoring import Curve, Goal, rank_of
+from onnxc.factors.kernel_rank import Spatial, Tucker, damage, matrix_of
+from onnxc.factors.low_rank import (
+    break_even,
+    decompose,
+    decompose_rows,
+    decompose_until,
+    regression,
+    regularized,
+    rounded,
+)
 from onnxc.model import Model
 from onnxc.sequential import Reading, Statistic, Walk, stages, statistics
 from onnxc.session import Options, Session

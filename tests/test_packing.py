@@ -7,16 +7,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from onnxc.codes.formats import INT8, Format, parse_format
+from onnxc.codes.gptq import factorize, gptq
+from onnxc.codes.grids import make_grid
+from onnxc.codes.packing import layout_of, packed, possible
+from onnxc.codes.solve import as_groups, damage, from_groups
 from onnxc.encoding import Codes, stored_bytes
-from onnxc.formats import INT8, Format, parse_format
-from onnxc.gptq import factorize, gptq
-from onnxc.grids import make_grid
 from onnxc.model import Model
-from onnxc.packing import layout_of, packed, possible
 from onnxc.rewrite import Rewriter
 from onnxc.session import Options, Session
 from onnxc.sites import find, name_nodes
-from onnxc.solve import as_groups, damage, from_groups
 from onnxc.targets import target
 from tests.emission import model, node, random
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxc.pruning import (
+from onnxc.pruning.masks import (
     Curvature,
     Meeting,
     Pattern,

@@ -14,8 +14,8 @@ from rich.console import Console
 from onnxc.kernels import fused
 from onnxc.quality import OutputError
 from onnxc.report import Report, SiteRow, plain
+from onnxc.reports.tables import amount, decibels, operations, percent, print_comparison, print_table
 from onnxc.runtime.timing import LoadCost, Ratio
-from onnxc.tables import amount, decibels, operations, percent, print_comparison, print_table
 from onnxc.validate import Comparison, SiteDamage
 
 

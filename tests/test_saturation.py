@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from onnxc.coder import Coder
+from onnxc.codes.saturation import as_matrix, machine_saturates, may_overflow, overflows
 from onnxc.encoding import Codes, round_to_nearest
 from onnxc.passes.quantize_dynamic import QuantizeDynamic
 from onnxc.passes.quantize_static import QuantizeStatic
-from onnxc.saturation import as_matrix, machine_saturates, may_overflow, overflows
 from onnxc.session import Session
 from onnxc.sites import Site
 from onnxc.targets import TARGETS

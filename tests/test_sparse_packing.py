@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
+from onnxc.codes.packing import ModelSheet, PackedDigits, layout_of
+from onnxc.codes.sparse_packing import LARGEST, Gaps, Mask, SparseCodes, expected_bytes, forms, smaller, smallest_sparse
 from onnxc.kernels import leftover_weights, operators
 from onnxc.model import Model
-from onnxc.packing import ModelSheet, PackedDigits, layout_of
 from onnxc.session import Session
-from onnxc.sparse_packing import LARGEST, Gaps, Mask, SparseCodes, expected_bytes, forms, smaller, smallest_sparse
 
 random = np.random.default_rng(0)
 FOUR_BITS = np.array([value for value in range(-7, 8) if value], np.int8)

@@ -9,10 +9,10 @@ import pytest
 from onnx import NodeProto
 
 from onnxc.encoding import round_to_nearest
+from onnxc.equalizing.seams import as_rows, seams
 from onnxc.model import Model
 from onnxc.passes.equalize_layers import EqualizeLayers
 from onnxc.rewrite import Level
-from onnxc.seams import as_rows, seams
 from onnxc.session import Session
 from onnxc.sites import find
 from onnxc.targets import target

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from onnx import ModelProto
 
-from onnxc.kernel_rank import matrix_of
+from onnxc.factors.kernel_rank import matrix_of
 from onnxc.passes.factor_conv import FactorConv
 from onnxc.sites import find
 from onnxc.targets import target

@@ -11,11 +11,11 @@ import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from onnxc import optimize
+from onnxc.codes.sparse_tensors import break_even, sparse_bytes, sparse_proto, sparse_value, unfold
 from onnxc.kernels import leftover_weights, operators
 from onnxc.model import Model
 from onnxc.passes.fold_sparse import FoldSparse
 from onnxc.session import Session
-from onnxc.sparse_tensors import break_even, sparse_bytes, sparse_proto, sparse_value, unfold
 from tests.builders import sparse_weight
 
 MODELS = Path(__file__).parents[2] / "models"

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from onnxc.codes.moments import Factors
+from onnxc.codes.solve import solved
 from onnxc.data import Calibration
 from onnxc.errors import RecipeError
 from onnxc.model import Model
-from onnxc.moments import Factors
 from onnxc.observe import Observations, observe
 from onnxc.passes.prune_weights import PruneWeights
 from onnxc.propose import configured
@@ -21,7 +22,6 @@ from onnxc.recipe import Recipe, parse_passes
 from onnxc.rewrite import Context, Level
 from onnxc.session import Options, Session
 from onnxc.sites import find, name_nodes
-from onnxc.solve import solved
 from onnxc.targets import target
 
 MODELS = Path(__file__).parents[2] / "models"

@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
+from onnxc.equalizing.smoothing import blockwise, matrix_of
 from onnxc.model import Model
 from onnxc.passes.smooth_activations import SmoothActivations
 from onnxc.rewrite import Level
 from onnxc.seams import seams
 from onnxc.session import Session
 from onnxc.sites import find
-from onnxc.smoothing import blockwise, matrix_of
 from onnxc.targets import target
 from tests.emission import model, node, samples, weight
 from tests.trained import context, load, sqnr, static

@@ -11,10 +11,10 @@ import onnx
 import pytest
 
 import onnxc
-from onnxc import solve
+from onnxc.codes import solve
+from onnxc.codes.formats import INT8
+from onnxc.codes.grids import make_grid
 from onnxc.errors import RecipeError
-from onnxc.formats import INT8
-from onnxc.grids import make_grid
 from onnxc.kernels import leftover_weights, operators
 from onnxc.model import Model
 from onnxc.session import Session
@@ -120,7 +120,7 @@ def test_scales_of_few_levels_clip_what_costs_least() -> None:
 
 
 def onnxc_format(levels: int) -> Any:
-    from onnxc.formats import Format
+    from onnxc.codes.formats import Format
 
     return Format(levels)
 

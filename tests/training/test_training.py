@@ -10,18 +10,18 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from onnxc.cli import main
+from onnxc.codes.formats import Format
+from onnxc.codes.gptq import factorize, gptq
+from onnxc.codes.grids import make_grid
+from onnxc.codes.packing import layout_of, packed, possible
+from onnxc.codes.solve import as_groups, from_groups
 from onnxc.data import Calibration
 from onnxc.encoding import Codes
 from onnxc.errors import DataError, ModelError
-from onnxc.formats import Format
-from onnxc.gptq import factorize, gptq
-from onnxc.grids import make_grid
 from onnxc.model import Model
-from onnxc.packing import layout_of, packed, possible
 from onnxc.quality import ReferenceOutputs
 from onnxc.rewrite import Rewriter
 from onnxc.session import Options, Session
-from onnxc.solve import as_groups, from_groups
 from onnxc.training.distill import made as made_student
 from onnxc.training.interpreter import Program
 from onnxc.training.losses import Loss, Output, matched

@@ -10,11 +10,11 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxc import low_rank
-from onnxc.factoring import ROWS, Goal, Job, Stats, Unit
-from onnxc.kernel_rank import Spatial, Tucker, damage, kernel_of, lost, matrix_of
-from onnxc.low_rank import regularized, rounded
-from onnxc.matrices import Met, met, own_bias
+from onnxc.factors import low_rank
+from onnxc.factors.factoring import ROWS, Goal, Job, Stats, Unit
+from onnxc.factors.kernel_rank import Spatial, Tucker, damage, kernel_of, lost, matrix_of
+from onnxc.factors.low_rank import regularized, rounded
+from onnxc.factors.matrices import Met, met, own_bias
 from onnxc.model import Constant, Model
 from onnxc.rewrite import Context
 from onnxc.sequential import Reading

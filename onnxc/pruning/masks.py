@@ -22,7 +22,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxc.gptq import inverse_factor
+from onnxc.codes.gptq import inverse_factor
 from onnxc.sequential import Statistic
 
 Importance = Literal["second-order", "activation", "magnitude"]

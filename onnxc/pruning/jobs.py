@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxc.codes.moments import weight_moments
 from onnxc.errors import DataError, ModelError
 from onnxc.model import Constant, Model
-from onnxc.moments import weight_moments
 from onnxc.observe import patches, rows_key, sampled_rows
-from onnxc.pruning import (
+from onnxc.pruning.masks import (
     Curvature,
     Importance,
     Matrix,

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxc.errors import DataError, ModelError, RecipeError
-from onnxc.low_rank import break_even, rounded
+from onnxc.factors.low_rank import break_even, rounded
 from onnxc.model import Model
 from onnxc.rewrite import Context, Level
 from onnxc.sequential import Reading, Statistic, Walk, stages, statistics

@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxc.formats import CODE_WORDS, FULL, Format
+from onnxc.codes.formats import CODE_WORDS, FULL, Format
 
 Matrix = NDArray[np.float32]
 SHRINKS = (1.0, 0.93, 0.86, 0.79, 0.72, 0.63)  # shares of a block's range that are tried

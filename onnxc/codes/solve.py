@@ -11,12 +11,12 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxc.codes.formats import INT8, Format
+from onnxc.codes.gptq import Factor, gptq
+from onnxc.codes.grids import make_grid
+from onnxc.codes.moments import Factors
+from onnxc.codes.packing import NATIVE_OPSET, layout_of, packed
 from onnxc.encoding import Codes, round_to_nearest
-from onnxc.formats import INT8, Format
-from onnxc.gptq import Factor, gptq
-from onnxc.grids import make_grid
-from onnxc.moments import Factors
-from onnxc.packing import NATIVE_OPSET, layout_of, packed
 from onnxc.rewrite import Context
 from onnxc.sites import Weight
 

@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto
 
-from onnxc.formats import CODE_WORDS, WORDS, Format, fitting_block
-from onnxc.grids import BlockGrid, CodebookGrid, Grid, step_unit
+from onnxc.codes.formats import CODE_WORDS, WORDS, Format, fitting_block
+from onnxc.codes.grids import BlockGrid, CodebookGrid, Grid, step_unit
 from onnxc.model import Model, Tensor
 
 NATIVE_OPSET = 21  # 4-bit integers are a type of their own

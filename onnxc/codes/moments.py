@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxc.gptq import Factor, factorize, shrunk_moment
+from onnxc.codes.gptq import Factor, factorize, shrunk_moment
 from onnxc.model import Constant, Tensor
 from onnxc.observe import Observations, recurrent_key, rows_key
 from onnxc.sites import Site, Sites, Weight, clip_range

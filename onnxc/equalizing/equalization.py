@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxc.data import Sample
+from onnxc.equalizing.seams import Seam, as_rows, input_order, seams, start
 from onnxc.model import Constant, Model
 from onnxc.observe import channel_ranges
 from onnxc.rewrite import Context, Level
-from onnxc.seams import Seam, as_rows, input_order, seams, start
 from onnxc.sites import Site, clip_range, find
 
 SWEEPS = 40

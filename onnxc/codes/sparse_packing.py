@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto
 
-from onnxc.packing import Bill, Packed, Sheet, reshaped
+from onnxc.codes.packing import Bill, Packed, Sheet, reshaped
 
 GAPS = (256, 16, 6, 4, 3)  # digits of a gap where gaps have words of their own
 TOGETHER = (1, 2, 3)  # entries in a word, where gap and value share it

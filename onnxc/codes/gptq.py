@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxc.grids import Grid
+from onnxc.codes.grids import Grid
 
 BLOCK = 128
 DAMPING = 0.01

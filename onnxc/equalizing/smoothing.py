@@ -23,13 +23,13 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxc.codes.saturation import machine_saturates
 from onnxc.data import Calibration, Sample
-from onnxc.equalization import Ranges, seam_ranges, told_reasons, within_clips
+from onnxc.equalizing.equalization import Ranges, seam_ranges, told_reasons, within_clips
+from onnxc.equalizing.seams import Seam, as_rows, input_channels, input_order, seams
 from onnxc.model import Model
 from onnxc.observe import Observations
 from onnxc.rewrite import Activation, Context, Level, Rewriter
-from onnxc.saturation import machine_saturates
-from onnxc.seams import Seam, as_rows, input_channels, input_order, seams
 from onnxc.sensitivity import power
 from onnxc.session import Session
 from onnxc.sites import Site, find

@@ -15,7 +15,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from onnxc.errors import MissingExtraError
-from onnxc.tables import FRONTIER_HEADING, amount, frontier_cells
+from onnxc.reports.tables import FRONTIER_HEADING, amount, frontier_cells
 
 if TYPE_CHECKING:
     from onnxc.frontier import Frontier, Point

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxc import low_rank
-from onnxc.factoring import ROWS, Curve, Goal, Job, Stats, Unit, rank_of
-from onnxc.low_rank import Decomposition, break_even, regularized
+from onnxc.factors import low_rank
+from onnxc.factors.factoring import ROWS, Curve, Goal, Job, Stats, Unit, rank_of
+from onnxc.factors.low_rank import Decomposition, break_even, regularized
 from onnxc.model import Constant, Graph, Model, Node, Tensor
 from onnxc.rewrite import Context
 from onnxc.sequential import Reading

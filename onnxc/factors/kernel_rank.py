@@ -19,7 +19,7 @@ from math import prod
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxc.low_rank import decompose
+from onnxc.factors.low_rank import decompose
 
 Array = NDArray[np.float64]
 ROUNDS, STEPS = 3, 8  # of alternation; of conjugate gradients in each
