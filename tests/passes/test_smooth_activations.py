@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from onnxc.equalizing.smoothing import blockwise, matrix_of
+from onnxc.equalizing.seams import seams
+from onnxc.equalizing.smoothing import blockwise, matrix_of, stored_as
 from onnxc.model import Model
 from onnxc.passes.smooth_activations import SmoothActivations
 from onnxc.rewrite import Level
-from onnxc.seams import seams
 from onnxc.session import Session
 from onnxc.sites import find
 from onnxc.targets import target
@@ -58,23 +58,23 @@ def test_too_few_samples_to_judge_by_choose_nothing() -> None:
 
 
 def test_weights_of_a_trained_network() -> None:
-    """4 bits in blocks of 32, to nearest, depthwise filters as they are."""
-    made, data = load("depthwise_cnn"), list(trained_samples("depthwise_cnn", 24))
-    level = smoothed(made, data, aim="weights", bits=4, block=32)
+    """4 bits, one scale per output, to nearest, on samples that nothing was chosen on: 22.9 to 24.2 dB."""
+    made = load("residual_cnn")
+    every = trained_samples("residual_cnn", 96)
+    level = smoothed(made, list(every[:48]), aim="weights", bits=4, block=0)
     assert level is not None
-    assert sqnr(made, level.model, data) > 110
+    assert sqnr(made, level.model, every[48:]) > 110
 
     def rounded(found: Model) -> Model:
         copy = found.copy()
         for site in find(copy, target("cpu")):
             if site.weight is not None and site.node.attrs.get("group", 1) == 1:
                 values = np.asarray(site.weight.tensor.values, np.float32)
-                matrix = blockwise(matrix_of(site, values), 4, 32)
-                back = matrix.T if site.operator == "Conv" or site.node.attrs.get("transB", 0) else matrix
-                site.weight.tensor.values = np.ascontiguousarray(back).reshape(values.shape)
+                matrix = blockwise(matrix_of(site, values), 4, 0)
+                site.weight.tensor.values = stored_as(site, matrix, values.shape)
         return copy
 
-    assert sqnr(made, rounded(level.model), data) > sqnr(made, rounded(made), data) + 0.5
+    assert sqnr(made, rounded(level.model), every[48:]) > sqnr(made, rounded(made), every[48:]) + 0.5
 
 
 def normalized(*nodes: Any, **weights: np.ndarray) -> Model:
