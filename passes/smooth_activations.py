@@ -28,8 +28,8 @@ class SmoothActivations(StructuralPass):
     4. It must not act without calibration data.
 
     Attributes:
-        alpha: how much of the outliers goes into the weights, 0 to 1, for every tensor; below 0: chosen by its effect on
-            the outputs of samples that the factors do not come from, no change being one of the choices.
+        alpha: how much of the outliers goes into the weights, 0 to 1, for every tensor; below 0: chosen by its effect
+            on outputs of samples that the factors do not come from, no change being one of the choices.
         aim: what is to be rounded with less error, activations or weights.
         bits, block: of the weights for aim=weights; block 0 is one scale per output.
         insert: multiply in front of the readers where nothing before takes the factors.
