@@ -15,6 +15,7 @@ from onnxc.file.storage import drop_pages
 from onnxc.model import Model
 from onnxc.planner import Plan, small_codes
 from onnxc.quality import (
+    FLOOR_CHANGED,
     FLOOR_DROP,
     FLOOR_SQNR_DB,
     FLOOR_SQNR_WITH_HOOK_DB,
@@ -96,20 +97,15 @@ class Judge:
         a model that does not run although the original does misses every floor.
 
         Args:
-            share: of the allowed drop of the score that the model may use. Below 1 no more than the allowed drop of the
-                answers on the samples may change either: a score on few items says little.
+            share: of the allowed drop of the score that the model may use. Below 1 the answers on the samples must
+                agree too: a score on few items says little.
         """
-        allowed, budget = self.budget.max_drop if self.budget.max_drop is not None else FLOOR_DROP, self.budget
-        if share < 1 and budget.min_agreement is None and not self.samples.generated:
-            budget = replace(budget, min_agreement=1 - allowed)
-        if self.evaluation is not None:
-            budget = replace(budget, max_drop=allowed * share)
         try:
             session = Session(model, self.options)
             quality = self.reference.judge(session)
         except (ModelError, DataError) as error:
             return Quality(sqnr_db=-math.inf, problem=str(error)), None, f"a plan does not run: {error}"
-        score = None
+        score, budget = None, self.strict(quality, share)
         if self.evaluation is not None and self.score is not None:
             missed = floor_met(quality, budget, generated=self.samples.generated, score=(self.score, self.score))
             missed = missed or self.saved(quality, share)
@@ -122,7 +118,7 @@ class Judge:
             if missed is not None and quality.sqnr_db > self.failed[0]:
                 self.failed = quality.sqnr_db, share
             return quality, score, missed
-        return quality, None, floor_met(quality, self.budget, generated=self.samples.generated)
+        return quality, None, floor_met(quality, budget, generated=self.samples.generated)
 
     def saved(self, quality: Quality, share: float) -> str | None:
         """Why the hook is not asked, where the calls of it are bounded; None if it is.
@@ -137,6 +133,23 @@ class Judge:
         if self.evaluations >= self.budget.evals:
             return f"a plan was not evaluated: all {self.budget.evals} calls of the hook (--evals) are used"
         return None
+
+    def strict(self, quality: Quality, share: float) -> Budget:
+        """The budget of a model that may use only ``share`` of the allowed drop: so few of the answers on the samples
+        may change that, with 95 % confidence, 2 % of all answers do.
+        """
+        budget, count = self.budget, quality.judged
+        if share < 1 and count and budget.min_agreement is None and not self.samples.generated:
+            budget = replace(budget, min_agreement=1 - self.tolerated(count) / count)
+        if self.evaluation is not None:
+            allowed = budget.max_drop if budget.max_drop is not None else FLOOR_DROP
+            budget = replace(budget, max_drop=allowed * share)
+        return budget
+
+    def tolerated(self, count: int) -> int:
+        """Changed answers out of ``count`` that leave 95 % confidence in the floor."""
+        expected = FLOOR_CHANGED * count
+        return max(int(expected - 2 * math.sqrt(expected)), 0)
 
     def scored(self, model: Model) -> float:
         """The score of ``model``, whatever its outputs."""
@@ -154,4 +167,6 @@ class Judge:
         if score is not None and self.score is not None:
             share = self.budget.max_drop if self.budget.max_drop is not None else FLOOR_DROP
             excess = max(relative_drop(self.score, score) / max(share, 1e-6), 1.0)
+        if missed is not None and quality.judged and small_codes(plan):
+            excess = max(excess, quality.changed / max(self.tolerated(quality.judged), 1))
         return Trial(plan, made, quality, score, missed, tuple(notes), excess)

@@ -24,6 +24,7 @@ TRIALS = 10
 HEADROOM = 0.93  # of the allowed noise: predictions are not exact
 ENOUGH = 0.7  # of the allowed noise: closer to it there is little left to win
 FARTHER, FEWER, FEWEST, LESS = 3.0, 0.75, 0.25, 0.9  # steps of the noise aimed at
+LOST = 0.4  # noise over signal that says no more than that it is too much
 CLOSE = 0.97  # of the best plan's worth: a smaller gain is not worth another trial
 FACTORS, RECENT = 4, 0.6  # calibration: factors up to 2^4, and what a trial counts beside the one after it
 REPAIRS, LOUDEST = 24, 12
@@ -162,10 +163,10 @@ def bracket(
             held = max(held, trial.noise)
             if idle > 1:
                 break
-            reached = math.sqrt(max(held, aim / FARTHER) * highest) if math.isfinite(highest) else aim
+            reached = math.sqrt(max(held, aim / FARTHER) * highest) if math.isfinite(highest) else math.inf
             aim = min(allowed * HEADROOM, reached)
-        elif trial.noise > allowed:  # calibration alone brings the next plan down
-            aim *= LESS
+        elif trial.noise > allowed:  # calibration brings the next plan down, but not where all signal is lost
+            aim *= LESS if trial.noise < max(allowed, LOST) else FEWEST
         else:  # the noise is as wanted, another floor is missed: by little, and it may turn on one item
             highest = min(highest, trial.noise)
             step = float(np.clip(trial.excess**-0.5, FEWEST, FEWER))

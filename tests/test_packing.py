@@ -92,6 +92,7 @@ def test_the_bytes_are_those_announced(chosen: Format) -> None:
 
 
 def test_fewer_bits_damage_more_and_gptq_damages_less() -> None:
+    random = np.random.default_rng(5)
     values = random.standard_normal((128, 96)).astype(np.float32)
     rows = (random.standard_normal((600, 12)) @ random.standard_normal((12, 128))).astype(np.float32)
     rows += 0.3 * random.standard_normal(rows.shape).astype(np.float32)
