@@ -135,11 +135,12 @@ class Judge:
         return None
 
     def strict(self, quality: Quality, share: float) -> Budget:
-        """The budget of a model that may use only ``share`` of the allowed drop: so few of the answers on the samples
-        may change that, with 95 % confidence, 2 % of all answers do.
+        """The budget of a model that may use only ``share`` of the allowed drop. Where a sample has one answer, so few
+        of them may change that, with 95 % confidence, 2 % of all answers do.
         """
         budget, count = self.budget, quality.judged
-        if share < 1 and count and budget.min_agreement is None and not self.samples.generated:
+        each = 0 < count <= len(self.samples)
+        if share < 1 and each and budget.min_agreement is None and not self.samples.generated:
             budget = replace(budget, min_agreement=1 - self.tolerated(count) / count)
         if self.evaluation is not None:
             allowed = budget.max_drop if budget.max_drop is not None else FLOOR_DROP

@@ -30,15 +30,14 @@ def shrunk_moment(rows: Matrix) -> Matrix:
     """H = E[x xT] as far as rows [R, K] tell it: drawn towards its diagonal by as much as they leave it uncertain.
 
     With few rows products of different inputs are mostly chance, and a solver that trusts them fits the samples, not
-    the model. Ledoit and Wolf, "A well-conditioned estimator for large-dimensional covariance matrices" (2004).
+    the model. Ledoit and Wolf, "A well-conditioned estimator for large-dimensional covariance matrices" (2004), with
+    the chance that Gaussian rows have: measured fourth moments are themselves chance where values have long tails.
     """
-    count = len(rows)
     moment = second_moment(rows)
     diagonal = np.diagonal(moment).astype(np.float64)
-    off = float((moment.astype(np.float64) ** 2).sum() - (diagonal**2).sum())
-    squares = rows.astype(np.float64) ** 2
-    fourth = float((squares.sum(1) ** 2).sum() - (squares**2).sum())
-    chance = max(fourth / max(count, 1) - off, 0.0) / max(count, 1)
+    squares = float((diagonal**2).sum())
+    off = float((moment.astype(np.float64) ** 2).sum()) - squares
+    chance = (float(diagonal.sum()) ** 2 - squares + off) / max(len(rows), 1)
     share = np.float32(np.clip(chance / off, 0.0, 1.0)) if off > 0 else np.float32(1.0)
     moment *= 1 - share
     np.fill_diagonal(moment, diagonal)
