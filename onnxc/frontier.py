@@ -394,6 +394,7 @@ def walk(run: Run, record: Record, found: Frontier, say: Progress) -> None:
     """Observe, price, then build one plan after the other."""
     smaller = shrunk(run.chosen.structural, simplified(run), partial(observed, run), run.judge, run.notes, say)
     judge = run.judge
+    judge.careful = False  # every point is shown with what it costs
     judge.budget, evaluation, judge.evaluation = floored(judge.budget), judge.evaluation, None
     try:
         planning = proposed(run, smaller)

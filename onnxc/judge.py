@@ -73,6 +73,7 @@ class Judge:
     reference: ReferenceOutputs = field(init=False)
     score: float | None = None
     evaluations: int = 0
+    careful: bool = True
     failed: tuple[float, float] = (-math.inf, 0.0)
     finishing: Sequence[tuple[FinishingPass, bool]] = ()
 
@@ -163,11 +164,11 @@ class Judge:
         made, notes = build(model, plan, codes), list[str]()
         for each, told in self.finishing:
             notes += [f"{each.name}: {note}" for note in each.finish(made, told=told).notes]
-        quality, score, missed = self.judge(made, SMALL_SHARE if small_codes(plan) else 1.0)
+        quality, score, missed = self.judge(made, SMALL_SHARE if self.careful and small_codes(plan) else 1.0)
         excess = 1.0
         if score is not None and self.score is not None:
             share = self.budget.max_drop if self.budget.max_drop is not None else FLOOR_DROP
             excess = max(relative_drop(self.score, score) / max(share, 1e-6), 1.0)
-        if missed is not None and quality.judged and small_codes(plan):
+        if missed is not None and quality.judged and self.careful and small_codes(plan):
             excess = max(excess, quality.changed / max(self.tolerated(quality.judged), 1))
         return Trial(plan, made, quality, score, missed, tuple(notes), excess)
