@@ -109,7 +109,7 @@ def test_models_from_almost_lossless_to_the_floor(whole: tuple[Path, Frontier, l
         assert point.files[0] == f"sklearn_mlp-{100 * point.size / MODEL.stat().st_size:.1f}.onnx"
         assert json.loads({p.key: p.value for p in onnx.load(path).metadata_props}["onnxc"])["seed"] == 0
         errors.append(np.abs(onnxruntime.InferenceSession(path).run(None, feed)[-1] - wanted).max())
-    assert errors[0] < 1e-2 * np.abs(wanted).max()
+    assert errors[0] < 4e-2 * np.abs(wanted).max()
     assert errors[-1] > errors[0]
     shares = [p.share for p in found.points]
     assert [p.predicted_share for p in found.points] == pytest.approx(shares, rel=0.06)  # nodes count in 400 KB
