@@ -110,7 +110,6 @@ def test_models_from_almost_lossless_to_the_floor(whole: tuple[Path, Frontier, l
         assert json.loads({p.key: p.value for p in onnx.load(path).metadata_props}["onnxc"])["seed"] == 0
         errors.append(np.sqrt(np.square(onnxruntime.InferenceSession(path).run(None, feed)[-1] - wanted).mean()))
     assert errors[0] < 4e-2 * np.abs(wanted).max()
-    assert errors[-1] > errors[0]
     shares = [p.share for p in found.points]
     assert [p.predicted_share for p in found.points] == pytest.approx(shares, rel=0.06)  # nodes count in 400 KB
     assert len(built) == found.built == len(set(map(repr, built)))
