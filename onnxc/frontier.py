@@ -421,6 +421,10 @@ class Walk:
             return
         first = planning.judged(plan(problem.in_full_codes()))
         self.found.built += 1
+        point = self.predicted(self.key(first.plan), first.plan)
+        if self.record.reusable(point.key, lambda old: floor(self.run, old)) is None:
+            self.keep(point, first)
+        self.seen.add(first.plan.key)
         planning.sensitivities(first)
         self.run.prices.save()
         if not problem.noise:  # nothing is known of single roundings: what can be planned without
@@ -475,10 +479,16 @@ class Walk:
             self.remember(old, chosen)
             self.weighed(old, chosen)
             return Trial(chosen, planning.context.model, old.quality, None, floor(run, old))
-        point, total = self.predicted(key, chosen), planning.judge.original.source_bytes
+        point = self.predicted(key, chosen)
         trial = planning.judged(chosen)
         self.found.built += 1
-        quality = trial.quality
+        self.keep(point, trial)
+        return trial
+
+    def keep(self, point: Point, trial: Trial) -> None:
+        """Record what was built, with its file where it holds the floor."""
+        planning, record, run, chosen = self.planning, self.record, self.run, trial.plan
+        quality, total = trial.quality, planning.judge.original.source_bytes
         point.sqnr_db = quality.sqnr_db if math.isfinite(quality.sqnr_db) else None
         point.agreement, point.changed, point.judged = quality.agreement, quality.changed, quality.judged
         point.damages = {name: self.damage(name, mode) for name, mode in chosen.stored.items() if mode != HALF}
@@ -494,7 +504,6 @@ class Walk:
         record.add(point, model, self.found.name, external_data=run.recipe.external_data)
         record.save(run.recipe.budget, complete=False, notes=())
         run.prices.save()
-        return trial
 
     def key(self, chosen: Plan) -> str:
         """Of a plan with the ranges of its activations, for this input and these options."""

@@ -48,7 +48,7 @@ def run(folder: Path, wanted: Recipe | None = None, **more: Any) -> Frontier:
 def noting(patch: pytest.MonkeyPatch) -> list[object]:
     """Nothing is timed, and targets are few; the keys of the plans that are built, in order."""
     pretend_everything_pays(patch)
-    patch.setattr(module, "LADDER_DB", (60.0, 45.0, 32.0))
+    patch.setattr(module, "LADDER_DB", (60.0, 35.0))
     patch.setattr(module, "TRIES", 2)
     built, judged = list[object](), Planning.judged
 
@@ -97,10 +97,10 @@ def test_models_from_almost_lossless_to_the_floor(whole: tuple[Path, Frontier, l
     assert sizes == sorted(sizes, reverse=True)
     assert all(second < 0.98 * first for first, second in pairwise(sizes))  # another model is worth it
     assert noises == sorted(noises, reverse=True)  # equally fast: what is smaller is noisier
-    assert noises[0] > 40
+    assert noises[0] > 45
     assert 24 <= noises[-1] < 40
     assert {p.files[0] for p in found.points} == models(folder)
-    feed = {"X": np.load(CALIB)["X"]}
+    feed = {"X": np.load(CALIB)["X"][:16]}
     wanted = onnxruntime.InferenceSession(MODEL).run(None, feed)[-1]
     errors = []
     for point in found.points:
@@ -108,8 +108,9 @@ def test_models_from_almost_lossless_to_the_floor(whole: tuple[Path, Frontier, l
         assert path.stat().st_size == point.size
         assert point.files[0] == f"sklearn_mlp-{100 * point.size / MODEL.stat().st_size:.1f}.onnx"
         assert json.loads({p.key: p.value for p in onnx.load(path).metadata_props}["onnxc"])["seed"] == 0
-        errors.append(np.sqrt(np.square(onnxruntime.InferenceSession(path).run(None, feed)[-1] - wanted).mean()))
-    assert errors[0] < 4e-2 * np.abs(wanted).max()
+        errors.append(np.abs(onnxruntime.InferenceSession(path).run(None, feed)[-1] - wanted).max())
+    assert errors[0] < 1e-2 * np.abs(wanted).max()
+    assert errors[-1] > errors[0]
     shares = [p.share for p in found.points]
     assert [p.predicted_share for p in found.points] == pytest.approx(shares, rel=0.06)  # nodes count in 400 KB
     assert len(built) == found.built == len(set(map(repr, built)))
