@@ -7,9 +7,7 @@ reasons of those that propose nothing.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +23,8 @@ from onnxc.recipe import Recipe
 from onnxc.report import RefusalRow, Report, SiteRow, plain
 from onnxc.rewrite import Context
 from onnxc.session import Options, Session
-from onnxc.sites import Site, find, name_nodes
+from onnxc.sites import Site, find, multiplications, name_nodes
 from onnxc.targets import target
-
-_RECURRENT = ("LSTM", "GRU", "RNN")
 
 
 @dataclass
@@ -115,7 +111,7 @@ def inspect(path: str | Path, *, recipe: Recipe = Recipe()) -> Inspection:
                 shape=site.weight.shape,
                 bytes_before=site.weight.bytes,
                 bytes_after=stored.bytes if stored else site.weight.bytes,
-                macs=multiply_accumulates(site, shapes),
+                macs=multiplications(site, shapes, sites),
                 choice=ways[0].pass_name if ways else "",
                 specification="; ".join(each.specification for each in ways),
                 reason="" if ways else reasons.get(site.name, reasons.get(site.weight.name, "")),
@@ -125,25 +121,6 @@ def inspect(path: str | Path, *, recipe: Recipe = Recipe()) -> Inspection:
     if not result.rows:
         result.notes.insert(0, "no site: there is no float32 weight that an operator known to onnxc reads")
     return result
-
-
-def multiply_accumulates(site: Site, shapes: Mapping[str, tuple[int, ...]]) -> int | None:
-    """Of one run, from the shapes of activations by name; None where the shape that matters is unknown."""
-    if site.weight is None or site.operator == "Gather":
-        return 0
-    elements, rank = site.weight.elements, len(site.weight.shape)
-    result, source = shapes.get(site.node.outputs[0].name), shapes.get(site.input.name)
-    if site.operator in _RECURRENT:
-        return None if source is None else elements * prod(source[:2])
-    if site.operator == "ConvTranspose":
-        return None if source is None else elements * source[0] * prod(source[2:])
-    if result is None or rank < 2:
-        return None
-    if site.operator == "Conv":
-        return elements * result[0] * prod(result[2:])
-    if rank == 2:
-        return elements * prod(result) // max(1, result[-1])
-    return None if source is None else prod(result) * source[-1]
 
 
 def _shown(tensor: Any) -> tuple[str, str, str]:

@@ -341,16 +341,28 @@ def attach_bias(site: Site, outputs: set[int]) -> None:
 
 
 def multiplications(site: Site, shapes: Mapping[str, tuple[int, ...]], sites: Sites) -> int | None:
-    """Multiply-accumulates per run, from the shapes seen or inferred; None where neither is known."""
-    assert site.weight is not None
-    shape = shapes.get(site.result.name)
-    if shape is None:
-        known = sites.types.get(site.node.outputs[0].name)
+    """Multiply-accumulates per run, from the shapes of activations seen or inferred; None where they are not known."""
+
+    def shape_of(tensor: Tensor) -> tuple[int, ...] | None:
+        if tensor.name in shapes:
+            return shapes[tensor.name]
+        known = sites.types.get(tensor.name)
         if known is None or known.shape is None or None in known.shape:
             return None
-        shape = tuple(int(size or 0) for size in known.shape)
-    if site.kind == "linear" and (axes := matrix_axes(site)) is not None:
-        return prod(shape) * site.weight.shape[axes[0]]
+        return tuple(int(size or 0) for size in known.shape)
+
+    if site.weight is None or site.kind == "embedding":
+        return 0
+    elements, rank = site.weight.elements, len(site.weight.shape)
+    result, source = shape_of(site.node.outputs[0]), shape_of(site.input)
+    if site.kind == "recurrent":
+        return None if source is None else elements * prod(source[:2])
+    if site.operator == "ConvTranspose":
+        return None if source is None else elements * source[0] * prod(source[2:])
+    if result is None or rank < 2:
+        return None
     if site.operator == "Conv":
-        return prod(shape) * prod(site.weight.shape[1:])
-    return None
+        return elements * result[0] * prod(result[2:])
+    if rank == 2:
+        return elements * prod(result) // max(1, result[-1])
+    return None if source is None else prod(result) * source[-1]
