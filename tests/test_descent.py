@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from onnxc.codes.descent import codebook_snap, damage, descend, scale_snap
+from onnxc.codes.descent import codebook_snap, descend, scale_snap
+from onnxc.codes.gptq import damage
 from onnxc.codes.moments import moment_of
 from tests.trained import context, load, samples
 

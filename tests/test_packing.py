@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from onnxc.codes.formats import INT8, Format, parse_format
-from onnxc.codes.gptq import factorize, gptq
+from onnxc.codes.gptq import damage, factorize, gptq
 from onnxc.codes.grids import make_grid
 from onnxc.codes.packing import layout_of, packed, possible
-from onnxc.codes.solve import as_groups, damage, from_groups
+from onnxc.codes.solve import as_groups, from_groups
 from onnxc.encoding import Codes, stored_bytes
 from onnxc.model import Model
 from onnxc.rewrite import Rewriter
@@ -104,8 +104,8 @@ def test_fewer_bits_damage_more_and_gptq_damages_less() -> None:
         grid, scale = make_grid(matrix, parse_format(name), importance, 127)
         nearest, _ = gptq(matrix / scale[:, None], None, grid)
         fed, _ = gptq(matrix / scale[:, None], factor, grid)
-        before = damage(matrix, nearest * scale[:, None], factor)
-        found[name] = damage(matrix, fed * scale[:, None], factor)
+        before = damage(matrix, nearest * scale[:, None], factor.moment)
+        found[name] = damage(matrix, fed * scale[:, None], factor.moment)
         assert found[name] < 0.5 * before, name
     assert found["levels40"] < found["levels16/32"] < found["levels16"] < found["levels9"] < found["levels6"]
     assert found["codebook2"] < found["levels16"]  # both 4 bits

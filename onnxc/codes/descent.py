@@ -75,13 +75,6 @@ def sweep(current: Matrix, pull: Matrix, moment: Matrix, diagonal: Matrix, snap:
     return gained
 
 
-def damage(weight: Matrix, values: Matrix, moment: Matrix) -> float:
-    """tr((W - W')T H (W - W')) / tr(WT H W) over all groups."""
-    error, whole = weight - values, np.asarray(weight)
-    lost = float(np.einsum("gkn,gkn->", error, moment @ error, dtype=np.float64))
-    return lost / max(float(np.einsum("gkn,gkn->", whole, moment @ whole, dtype=np.float64)), 1e-30)
-
-
 def scale_snap(scale: Matrix, lowest: int, highest: int, zero: Matrix | None = None) -> Snap:
     """The snap of evenly spaced grids.
 

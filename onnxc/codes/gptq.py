@@ -114,6 +114,20 @@ def gptq(weight: Matrix, factor: Factor | None, grid: Grid) -> tuple[NDArray[np.
     return values, digits
 
 
+def damage(weight: Matrix, values: Matrix, moment: Matrix | None) -> float:
+    """tr((W - W')T H (W - W')) / tr(WT H W) over all groups of W [G, K, N], with W' = ``values`` and H = ``moment``
+    [G, K, K]; None: the identity, where nothing is known of the inputs.
+    """
+    peak = max(float(np.abs(weight).max(initial=0.0)), 1e-30)  # squares of huge weights would overflow
+    error, weight = (weight - values) / np.float32(peak), weight / np.float32(peak)
+    spread = (error, weight) if moment is None else (moment @ error, moment @ weight)
+    lost, whole = (
+        float(np.einsum("gkn,gkn->", one, other, dtype=np.float64))
+        for one, other in zip(spread, (error, weight), strict=True)
+    )
+    return lost / max(whole, 1e-30)
+
+
 def inverse_factor(moment: NDArray[np.float64]) -> Matrix:
     """U [G, K, K], upper triangular, with UT U = H^-1: GPTQ's updates read it row by row."""
     lower = np.linalg.cholesky(np.linalg.inv(moment))

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxc.codes.formats import INT8, Format
-from onnxc.codes.gptq import Factor, gptq
+from onnxc.codes.gptq import Factor, damage, gptq
 from onnxc.codes.grids import make_grid
 from onnxc.codes.moments import Factors
 from onnxc.codes.packing import NATIVE_OPSET, layout_of, packed
@@ -43,6 +43,7 @@ def solved(
         return round_to_nearest(values, axis, levels, smallest)
     groups = len(factor.order) if factor is not None else 1
     matrix = as_groups(values, axis, groups)
+    moment = factor.moment if factor is not None else None
     floor = smallest.reshape(groups, -1) if smallest is not None else None
     grid, scale = make_grid(matrix, chosen, importance_of(factor, matrix), levels, floor)
     found, digits = gptq(matrix / scale[:, None], factor, grid)
@@ -50,10 +51,10 @@ def solved(
         chosen.dimension and factor is not None
     ):  # where few vectors made the codebook, errors fed forward may not fit it
         nearest = gptq(matrix / scale[:, None], None, grid)
-        if damage(matrix, nearest[0] * scale[:, None], factor) < damage(matrix, found * scale[:, None], factor):
+        if damage(matrix, nearest[0] * scale[:, None], moment) < damage(matrix, found * scale[:, None], moment):
             found, digits = nearest
     codes = Codes(from_groups(found, values.shape, axis), scale.reshape(-1), axis, levels)
-    codes.damage = damage(matrix, found * scale[:, None], factor)
+    codes.damage = damage(matrix, found * scale[:, None], moment)
     if chosen != INT8:
         layout = layout_of(values.shape, axis, groups)
         codes.packed = packed(chosen, grid, digits, layout, native=context.model.opset >= NATIVE_OPSET)
@@ -82,11 +83,12 @@ def estimated(
         starts = np.linspace(0, outputs - fewest, LOOKED_AT // fewest).astype(int) // fewest * fewest
         matrix = matrix[:, :, (starts[:, None] + np.arange(fewest)).reshape(-1)]
     importance, levels = importance_of(factor, matrix), context.target.weight_levels
+    moment = factor.moment if factor is not None else None
 
     def rounded(chosen: Format, solver: Factor | None) -> float:
         grid, scale = make_grid(matrix, chosen, importance, levels)
         found, _ = gptq(matrix / scale[:, None], solver, grid)
-        return damage(matrix, found * scale[:, None], factor)
+        return damage(matrix, found * scale[:, None], moment)
 
     nearest = {each.name: rounded(each, None) for each in formats}
     if factor is None:
@@ -137,13 +139,3 @@ def importance_of(factor: Factor | None, matrix: Matrix) -> Matrix:
     diagonal = np.asarray(np.diagonal(factor.moment, axis1=1, axis2=2), np.float32)
     diagonal = diagonal / np.maximum(diagonal.max(), np.float32(1e-30))
     return np.asarray(np.maximum(diagonal, 1e-3 * diagonal.mean(1, keepdims=True) + 1e-30), np.float32)
-
-
-def damage(matrix: Matrix, restored: Matrix, factor: Factor | None) -> float:
-    """tr((W - W')T H (W - W')) / tr(WT H W) over all groups of W [G, K, N]; H is the identity where it is not known."""
-    peak = max(float(np.abs(matrix).max(initial=0.0)), 1e-30)
-    error, matrix = (matrix - restored) / np.float32(peak), matrix / np.float32(peak)
-    if factor is None:
-        return float((error**2).sum() / max(float((matrix**2).sum()), 1e-30))
-    lost = float(((factor.moment @ error) * error).sum())
-    return lost / max(float(((factor.moment @ matrix) * matrix).sum()), 1e-30)
