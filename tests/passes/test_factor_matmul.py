@@ -22,25 +22,26 @@ VIT = MODELS / "vision_transformer.onnx"
 IMAGES = str(MODELS / "data/vision_transformer_calib.npz")
 
 
+LINEARS: list[tuple[list[NodeProto], dict[str, np.ndarray], list[int], int]] = [
+    ([node("MatMul", "x w", "h"), node("Add", "h b", "y")], {"w": weight(24, 40), "b": weight(40)}, [3, 24], 3),
+    ([node("MatMul", "x w", "y")], {"w": weight(24, 40)}, [2, 3, 5, 24], 2),
+    ([node("MatMul", "x w", "y")], {"w": weight(3, 24, 40)}, [2, 3, 5, 24], 2),
+    ([node("MatMul", "x w", "y")], {"w": weight(3, 24, 40)}, [5, 24], 2),
+    ([node("Gemm", "x w b", "y", alpha=0.5, beta=3.0)], {"w": weight(24, 40), "b": weight(40)}, [9, 24], 2),
+    ([node("Gemm", "x w b", "y", transB=1)], {"w": weight(40, 24), "b": weight(1, 40)}, [9, 24], 2),
+    ([node("Gemm", "x w", "y", transA=1, alpha=2.0)], {"w": weight(24, 40)}, [24, 9], 2),
+    ([node("Gemm", "x w b", "y", transA=1, transB=1)], {"w": weight(40, 24), "b": weight(1)}, [24, 9], 2),
+]
+NO_BIAS = next(case for case in LINEARS if case[0][0].op_type == "Gemm" and len(case[0][0].input) < 3)
+
+
 @pytest.mark.parametrize(
-    ("nodes", "weights", "shape", "chain"),
-    [
-        ([node("MatMul", "x w", "h"), node("Add", "h b", "y")], {"w": weight(24, 40), "b": weight(40)}, [3, 24], 3),
-        ([node("MatMul", "x w", "y")], {"w": weight(24, 40)}, [2, 3, 5, 24], 2),
-        ([node("MatMul", "x w", "y")], {"w": weight(3, 24, 40)}, [2, 3, 5, 24], 2),
-        ([node("MatMul", "x w", "y")], {"w": weight(3, 24, 40)}, [5, 24], 2),
-        ([node("Gemm", "x w b", "y", alpha=0.5, beta=3.0)], {"w": weight(24, 40), "b": weight(40)}, [9, 24], 2),
-        ([node("Gemm", "x w b", "y", transB=1)], {"w": weight(40, 24), "b": weight(1, 40)}, [9, 24], 2),
-        ([node("Gemm", "x w", "y", transA=1, alpha=2.0)], {"w": weight(24, 40)}, [24, 9], 2),
-        ([node("Gemm", "x w b", "y", transA=1, transB=1)], {"w": weight(40, 24), "b": weight(1)}, [24, 9], 2),
-    ],
+    ("nodes", "weights", "shape", "chain", "opset"),
+    [(*case, opset) for case in LINEARS for opset in (9, 17) if opset == 17 or case is not NO_BIAS],  # optional from 11
 )
-@pytest.mark.parametrize("opset", [9, 17])
 def test_every_form_of_a_linear(
     nodes: list[NodeProto], weights: dict[str, np.ndarray], shape: list[int], chain: int, opset: int
 ) -> None:
-    if opset < 11 and nodes[0].op_type == "Gemm" and len(nodes[0].input) < 3:
-        pytest.skip("this opset needs the third input")
     proto = model(nodes, {"x": shape}, {"y": None}, weights, opset=opset)
     data = samples(8, x=shape)
     full = told(FactorMatmul(rank=24), proto, data)

@@ -39,13 +39,17 @@ def test_gradients_agree_with_finite_differences(case: Case) -> None:
     assert torch.autograd.gradcheck(function, point, eps=1e-6, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case.opset <= 23], ids=lambda case: case.label)
+NOT_THERE = {
+    "Cast-to=11",  # its result is double, whatever the input: the case is made for doubles
+    "Conv-auto_pad=SAME_UPPER",  # ONNX Runtime has no dilation beside it
+}
+COMPARED = [case for case in CASES if case.opset <= 23 and case.label not in NOT_THERE]
+
+
+@pytest.mark.parametrize("case", COMPARED, ids=lambda case: case.label)
 def test_values_agree_with_onnx_runtime(case: Case) -> None:
     model, feeds = build(case, TensorProto.FLOAT)
-    try:
-        expected = Session(model).run(feeds)["y0"]
-    except ModelError as error:
-        pytest.skip(f"ONNX Runtime: {error}")
+    expected = Session(model).run(feeds)["y0"]
     with torch.no_grad():
         got = Program(model)(feeds)["y0"].numpy()
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
