@@ -10,7 +10,8 @@ from onnx import TensorProto
 from onnxc.coupling.consumers import as_matrix, consumers, rows, stored
 from onnxc.coupling.cutting import Cut, apply, tied, untied
 from onnxc.coupling.graph import Coupling, Group, connected
-from onnxc.coupling.operators import RULES, refined
+from onnxc.coupling.movement import refined
+from onnxc.coupling.operators import RULES
 from onnxc.coupling.tracing import traced
 from onnxc.data import generate
 from onnxc.model import Constant, Model

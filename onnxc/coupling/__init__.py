@@ -1,1 +1,1 @@
-"""Which channels must be cut together: the graph of axes (graph.py), operators (operators.py), the cut (cutting.py)."""
+"""Which channels must be cut together: axes (graph.py), operators (operators.py and families), the cut (cutting.py)."""

@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxc.coupling.graph import Axis, Coupling, Group, Indices
-from onnxc.coupling.operators import constant, given, slice_bounds
+from onnxc.coupling.movement import slice_bounds
+from onnxc.coupling.common import constant, given
 from onnxc.errors import ModelError
 from onnxc.model import Constant, Model, Node, Tensor, Variable
 
@@ -114,7 +115,7 @@ def target(cut: Cut, model: Model, node: Node, position: int = 1) -> None:
         return
     rank = len(cut.coupling.shape(result))
     new = {axis: cut.size(result, axis) for axis in axes}
-    known = constant(cut.coupling, node, position)
+    known = constant(node, position)
     if known is not None:
         shape = [int(size) for size in known.reshape(-1)]
         lead = rank - len(shape)  # Expand may leave out the first axes
@@ -196,7 +197,7 @@ def gathered(cut: Cut, model: Model, node: Node) -> None:
     rank = len(cut.coupling.shape(source))
     axis = int(node.attrs.get("axis", 0)) % max(rank, 1)
     kept, left = cut.of_axis(source, axis), cut.of_axis(result, axis)
-    known = constant(cut.coupling, node, 1)
+    known = constant(node, 1)
     if kept is None or known is None:
         return
     where = known.reshape(-1) % cut.coupling.shape(source)[axis]
