@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxc.coupling.common import constant, given
 from onnxc.coupling.graph import Axis, Coupling, Group, Indices
 from onnxc.coupling.movement import slice_bounds
-from onnxc.coupling.common import constant, given
 from onnxc.errors import ModelError
 from onnxc.model import Constant, Model, Node, Tensor, Variable
 

@@ -15,9 +15,9 @@ from math import gcd
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxc.coupling.common import is_constant
 from onnxc.coupling.consumers import Consumer, Moments, Wide
 from onnxc.coupling.graph import Axis, Coupling, Group, Indices
-from onnxc.coupling.common import is_constant
 
 DAMPING = 0.01  # of the mean of H's diagonal
 STEPS = 64  # of the removal of all units: more than one unit goes at a time in wider groups
