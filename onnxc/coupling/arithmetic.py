@@ -1,4 +1,4 @@
-"""Rules of operators that compute per entry, normalize, pool, reduce. In: a Coupling and a node. Out: edges and pins."""
+"""Rules of operators that compute per entry, normalize, pool, reduce. In: a Coupling and a node. Out: edges, pins."""
 
 from __future__ import annotations
 
