@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxc.data import Sample
-from onnxc.equalizing.seams import Seam, as_rows, input_order, seams, start
+from onnxc.equalizing.scaling import Seam, as_rows, input_order
+from onnxc.equalizing.seams import seams, start
 from onnxc.model import Constant, Model
 from onnxc.observe import channel_ranges
 from onnxc.rewrite import Context, Level

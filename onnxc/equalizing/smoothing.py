@@ -26,7 +26,8 @@ from numpy.typing import NDArray
 from onnxc.codes.saturation import machine_saturates
 from onnxc.data import Calibration, Sample
 from onnxc.equalizing.equalization import Ranges, seam_ranges, told_reasons, within_clips
-from onnxc.equalizing.seams import Seam, as_rows, input_channels, input_order, seams
+from onnxc.equalizing.scaling import Seam, as_rows, input_channels, input_order
+from onnxc.equalizing.seams import seams
 from onnxc.model import Model
 from onnxc.observe import Observations
 from onnxc.rewrite import Activation, Context, Level, Rewriter

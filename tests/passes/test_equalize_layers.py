@@ -9,7 +9,8 @@ import pytest
 from onnx import NodeProto
 
 from onnxc.encoding import round_to_nearest
-from onnxc.equalizing.seams import as_rows, seams
+from onnxc.equalizing.scaling import as_rows
+from onnxc.equalizing.seams import seams
 from onnxc.model import Model
 from onnxc.passes.equalize_layers import EqualizeLayers
 from onnxc.rewrite import Level
