@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch.nn import functional
 
-from onnxc.training.operators.table import TYPES, Call, ints, operator
+from onnxc.training.operators.table import TYPES, Call, from_numpy, ints, operator
 
 
 def _channels(vector: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
@@ -87,3 +88,20 @@ def local_response_normalization(call: Call, x: torch.Tensor) -> torch.Tensor:
     squares = (x * x).movedim(1, -1)
     near = functional.pad(squares, ((size - 1) // 2, size // 2)).unfold(-1, size, 1).sum(-1).movedim(-1, 1)
     return x / (call.get("bias", 1.0) + alpha / size * near) ** call.get("beta", 0.75)
+
+
+@operator("Scaler", domain="ai.onnx.ml")
+def scaler(call: Call, x: torch.Tensor) -> torch.Tensor:
+    """(x - offset) * scale."""
+    offset, scale = (from_numpy(np.asarray(call.get(name), np.float32), call.device) for name in ("offset", "scale"))
+    return (x.float() - offset) * scale
+
+
+@operator("Normalizer", domain="ai.onnx.ml")
+def normalizer(call: Call, x: torch.Tensor) -> torch.Tensor:
+    """Rows divided by their largest entry, or their 1- or 2-norm."""
+    kind = call.get("norm", "MAX")
+    x = x.float()
+    if kind == "MAX":
+        return x / x.amax(-1, keepdim=True)
+    return x / torch.linalg.vector_norm(x, 1 if kind == "L1" else 2, dim=-1, keepdim=True)
