@@ -1,6 +1,8 @@
-"""Factors per channel on one side of a tensor and their inverses on the other. In: factors. Out: other constants.
+"""Factors per channel on one side of a tensor, their inverses on the other.
 
-x ── Conv(W, b) ── Relu ── Conv(V) ── y     is     x ── Conv(W / s, b / s) ── Relu ── Conv(V * s) ── y
+      x ── Conv(W, b) ── Relu ── Conv(V) ── y     is     x ── Conv(W / s, b / s) ── Relu ── Conv(V * s) ── y
+
+In: a tensor, what makes and what reads it, and factors. Out: other constants, the outputs staying equal.
 """
 
 from __future__ import annotations

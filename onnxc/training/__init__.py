@@ -4,7 +4,8 @@ In: a teacher, a student, inputs. Out: the student, its weights changed where th
 folder that imports torch, which is the extra ``distill``: whoever needs it imports from here at the last moment.
 
       interpreter.py  graph -> torch        operators/   one small file per family
-      weights.py      initializers <-> latent parameters: floats, codes, scales, zeros that stay
+      latents.py      parameter <-> value: floats, codes, scales, zeros that stay
+      weights.py      what in a file is learned: which latents   leaning.py  where its codes start
       losses.py       outputs -> a number   parity.py    the interpreter against ONNX Runtime
       tuning.py       one optimization: held-back samples, best checkpoint, early stop, resume
       blocks.py       where a graph can be cut, and the block-wise tuning

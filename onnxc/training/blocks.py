@@ -22,9 +22,9 @@ from onnxc.file.shell import is_constant
 from onnxc.model import Model, Node, Tensor, Variable
 from onnxc.session import Options, Session
 from onnxc.training.interpreter import Program
+from onnxc.training.latents import Latent, values_of
 from onnxc.training.operators.table import from_numpy, to_numpy
 from onnxc.training.samples import Shelf
-from onnxc.training.weights import Latent, values_of
 
 WIDEST = 2  # float tensors that may cross a cut
 MOST = 12  # blocks

@@ -18,9 +18,10 @@ from onnxc.data import Sample
 from onnxc.errors import ModelError
 from onnxc.model import Model
 from onnxc.training.interpreter import Program
+from onnxc.training.latents import FloatLatent, tensors_of, values_of
 from onnxc.training.losses import matched
 from onnxc.training.tuning import device, orderly
-from onnxc.training.weights import FloatLatent, latents, tensors_of, values_of
+from onnxc.training.weights import latents
 
 PROJECTIONS = 4  # of each sample
 

@@ -22,12 +22,14 @@ from onnxc.model import Model
 from onnxc.session import Options, Session
 from onnxc.training import blocks as cut
 from onnxc.training.interpreter import Program
+from onnxc.training.latents import Latent, tensors_of, values_of, write
+from onnxc.training.leaning import lean
 from onnxc.training.losses import Loss
 from onnxc.training.operators.table import from_numpy
 from onnxc.training.parity import check_parity
 from onnxc.training.samples import Shelf, batches, joined, plain, split
 from onnxc.training.tuning import Diary, Say, Settings, device, orderly, restore, snapshot, tune
-from onnxc.training.weights import Latent, latents, lean, tensors_of, values_of, write
+from onnxc.training.weights import latents
 
 BLOCK_SHARE = 0.4  # of the time, for the blocks
 BLOCK_STEPS = 300

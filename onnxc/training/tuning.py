@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from onnxc.errors import DataError
-from onnxc.training.weights import Latent
+from onnxc.training.latents import Latent
 
 WARM_UP = 0.03  # of the steps
 SAVE_EVERY = 20.0  # seconds between two saved states

@@ -6,13 +6,12 @@
     words ─ Cast ─ Gather(all digit combinations) the digits, rounded; written back as the word that holds them
     int32 bias ─ DequantizeLinear                 the real bias; written back in units of the learned scales
 
-Rounding passes the gradient straight through (Bengio et al., 2013); scales learn as in LSQ (Esser et al., 2020).
+What rounding does to the gradient, and how scales learn, is in latents.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -20,16 +19,14 @@ import torch
 from onnxc.file.shell import is_constant
 from onnxc.model import Constant, Model, Node, Tensor
 from onnxc.training.interpreter import Program
-from onnxc.training.operators.table import from_numpy, straight
+from onnxc.training.latents import BiasLatent, CodesLatent, FloatLatent, Latent, ScaleLatent, WordsLatent
+from onnxc.training.operators.table import from_numpy
 
 FLOATS = frozenset({"float32", "float16", "float64", "bfloat16"})
 CODES = frozenset({"int8", "uint8", "int4", "uint4", "int2", "uint2"})
 LARGEST = 1e6  # beyond it a constant is a mask or a limit, not a weight
 # Share of zeros from which on they were pruned, not rounded: codes of few levels hold many zeros anyway.
 FEW_ZEROS, MANY_ZEROS = 0.05, 0.75
-WORD = 16  # most codes in a word, which may be filled up
-ROUNDED = 0.5  # squared error over power up to which a weight is a rounded form of another
-
 PASSING = frozenset(
     {
         "Cast",
@@ -73,152 +70,6 @@ SCALES: Mapping[str, frozenset[int]] = {
     "QLinearConv": frozenset({1, 4}),
     "QLinearMatMul": frozenset({1, 4}),
 }
-
-
-@dataclass(eq=False)
-class Latent:
-    """Something that is learned.
-
-    Attributes:
-        tensors: of the model, whose values ``value`` gives; an initializer, or what a node makes of one.
-        parameter: what the optimizer changes. rate: its step, in units of the rate of the training.
-        kind: "float", "scale", "codes", "words" or "bias", for reports.
-    """
-
-    tensors: list[Tensor]
-    parameter: torch.Tensor
-    rate: float
-    kind: str
-
-    def value(self) -> torch.Tensor:
-        """What the model computes with, with a gradient to the parameter."""
-        return self.parameter
-
-    def write(self) -> None:
-        """Put the learned value where it came from."""
-        assign(self.tensors[0], self.value().detach().cpu().double().numpy())
-
-    def weight(self) -> torch.Tensor:
-        """The parameter as a weight decays or is measured: itself."""
-        return self.parameter
-
-
-@dataclass(eq=False)
-class FloatLatent(Latent):
-    """A float initializer. What was pruned stays zero.
-
-    Attributes:
-        mask: 0 where the file has a zero that stays, else 1; None where all of it is learned.
-        dtype: of the file; halves are rounded on the way.
-    """
-
-    mask: torch.Tensor | None = None
-    dtype: torch.dtype = torch.float32
-    cast: bool = False
-
-    def value(self) -> torch.Tensor:
-        value = self.parameter if self.mask is None else self.parameter * self.mask
-        if self.dtype == torch.float32:
-            return value
-        if self.cast:  # its readers cast it to float32: in halves small gradients would be lost
-            return straight(value.to(self.dtype).to(value.dtype), value)
-        return value.to(self.dtype)
-
-
-@dataclass(eq=False)
-class ScaleLatent(Latent):
-    """A scale: the file's value times the exponential of the parameter, which starts at 0."""
-
-    start: torch.Tensor = field(default_factory=lambda: torch.ones(()))
-    dtype: torch.dtype = torch.float32
-
-    def value(self) -> torch.Tensor:
-        value = self.start * torch.exp(self.parameter)
-        return value if self.dtype == torch.float32 else straight(value.to(self.dtype).float(), value)
-
-    def write(self) -> None:
-        value = self.value().detach().cpu().double().numpy()
-        for constant in self.tensors:
-            assign(constant, value)
-
-
-@dataclass(eq=False)
-class CodesLatent(Latent):
-    """Codes: the parameter, rounded and kept in the range that the file's codes have."""
-
-    low: float = -127
-    high: float = 127
-    mask: torch.Tensor | None = None
-
-    def value(self) -> torch.Tensor:
-        value = straight(torch.round(self.parameter), self.parameter).clamp(self.low, self.high)
-        return value if self.mask is None else value * self.mask
-
-
-@dataclass(eq=False)
-class WordsLatent(Latent):
-    """Digits behind a table of all their combinations.
-
-    Attributes:
-        source: the initializer that holds words. levels: of a digit. low, step: digit d stands for low + step d.
-        rows: number of a combination, its first digit counting least -> row of the table; single: the table is flat.
-    """
-
-    source: Constant | None = None
-    levels: int = 16
-    low: float = 0.0
-    step: float = 1.0
-    rows: torch.Tensor = field(default_factory=lambda: torch.zeros(0))
-    single: bool = False
-
-    def digits(self) -> torch.Tensor:
-        """Whole numbers from 0 to levels - 1."""
-        return straight(torch.round(self.parameter), self.parameter).clamp(0, self.levels - 1)
-
-    def value(self) -> torch.Tensor:
-        return self.low + self.step * self.digits()
-
-    def write(self) -> None:
-        assert self.source is not None
-        digits = self.digits().detach().long()
-        if self.single:
-            digits = digits.unsqueeze(-1)
-        powers = self.levels ** torch.arange(digits.shape[-1], device=digits.device)
-        words = self.rows[(digits * powers).sum(-1)].cpu().numpy()
-        assign(self.source, words)
-
-
-@dataclass(eq=False)
-class BiasLatent(Latent):
-    """An int32 bias as a real number; written after the scales it is measured in.
-
-    Attributes:
-        source, scale: initializers: the codes and their scale.
-        factors: the scales of input and weight whose product the scale is, where it is.
-    """
-
-    source: Constant | None = None
-    scale: Constant | None = None
-    factors: tuple[Constant, Constant] | None = None
-
-    def write(self) -> None:
-        assert self.source is not None
-        assert self.scale is not None
-        if self.factors is not None:
-            first, second = (np.asarray(each.values, np.float32) for each in self.factors)
-            product = np.asarray(first * second, np.float32)
-            assign(self.scale, np.broadcast_to(product.reshape(-1), self.scale.shape or (1,)))
-        real = self.parameter.detach().cpu().double().numpy()
-        codes = np.rint(real / np.asarray(self.scale.values, np.float64))
-        assign(self.source, np.clip(codes, -(2**31), 2**31 - 1))
-
-
-def assign(tensor: Tensor, values: np.ndarray) -> None:
-    """Give a constant other values of its own type and shape; equal ones leave it as it is in the file."""
-    assert is_constant(tensor)
-    fresh = values.reshape(tensor.shape).astype(tensor.dtype)
-    if not np.array_equal(fresh, np.asarray(tensor.values)):
-        tensor.values = fresh
 
 
 def plain_domain(node: Node) -> bool:
@@ -301,10 +152,6 @@ def latents(model: Model, device: torch.device | str = "cpu") -> list[Latent]:
 def _floats(model: Model) -> list[str]:
     """Names of the outputs that are, or may be, quantities."""
     return [each.name for each in model.graph.outputs if each.dtype is None or each.dtype.kind not in "iubOSU"]
-
-
-def _weights_of(original: Model) -> dict[str, Constant]:
-    return {each.name: each for graph in original.graphs() for each in graph.weights if each.dtype.name in FLOATS}
 
 
 def _latent(constant: Constant, scales: dict[bytes, ScaleLatent], device: torch.device) -> Latent | None:
@@ -416,71 +263,3 @@ def _scale_of(tensor: Tensor) -> Constant | None:
         found: Constant = tensor.inputs[0].inputs[1]
         return found
     return None
-
-
-def values_of(found: Iterable[Latent]) -> dict[Tensor, torch.Tensor]:
-    """The current values, for a Program."""
-    made: dict[Tensor, torch.Tensor] = {}
-    for latent in found:
-        value = latent.value()
-        for tensor in latent.tensors:
-            shaped = is_constant(tensor) and tuple(value.shape) != tuple(tensor.shape)
-            made[tensor] = value.reshape(tensor.shape) if shaped else value
-    return made
-
-
-def tensors_of(found: Iterable[Latent]) -> list[Tensor]:
-    """The tensors whose values latents give."""
-    return [tensor for latent in found for tensor in latent.tensors]
-
-
-def write(found: Iterable[Latent]) -> None:
-    """Write everything back into the model; biases last, since they are measured in scales."""
-    for latent in sorted(found, key=lambda each: each.kind == "bias"):
-        latent.write()
-
-
-def lean(program: Program, found: Sequence[Latent], original: Model) -> int:
-    """Let every code start where the original weight lies within its rounding; the number of codes that lean.
-
-    What unfolds to a weight of the original is told by its name. A weight y depends on one code v each, so with
-    g = dy / dv, which one backward pass gives for all of them, the code leans by (original - y) / g, less than a half.
-    """
-    exact, data = _weights_of(original), program.from_data()
-    coded = [each for each in found if each.kind in {"codes", "words"}]
-    for latent in coded:
-        latent.parameter.requires_grad_(True)
-    scope = dict(values_of(found))
-    nodes = [node for node in program.nodes if not any(each in data for each in node.outputs)]
-    program.run_nodes(nodes, scope)
-    count = 0
-    for tensor in [each for node in nodes for each in node.outputs if each in scope]:
-        value = scope[tensor]
-        weight = _closest(tensor.name, value, exact)
-        some = [each for each in coded if 0 <= each.parameter.numel() - value.numel() < WORD]
-        if weight is None or not some or not value.requires_grad:
-            continue
-        rest = (weight - value).detach()
-        parameters = [each.parameter for each in some]
-        slopes = torch.autograd.grad(value.sum(), parameters, retain_graph=True, allow_unused=True)
-        pulls = torch.autograd.grad((value * rest).sum(), parameters, retain_graph=True, allow_unused=True)
-        with torch.no_grad():
-            for latent, slope, pull in zip(some, slopes, pulls, strict=True):
-                if slope is None or pull is None:
-                    continue
-                step = torch.where(slope == 0, torch.zeros_like(slope), pull / (slope * slope))
-                latent.parameter.copy_(torch.round(latent.parameter) + step.nan_to_num(0.0).clamp(-0.49, 0.49))
-                count += latent.parameter.numel()
-    for latent in coded:
-        latent.parameter.requires_grad_(False)
-    return count
-
-
-def _closest(name: str, value: torch.Tensor, exact: Mapping[str, Constant]) -> torch.Tensor | None:
-    """The original weight that ``value``, called ``name``, is a rounded form of."""
-    names = [each for each in exact if name.startswith(each) and exact[each].shape == tuple(value.shape)]
-    if not names or not value.dtype.is_floating_point:
-        return None
-    weight = from_numpy(np.asarray(exact[max(names, key=len)].values).astype(np.float32), value.device)
-    apart = (weight - value.detach()).square().sum() / weight.square().sum().clamp(min=1e-30)
-    return weight if float(apart) < ROUNDED else None

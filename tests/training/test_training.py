@@ -24,11 +24,13 @@ from onnxc.rewrite import Rewriter
 from onnxc.session import Options, Session
 from onnxc.training.distill import made as made_student
 from onnxc.training.interpreter import Program
+from onnxc.training.latents import tensors_of, values_of, write
+from onnxc.training.leaning import lean
 from onnxc.training.losses import Loss, Output, matched
 from onnxc.training.recover import recover
 from onnxc.training.trainer import Lesson, Trainer
 from onnxc.training.tuning import Diary, Settings
-from onnxc.training.weights import latents, lean, tensors_of, values_of, write
+from onnxc.training.weights import latents
 from tests.unpriced import pretend_everything_pays
 
 MODELS = Path(__file__).parents[2] / "models"
