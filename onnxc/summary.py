@@ -12,7 +12,7 @@ from onnxc.deliver import Delivery
 from onnxc.explain import computed, further, predicted_bytes, runner_up, stored
 from onnxc.judge import Judge
 from onnxc.kernels import leftover_weights, operators
-from onnxc.planner import Plan, Problem
+from onnxc.planner import Plan, Problem, predicted_noise
 from onnxc.planning import Planning
 from onnxc.propose import Proposals
 from onnxc.quality import Quality, relative_drop
@@ -36,7 +36,8 @@ def summarize(planning: Planning, delivery: Delivery, notes: list[str]) -> Repor
         report.predicted_speed = problem.prices.total / plan.seconds
     if delivery.trial is not None and planning.attempts:
         report.predicted_bytes = predicted_bytes(planning, plan)
-        report.predicted_sqnr_db = -10 * log10(plan.noise) if plan.noise > 0 else None
+        noise = predicted_noise(problem, plan.compute, plan.stored)  # the plan may be older than the prediction
+        report.predicted_sqnr_db = -10 * log10(noise) if noise > 0 else None
         report.further = further(planning, plan)
     int8 = [site for site in context.sites if site.name in plan.compute]
     for refusal in proposals.refusals:
