@@ -12,7 +12,8 @@ from math import isfinite, log, sqrt
 
 import numpy as np
 
-from onnxc.observe import GROUPS, Histogram, Observations, Spread
+from onnxc.histograms import GROUPS, Histogram, Spread
+from onnxc.observe import Observations
 
 SETTLED = 0.01  # of a range's width: moving less than that changes no result
 MOST_SAMPLES = 100_000

@@ -17,8 +17,8 @@ import numpy as np
 from onnxc.cost import cpu_name
 from onnxc.encoding import Codes
 from onnxc.file.storage import drop_pages
+from onnxc.histograms import Histogram
 from onnxc.model import Model, Node, Tensor, Variable
-from onnxc.observe import Histogram
 from onnxc.rewrite import Activation, Rewriter
 from onnxc.session import Options, Session, runtime_version
 

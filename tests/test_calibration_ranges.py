@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from onnxc.convergence import SETTLED, convergence_note, movement, needed, tail_scale, told
-from onnxc.observe import GROUPS, Histogram, Observations, Spread, observe
+from onnxc.histograms import GROUPS, Histogram, Spread
+from onnxc.observe import Observations, observe
 from onnxc.session import Options
 from onnxc.sites import find
 from onnxc.targets import target

@@ -23,7 +23,7 @@ LAYERS = """
     equalizing
     pruning factors cost sensitivity exactness
     convergence
-    codes coupling owners rewrite encoding observe sites shapes sequential
+    codes coupling owners rewrite encoding observe histograms sites shapes sequential
     validate
     report reports
     quality answers kernels

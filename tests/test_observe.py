@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
+from onnxc.histograms import BINS, Histogram
 from onnxc.model import Model
-from onnxc.observe import BINS, MOST_ROWS, Histogram, Observations, observe, patches, sampled_rows
+from onnxc.observe import MOST_ROWS, Observations, observe, patches, sampled_rows
 from onnxc.session import Options, Session
 from onnxc.sites import find, name_nodes
 from onnxc.targets import target
