@@ -15,7 +15,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from onnxc.factors.convolutions import ConvUnit, Kernel, understood
+from onnxc.factors.convolution_units import ConvUnit
+from onnxc.factors.convolutions import Kernel, understood
 from onnxc.factors.factoring import Factoring, Goal, Unit
 from onnxc.rewrite import Context, Level, StructuralPass
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from onnxc.factors.factoring import Factoring, Goal, Unit
-from onnxc.factors.matrices import Group, Matrix, together, understood
+from onnxc.factors.matrices import Matrix, together, understood
+from onnxc.factors.matrix_units import Group
 from onnxc.rewrite import Context, Level, StructuralPass
 
 
