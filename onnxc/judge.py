@@ -33,7 +33,7 @@ from onnxc.session import Options, Session
 # Of the allowed drop that a plan below 8 bits may use: it is one of many that were tried on the same few items, and
 # loses more on others (a transformer on digits: 0.7 and 0.5 % on a thousand items that were tried, 1.4 and 1.1 % on as
 # many others, which is what chance makes of 20 changed answers).
-SMALL_SHARE = 0.25
+SMALL_SHARE = 0.4
 
 
 def build(model: Model, plan: Plan, codes: Coder) -> Model:
