@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import onnx
@@ -19,6 +20,7 @@ from onnxc.session import Session
 from tests.builders import sparse_weight
 
 MODELS = Path(__file__).parents[2] / "models"
+Form = Literal["constant", "initializer"]
 random = np.random.default_rng(0)
 
 
@@ -38,9 +40,9 @@ def linear(weight: np.ndarray, opset: int = 17) -> ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
 
 
-def finished(proto: ModelProto, *, told: bool = False, form: str = "constant") -> tuple[Model, tuple[str, ...]]:
+def finished(proto: ModelProto, *, told: bool = False, form: Form = "constant") -> tuple[Model, tuple[str, ...]]:
     model = Model.load(proto)
-    outcome = FoldSparse(form=form).finish(model, told=told)  # type: ignore[arg-type]
+    outcome = FoldSparse(form=form).finish(model, told=told)
     return model, outcome.notes
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -200,9 +202,9 @@ def test_the_same_input_gives_the_same_bytes() -> None:
         ({"fraction": 0.5, "rounding": 0}, "rounding is at least 1"),
     ],
 )
-def test_wrong_fields_are_said_to_be(fields: dict[str, object], message: str) -> None:
+def test_wrong_fields_are_said_to_be(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(RecipeError, match=message):
-        only(PruneChannels(**fields).levels(trained("residual_cnn")))  # type: ignore[arg-type]
+        only(PruneChannels(**fields).levels(trained("residual_cnn")))
 
 
 def test_what_cannot_be_reached_is_said() -> None:
@@ -277,8 +279,8 @@ def test_allocation_takes_the_cheap_group_first() -> None:
     order = np.arange(64)
     cheap, dear = Damage(order, np.linspace(0, 0.1, 65)), Damage(order, np.linspace(0, 10, 65))
 
-    def count(removed: object) -> float:
-        return 128.0 - sum(removed.values())  # type: ignore[attr-defined]
+    def count(removed: Mapping[int, int]) -> float:
+        return 128.0 - sum(removed.values())
 
     assert allocate(groups, [dear, cheap], count, 0.25, 16) == {1: 32}
     assert allocate(groups, [dear, cheap], count, 0.5, 16) == {0: 16, 1: 48}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -53,9 +54,9 @@ def context_of(folder: Path, name: str, *, told: bool = True, data: bool = True)
     return Context(model, find(model, where), Observations(), Recipe(), where, told=told, samples=samples)
 
 
-def told(folder: Path, name: str, *, data: bool = True, **fields: object) -> tuple[Context, Level]:
+def told(folder: Path, name: str, *, data: bool = True, **fields: Any) -> tuple[Context, Level]:
     context = context_of(folder, name, data=data)
-    (level,) = PruneWeights(**fields).levels(context)  # type: ignore[arg-type]
+    (level,) = PruneWeights(**fields).levels(context)
     return context, level
 
 
@@ -219,7 +220,7 @@ def test_levels_cut_more_and_more(folder: Path) -> None:
         ({"pattern": "4x1"}, "say how much"),
     ],
 )
-def test_what_cannot_be_done_is_said(folder: Path, fields: dict[str, object], match: str) -> None:
+def test_what_cannot_be_done_is_said(folder: Path, fields: dict[str, Any], match: str) -> None:
     with pytest.raises(RecipeError, match=match):
         told(folder, "sklearn_mlp", **fields)
 
