@@ -1,4 +1,4 @@
-"""The models of the ONNX backend test suite: ``python -m tests.corpus roundtrip`` says what becomes of them.
+"""The models of the ONNX backend test suite: ``python -m tests.corpus`` says what becomes of them.
 
 In: the installed onnx package; nothing is downloaded. Out: every model with the inputs its test has, or made-
 up ones.
@@ -279,7 +279,6 @@ def roundtrip(pattern: str = "") -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m tests.corpus", description=__doc__)
-    parser.add_argument("what", choices=["roundtrip"])
     parser.add_argument("--only", default="", help="part of the names")
     options = parser.parse_args(arguments)
     return 1 if roundtrip(options.only) else 0

@@ -38,3 +38,11 @@ def test_the_sample_is_worth_its_name(findings: dict[str, dict[str, str]]) -> No
 def test_nothing_is_lost_or_changed(findings: dict[str, dict[str, str]]) -> None:
     lost = {name: found for name, found in findings.items() if found.keys() - {"runtime"}}
     assert lost == {}
+
+
+def test_the_command_needs_no_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``make corpus`` gives none."""
+    asked: list[str] = []
+    monkeypatch.setattr(corpus, "roundtrip", lambda pattern: asked.append(pattern) or 0)
+    assert corpus.main([]) == 0
+    assert asked == [""]
