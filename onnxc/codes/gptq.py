@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxc.codes.grids import Grid
+from onnxc.codes.grids import Grid, parts
 
 BLOCK = 128
 DAMPING = 0.01
@@ -118,14 +118,19 @@ def damage(weight: Matrix, values: Matrix, moment: Matrix | None) -> float:
     """tr((W - W')T H (W - W')) / tr(WT H W) over all groups of W [G, K, N], with W' = ``values`` and H = ``moment``
     [G, K, K]; None: the identity, where nothing is known of the inputs.
     """
-    peak = max(float(np.abs(weight).max(initial=0.0)), 1e-30)  # squares of huge weights would overflow
-    error, weight = (weight - values) / np.float32(peak), weight / np.float32(peak)
-    spread = (error, weight) if moment is None else (moment @ error, moment @ weight)
-    lost, whole = (
-        float(np.einsum("gkn,gkn->", one, other, dtype=np.float64))
-        for one, other in zip(spread, (error, weight), strict=True)
-    )
+    peak = np.float32(max(float(weight.max(initial=0.0)), -float(weight.min(initial=0.0)), 1e-30))
+    lost = whole = 0.0
+    for part in parts(weight):
+        true, error = weight[:, :, part], weight[:, :, part] - values[:, :, part]
+        lost += power(error / peak, moment)  # squares of huge weights would overflow
+        whole += power(true / peak, moment)
     return lost / max(whole, 1e-30)
+
+
+def power(matrix: Matrix, moment: Matrix | None) -> float:
+    """tr(MT H M), with H the identity where ``moment`` is None."""
+    spread = matrix if moment is None else moment @ matrix
+    return float(np.einsum("gkn,gkn->", spread, matrix, dtype=np.float64))
 
 
 def inverse_factor(moment: NDArray[np.float64]) -> Matrix:

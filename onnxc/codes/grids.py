@@ -18,6 +18,7 @@ Matrix = NDArray[np.float32]
 SHRINKS = (1.0, 0.93, 0.86, 0.79, 0.72, 0.63)  # shares of a block's range that are tried
 ROUNDS, VECTORS = 12, 1 << 14  # of k-means, and the vectors it sees
 TINY = 1e-12
+PART = 1 << 20  # weights of a matrix that are looked at together: an embedding table needs no copies of itself
 
 
 class Grid(Protocol):
@@ -118,12 +119,24 @@ def nearest_words(vectors: Matrix, importance: Matrix, table: Matrix) -> NDArray
     return found
 
 
+def parts(matrix: Matrix) -> list[slice]:
+    """The outputs of W [G, K, N] in slices of about PART weights."""
+    width = max(1, PART // max(matrix.shape[0] * matrix.shape[1], 1))
+    return [slice(start, start + width) for start in range(0, max(matrix.shape[2], 1), width)]
+
+
 def even_scale(matrix: Matrix, levels: int, importance: Matrix) -> Matrix:
     """The scale of each output [G, N] with the least squared error of rounding W [G, K, N] to an even grid.
 
     Args:
         importance: [G, K], the second moment of every input.
     """
+    each = [even_scale_of(matrix[:, :, part], levels, importance) for part in parts(matrix)]
+    return each[0] if len(each) == 1 else np.concatenate(each, axis=1)
+
+
+def even_scale_of(matrix: Matrix, levels: int, importance: Matrix) -> Matrix:
+    """As even_scale(), all outputs at once."""
     grid, best, least = EvenGrid(levels), None, None
     peak = np.maximum(np.abs(matrix).max(1), TINY)
     for shrink in SHRINKS if levels < FULL else SHRINKS[:1]:
@@ -145,6 +158,17 @@ def block_grid(matrix: Matrix, levels: int, block: int, importance: Matrix, limi
     Args:
         importance: [G, K]; limit: the largest magnitude of a value.
     """
+    each = [block_grid_of(matrix[:, :, part], levels, block, importance, limit) for part in parts(matrix)]
+    if len(each) == 1:
+        return each[0]
+    steps, offsets = (
+        np.concatenate(found, axis=2) for found in zip(*((e.steps, e.offsets) for e in each), strict=True)
+    )
+    return BlockGrid(levels, block, steps, offsets)
+
+
+def block_grid_of(matrix: Matrix, levels: int, block: int, importance: Matrix, limit: int) -> BlockGrid:
+    """As block_grid(), all outputs at once."""
     groups, depth, outputs = matrix.shape
     blocks = matrix.reshape(groups, depth // block, block, outputs)
     weights = importance.reshape(groups, depth // block, block, 1)
