@@ -253,7 +253,7 @@ def observed(run: Run, model: Model) -> Context:
         sites = [s for s in found if s.graph is model.graph and s.kind in kinds]
         floats = [t for s in sites for t in (*s.inputs, s.result) if t.name and found.is_float(t)]
         try:
-            seen = observe(model, run.samples, len(run.samples), floats, sites, run.options)
+            seen = observe(model, run.samples, len(run.samples), floats, sites, run.options, run.samples.apart)
         except (ModelError, DataError) as error:  # a tensor inside cannot be an output: no ranges, all else goes on
             run.notes.append(f"activations could not be observed: {error}")
     return Context(model, found, seen, run.recipe, where, samples=run.samples, options=run.options)

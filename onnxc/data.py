@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Calibration", "Evaluation", "Sample", "generate", "index_limits"]
 
+APART = 4  # one sample in so many is kept apart from what is fitted
+
 Sample = Mapping[str, np.ndarray]
 Limits = Mapping[str, tuple[int, int]]
 
@@ -88,6 +90,15 @@ class Calibration:
     def __iter__(self) -> Iterator[Sample]:
         return map(self._check, self._reader.stream())
 
+    @property
+    def apart(self) -> frozenset[int]:
+        """Positions of the samples that nothing is fitted to: every fourth one, so that what a result does on them is
+        what it does on others. None of generated samples, and none where there is one sample only.
+        """
+        if self.generated or self._count < 2:
+            return frozenset()
+        return frozenset(range(min(APART, self._count) - 1, self._count, APART))
+
     def take(self, count: int) -> list[Sample]:
         """At most ``count`` samples, evenly spread over all of them."""
         count = min(max(count, 0), self._count)
@@ -145,7 +156,12 @@ class Check:
             if each.name not in arrays:
                 there = ", ".join(map(repr, arrays)) or "nothing"
                 raise DataError(f"{where}: input {each.name!r} is missing; it holds {there}")
-        return {name: self._fitted(where, known[name], array) for name, array in arrays.items()}
+        fitted = {name: self._fitted(where, known[name], array) for name, array in arrays.items()}
+        sizes = [array.size for array in fitted.values() if isinstance(array, np.ndarray)]
+        if sizes and not any(sizes) and not any(0 in info.shape for info in self.inputs):
+            name = next(iter(fitted))
+            raise DataError(f"{where}: input {name!r} has shape {_axes(fitted[name].shape)}, which holds nothing")
+        return fitted
 
     def _fitted(self, where: str, info: TensorInfo, value: Any) -> Any:
         what = f"{where}: input {info.name!r}"
@@ -160,8 +176,6 @@ class Check:
                 f"{what} has rank {array.ndim} ({_axes(array.shape)}), but the model takes rank "
                 f"{len(info.shape)} ({_axes(info.shape)})"
             )
-        if not array.size and 0 not in info.shape:
-            raise DataError(f"{what} has shape {_axes(array.shape)}, which holds nothing")
         for axis, (size, fixed) in enumerate(zip(array.shape, info.shape, strict=False)):
             if isinstance(fixed, int) and fixed >= 0 and size != fixed:
                 raise DataError(

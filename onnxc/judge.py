@@ -87,7 +87,7 @@ class Judge:
 
     def prepare(self, session: Session) -> None:
         """Run the original once: its outputs, and its score."""
-        self.reference = ReferenceOutputs(session, self.samples, class_scores(self.original))
+        self.reference = ReferenceOutputs(session, self.samples, class_scores(self.original), self.samples.apart)
         if self.evaluation is not None:
             self.score = self.evaluation.reference(session)
             self.evaluations += 1

@@ -7,7 +7,7 @@ input rows per site. The result does not depend on the order of the samples or o
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -78,8 +78,13 @@ def observe(
     tensors: Sequence[Variable],
     sites: Sequence[Site],
     options: Options,
+    apart: Collection[int] = (),
 ) -> Observations:
-    """Run ``samples`` once per capture group and collect ranges of ``tensors`` and rows of ``sites``."""
+    """Run ``samples`` once per capture group and collect ranges of ``tensors`` and rows of ``sites``.
+
+    Args:
+        apart: positions of samples that no weight is fitted to: they give ranges, but no rows and no moments.
+    """
     seen = Observations(samples=count)
     names = list(dict.fromkeys(t.name for t in tensors))
     inputs = {t.name for t in model.graph.inputs}
@@ -93,8 +98,9 @@ def observe(
             readers.setdefault(site.input.name, {}).setdefault(rows_key(site), site)
     depth = sum(row_length(site) for found in readers.values() for site in found.values())
     kept = int(np.clip(ROW_BYTES / max(4 * depth, 1), FEWEST_ROWS, MOST_ROWS))
-    every = -(-count // kept)  # of very many samples not each gives rows
-    quota = max(1, kept // -(-count // every))
+    fitted = [position for position in range(count) if position not in apart]
+    fitted = fitted[:: -(-len(fitted) // kept)]  # of very many samples not each gives rows
+    quota, giving = max(1, kept // len(fitted)), frozenset(fitted)
     grouped: dict[str, list[Site]] = {}
     for site in sites:
         if site.operator == "Conv" and int(site.node.attrs.get("group", 1)) > 1:
@@ -118,7 +124,7 @@ def observe(
                 fresh = seen.ranges.setdefault(name, Histogram()).add(values)
                 if fresh is not None:
                     seen.spreads.setdefault(name, Spread()).add(*fresh, seen.ranges[name].radius)
-                if position % every:
+                if position not in giving:
                     continue
                 if values.dtype.kind == "f" and not np.isfinite(values).all():  # of no use to a solver
                     values = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)

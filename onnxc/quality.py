@@ -13,7 +13,7 @@ import math
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +36,7 @@ FLOOR_DROP = 0.01
 FLOOR_CHANGED = 0.02
 """Largest share of changed top-1 answers by default; one changed answer is always allowed."""
 
+FITTED_DB = 0.5  # worth a word: less is chance
 _SPILL_BYTES = 256 << 20
 _CHUNK = 1 << 20  # elements turned into float64 at a time
 
@@ -75,7 +76,9 @@ class Quality:
 
     Attributes:
         outputs: one entry per output of the reference.
-        sqnr_db: of the worst float output; 200 when no output is float, -inf when one cannot be compared.
+        sqnr_db: of the worst float output; 200 when no output is float, -inf when one cannot be compared. Over all
+            samples, or over those kept apart where it is lower.
+        fitted: how many dB it is lower over the samples kept apart than over all: what was fitted to the others.
         agreement: of the output with most changed answers; None when no output is judged by answers.
         changed, judged: the answers of that output.
         problem: the first thing that makes outputs incomparable.
@@ -87,6 +90,7 @@ class Quality:
     changed: int = 0
     judged: int = 0
     problem: str | None = None
+    fitted: float = 0.0
 
     @property
     def has_floats(self) -> bool:
@@ -107,6 +111,7 @@ class ReferenceOutputs:
         session: the reference.
         samples: re-iterable; read again, one at a time, for every candidate.
         answers: output name -> axis of its class scores, as answers.class_scores() finds them.
+        apart: positions of samples that nothing was fitted to: on them alone the outputs must be as good.
 
     Outputs stay in memory up to 256 MB, then go to temporary files.
     """
@@ -116,7 +121,9 @@ class ReferenceOutputs:
         session: Session,
         samples: Calibration | Sequence[Sample],
         answers: Mapping[str, int | None] | None = None,
+        apart: Collection[int] = (),
     ) -> None:
+        self.apart = frozenset(apart)
         self.names = [each.name for each in session.outputs]
         self.inputs = [each.name for each in session.inputs]
         self.answers = dict(answers or {})
@@ -149,14 +156,21 @@ class ReferenceOutputs:
         """The quality of ``session``'s outputs over all samples; matched by name, else by position."""
         names = match([each.name for each in session.outputs], self.names)
         tallies = [_Tally(name, name in self.answers, self.answers.get(name)) for name in self.names]
-        for sample, kept in zip(self.samples, self._kept, strict=True):
+        others = [_Tally(name, False, None) for name in self.names]
+        for position, (sample, kept) in enumerate(zip(self.samples, self._kept, strict=True)):
             results = session.run(rename(sample, self.inputs, [each.name for each in session.inputs]))
-            for tally, new_name, parts in zip(tallies, names, kept, strict=True):
+            for tally, other, new_name, parts in zip(tallies, others, names, kept, strict=True):
                 if new_name is None:
                     tally.problem = f"output '{tally.name}' is missing"
                     continue
-                tally.add([_opened(part) for part in parts], _parts(results[new_name]))
-        return summary(tallies)
+                old, new = [_opened(part) for part in parts], _parts(results[new_name])
+                tally.add(old, new)
+                if position in self.apart:
+                    other.add(old, new)
+        quality = summary(tallies)
+        if self.apart and (lower := summary(others).sqnr_db) < quality.sqnr_db:
+            quality.fitted, quality.sqnr_db = quality.sqnr_db - lower, lower
+        return quality
 
 
 class _Tally:
@@ -285,7 +299,8 @@ def floor_met(
     if lowest is None:
         lowest = FLOOR_SQNR_DB if score is None else FLOOR_SQNR_WITH_HOOK_DB
     if quality.sqnr_db < lowest:
-        return f"output '{quality.worst}' has an SQNR of {quality.sqnr_db:.1f} dB, below {lowest:g} dB"
+        where = "" if quality.fitted < FITTED_DB else " on samples that nothing was fitted to"
+        return f"output '{quality.worst}' has an SQNR of {quality.sqnr_db:.1f} dB{where}, below {lowest:g} dB"
     if score is not None:
         allowed_drop = FLOOR_DROP if budget.max_drop is None else budget.max_drop
         drop = relative_drop(*score)

@@ -32,14 +32,24 @@ def shrunk_moment(rows: Matrix) -> Matrix:
     With few rows products of different inputs are mostly chance, and a solver that trusts them fits the samples, not
     the model. Ledoit and Wolf, "A well-conditioned estimator for large-dimensional covariance matrices" (2004), with
     the chance that Gaussian rows have: measured fourth moments are themselves chance where values have long tails.
+    Mean and covariance are drawn apart: behind a Relu the mean is large and well known, and says nothing of how well
+    the rest is.
     """
+    count = max(len(rows), 1)
     moment = second_moment(rows)
-    diagonal = np.diagonal(moment).astype(np.float64)
-    squares = float((diagonal**2).sum())
-    off = float((moment.astype(np.float64) ** 2).sum()) - squares
-    chance = (float(diagonal.sum()) ** 2 - squares + off) / max(len(rows), 1)
+    diagonal = np.diagonal(moment).copy()
+    mean = rows.mean(0, dtype=np.float64) if len(rows) else np.zeros(rows.shape[1])
+    outer = np.outer(mean, mean).astype(np.float32)
+    moment -= outer  # the covariance
+    spread = np.diagonal(moment).astype(np.float64)
+    squares = float((spread**2).sum())
+    off = float(np.einsum("kl,kl->", moment, moment, dtype=np.float64)) - squares
+    chance = (float(spread.sum()) ** 2 - squares + off) / count
     share = np.float32(np.clip(chance / off, 0.0, 1.0)) if off > 0 else np.float32(1.0)
     moment *= 1 - share
+    power = float(mean @ mean)
+    known = np.clip(1 - float(spread.sum()) / (count * power), 0.0, 1.0) if power > 0 else 0.0
+    moment += np.float32(known) * outer
     np.fill_diagonal(moment, diagonal)
     return moment
 

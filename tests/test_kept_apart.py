@@ -1,0 +1,142 @@
+"""One sample in four is kept apart from what is fitted: the floor holds on inputs that no solver saw."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from onnxc import optimize
+from onnxc.codes.gptq import damage, factorize, gptq, second_moment, shrunk_moment
+from onnxc.codes.grids import EvenGrid, even_scale
+from onnxc.data import Calibration
+from onnxc.errors import DataError
+from onnxc.model import Model
+from onnxc.observe import observe
+from onnxc.quality import ReferenceOutputs, floor_met
+from onnxc.recipe import Budget
+from onnxc.session import Options, Session
+from onnxc.sites import find
+from onnxc.targets import target
+from tests.unpriced import pretend_everything_pays
+
+WIDTH, HIDDEN, OUTPUTS = 256, 512, 64
+
+
+def two_layers() -> onnx.ModelProto:
+    """MatMul, Relu, MatMul, Add: more inputs than a handful of samples has rows."""
+    random = np.random.default_rng(0)
+
+    def weight(name: str, *shape: int) -> onnx.TensorProto:
+        values = random.standard_normal(shape) / np.sqrt(shape[0])
+        return numpy_helper.from_array(values.astype(np.float32), name)
+
+    node = helper.make_node
+    nodes = [
+        node("MatMul", ["x", "a"], ["h"]),
+        node("Relu", ["h"], ["positive"]),
+        node("MatMul", ["positive", "b"], ["sum"]),
+        node("Add", ["sum", "c"], ["y"]),
+    ]
+    ends = [
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", size])]
+        for name, size in (("x", WIDTH), ("y", OUTPUTS))
+    ]
+    weights = [weight("a", WIDTH, HIDDEN), weight("b", HIDDEN, OUTPUTS), weight("c", OUTPUTS)]
+    return helper.make_model(
+        helper.make_graph(nodes, "two_layers", *ends, weights),
+        opset_imports=[helper.make_opsetid("", 17)],
+        ir_version=8,
+    )
+
+
+def rows(seed: int, count: int, each: int = 4) -> list[dict[str, np.ndarray]]:
+    random = np.random.default_rng(seed)
+    return [{"x": random.standard_normal((each, WIDTH), np.float32)} for _ in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("count", "apart"), [(1, []), (2, [1]), (3, [2]), (4, [3]), (9, [3, 7]), (64, list(range(3, 64, 4)))]
+)
+def test_one_in_four(count: int, apart: list[int]) -> None:
+    samples = Calibration.open(rows(0, count), Session(two_layers()).inputs)
+    assert sorted(samples.apart) == apart
+
+
+def test_they_give_ranges_but_nothing_that_weights_are_fitted_to() -> None:
+    model = Model.load(two_layers())
+    data = rows(0, 8, each=300)
+    for position in (3, 7):
+        data[position]["x"] *= 100
+    found = find(model, target("cpu"))
+    sites = list(found)
+    seen = observe(model, data, 8, [t for site in sites for t in site.inputs], sites, Options(), {3, 7})
+    assert seen.ranges["x"].limits("minmax")[1] > 300
+    assert np.abs(seen.rows["x"]).max() < 10
+    assert len(seen.rows["x"]) > 1500
+
+
+def test_outputs_must_be_as_good_on_them() -> None:
+    model, data = two_layers(), rows(0, 8)
+    session, off = Session(model), onnx.ModelProto.FromString(model.SerializeToString())
+    shift = numpy_helper.to_array(off.graph.initializer[2]) + np.float32(0.02)
+    off.graph.initializer[2].CopyFrom(numpy_helper.from_array(shift, "c"))
+    for position in (3, 7):  # the outputs are small there: the same error is larger
+        data[position]["x"] = data[position]["x"] / 20
+    quality = ReferenceOutputs(session, data).judge(Session(off))
+    apart = ReferenceOutputs(session, data, apart={3, 7}).judge(Session(off))
+    only = ReferenceOutputs(session, [data[3], data[7]]).judge(Session(off))
+    assert apart.sqnr_db == pytest.approx(only.sqnr_db)
+    assert apart.fitted == pytest.approx(quality.sqnr_db - only.sqnr_db)
+    assert apart.fitted > 1
+    said = floor_met(apart, Budget(min_sqnr=apart.sqnr_db + 0.2), generated=False)
+    assert said is not None
+    assert "nothing was fitted to" in said
+
+
+@pytest.mark.parametrize("count", [16, 36, 100])
+def test_a_solver_gains_on_rows_that_it_did_not_see(count: int) -> None:
+    """Behind a Relu: a large mean that is known well, and a covariance that few rows do not tell."""
+    random = np.random.default_rng(1)
+    mixing = random.standard_normal((WIDTH, HIDDEN)) / np.sqrt(WIDTH)
+
+    def activations(number: int) -> np.ndarray:
+        return np.maximum(random.standard_normal((number, WIDTH)) @ mixing, 0).astype(np.float32)
+
+    few, true = activations(count), second_moment(activations(8000))[None]
+    weight = random.standard_normal((1, HIDDEN, OUTPUTS)).astype(np.float32)
+    scale = even_scale(weight, 9, np.ones((1, HIDDEN), np.float32))
+    nearest = np.rint(weight / scale[:, None]).clip(-4, 4)
+    found, _ = gptq(weight / scale[:, None], factorize(shrunk_moment(few)[None]), EvenGrid(9))
+    assert damage(weight, found * scale[:, None], true) < 0.75 * damage(weight, nearest * scale[:, None], true)
+
+
+@pytest.mark.parametrize("count", [2, 9])
+def test_the_floor_holds_on_inputs_that_were_not_given(
+    count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend_everything_pays(monkeypatch)
+    source, result = tmp_path / "in.onnx", tmp_path / "out.onnx"
+    source.write_bytes(two_layers().SerializeToString())
+    optimize(source, result, calib=rows(0, count), prices=tmp_path / "prices.json")
+    assert result.stat().st_size < 0.3 * source.stat().st_size
+    quality = ReferenceOutputs(Session(source), rows(1, 40)).judge(Session(result))
+    assert quality.sqnr_db > 19  # 20 on 4 or 8 rows: within what chance makes of them
+
+
+def test_the_first_step_of_a_decoder_has_an_empty_past() -> None:
+    """A dynamic axis may be empty; a sample in which nothing is left may not."""
+    node = helper.make_node("Concat", ["past", "x"], ["y"], axis=0)
+    kinds = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [None, 2]) for name in ("past", "x", "y")]
+    model = helper.make_model(
+        helper.make_graph([node], "decoder", kinds[:2], kinds[2:]),
+        opset_imports=[helper.make_opsetid("", 17)],
+        ir_version=8,
+    )
+    inputs, empty, full = Session(model).inputs, np.zeros((0, 2), np.float32), np.ones((1, 2), np.float32)
+    assert len(Calibration.open([{"past": empty, "x": full}], inputs)) == 1
+    with pytest.raises(DataError, match="holds nothing"):
+        Calibration.open([{"past": empty, "x": empty}], inputs)
