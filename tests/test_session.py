@@ -300,6 +300,16 @@ def test_ratio_stops_when_it_is_clear_or_time_is_up(monkeypatch):
     assert clock.now < 40  # four samples and three rounds at least
 
 
+def test_ratio_of_samples_of_very_different_sizes_takes_no_longer(monkeypatch):
+    """Of a first sample that takes microseconds many make a round, of one that takes a twentieth of a second few."""
+    clock = Clock(monkeypatch)
+    quick = (clock.work("a", 2e-5), clock.work("b", 1e-5))
+    slow = (clock.work("a", 0.06), clock.work("b", 0.03))
+    ratio = interleaved_ratio([quick, slow, slow, slow], rounds=7, seconds=3)
+    assert ratio.median == pytest.approx(2)
+    assert clock.now < 6
+
+
 def test_ratio_and_load_cost_of_sessions(tmp_path):
     small, large = Session(matmul(8)), Session(matmul(1 << 16))
     ratio = measure_ratio(large, small, [X, X], rounds=3, seconds=0.1)

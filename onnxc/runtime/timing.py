@@ -83,13 +83,16 @@ def interleaved_ratio(
     cost = _timed(first[0]) + _timed(first[1])
     if cost < seconds:  # the first run allocates
         cost = min(cost, _timed(first[0]) + _timed(first[1]))
+    costs = [cost]  # samples of different shapes may take very different times
+    for a, b in pairs[1:]:
+        if sum(costs) > seconds / 4:
+            break
+        costs.append(_timed(a) + _timed(b))
+    cost = sum(costs) / len(costs)
     fewest = 4 if cost < seconds / 4 else 1  # a model that runs for seconds is steady enough on one sample
     keep = max(fewest, int(seconds / (max(rounds, 1) * max(cost, 1e-7))))
     if keep < len(pairs):  # too long: fewer samples, evenly spread, rather than fewer rounds
         pairs = [pairs[(2 * i + 1) * len(pairs) // (2 * keep)] for i in range(keep)]
-    for a, b in pairs[1:4]:
-        a()
-        b()
     passes = max(1, min(64, int(_ROUND_SECONDS / (cost * len(pairs) + 1e-9))))
     ratios: list[float] = []
     times: list[tuple[float, float]] = []
