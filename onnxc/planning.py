@@ -100,7 +100,10 @@ class Planning:
             seen.add(held.key)
             yield self.judged(held)
         rows = {name: c for name, c in best.plan.compute.items() if c.mode == "rows"}
-        for lesser in (storage_only(self.problem), replace(best.plan, compute=rows), Plan()):
+        stored = storage_only(
+            self.problem
+        )  # without its rows a table unfolds at load: small models gain nothing by them
+        for lesser in (stored, replace(best.plan, compute=rows), replace(stored, compute={}), Plan()):
             if lesser.key not in seen:
                 seen.add(lesser.key)
                 yield self.judged(lesser)

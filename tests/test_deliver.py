@@ -13,7 +13,7 @@ from onnxc import deliver
 from onnxc.deliver import loads_too_long
 from onnxc.errors import BudgetError, UsageError
 from onnxc.recipe import Budget, parse_recipe
-from onnxc.session import LoadCost, load_costs, load_ratio
+from onnxc.session import LoadCost, Ratio, load_costs, load_ratio
 from tests.emission import model, node, weight
 from tests.unpriced import pretend_everything_pays
 
@@ -100,6 +100,29 @@ def test_a_limit_that_nothing_holds_is_missed(source: Path, tmp_path: Path, monk
     with pytest.raises(BudgetError, match=r"loads in 0\.5 times the input's time; nothing was written"):
         onnxc.optimize(source, tmp_path / "out.onnx", prices=tmp_path / "prices", budget=Budget(max_load_time=0.5))
     assert not (tmp_path / "out.onnx").exists()
+
+
+def test_a_table_whose_rows_are_slow_to_unfold_is_unfolded_at_load(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows of codes take three more nodes per run: in a small model that is more than all the rest."""
+    pretend_everything_pays(monkeypatch)
+    nodes = [node("Gather", "e ids", "a"), node("MatMul", "a w", "y")]
+    made = model(nodes, {"ids": [8]}, {"y": None}, {"e": weight(300, 96), "w": weight(96, 96)})
+    made.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.INT64
+    onnx.save(made, tmp_path / "in.onnx")
+
+    def speed_of(_: Any, path: Path, __: Any) -> Ratio:
+        gathers = [each for each in onnx.load(path).graph.node if each.op_type == "Gather"]
+        codes = {each.name for each in onnx.load(path).graph.initializer if each.data_type == onnx.TensorProto.INT8}
+        speed = 0.6 if any(set(each.input) & codes for each in gathers) else 1.0
+        return Ratio(speed, speed, speed, 1.0, 1.0 / speed)
+
+    monkeypatch.setattr(deliver, "speed_of", speed_of)
+    monkeypatch.setattr(deliver, "same_kernels", lambda *_: False)
+    report = onnxc.optimize(tmp_path / "in.onnx", tmp_path / "out.onnx", prices=tmp_path / "prices")
+    assert report.changed
+    assert (tmp_path / "out.onnx").stat().st_size < 0.35 * (tmp_path / "in.onnx").stat().st_size
 
 
 def test_real_load_times() -> None:
