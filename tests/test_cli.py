@@ -207,6 +207,20 @@ def test_whatever_happens_is_one_line(
     assert "Traceback" in capsys.readouterr().err
 
 
+def test_what_a_hook_starts_does_not_print_into_the_report(model: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """A child process and a library write to file descriptor 1, whatever sys.stdout is."""
+    hook = model.with_name("noisy.py")
+    hook.write_text(
+        "import os, subprocess\nos.write(1, b'loading\\n')\n"
+        "def score(session):\n    subprocess.run(['echo', 'scoring'])\n    return 1.0\n"
+    )
+    assert cli.main(["compare", str(model), str(model), "--json", "--eval", f"{hook}:score"]) == 0
+    printed = capfd.readouterr()
+    assert json.loads(printed.out)["score_new"] == 1.0
+    assert "loading" in printed.err
+    assert "scoring" in printed.err
+
+
 def test_json_is_the_only_thing_on_stdout(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     hook = model.with_name("hook.py")
     hook.write_text("def score(session):\n    print('talking')\n    return 1.0\n")

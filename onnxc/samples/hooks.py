@@ -11,6 +11,7 @@ import importlib.util
 import itertools
 import math
 import numbers
+import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -74,7 +75,7 @@ class Hook:
     @contextlib.contextmanager
     def guarded(self) -> Iterator[None]:
         """User code runs inside: stdout is stderr, its folder can be imported from, its errors are ours."""
-        with contextlib.redirect_stdout(sys.stderr), _importable(self.file):
+        with _printing_to_stderr(), _importable(self.file):
             try:
                 yield
             except (OnnxcError, GeneratorExit):
@@ -137,13 +138,29 @@ def _run_file(file: Path, error: type[InputError]) -> ModuleType:
         raise error(f"{file} is not a Python file: give FILE.py:FUNCTION")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses and pickle look the module up there
-    with contextlib.redirect_stdout(sys.stderr), _importable(file):
+    with _printing_to_stderr(), _importable(file):
         try:
             spec.loader.exec_module(module)
         except (Exception, SystemExit) as problem:
             del sys.modules[name]
             raise error(f"{file} does not load: {_described(problem, file)}") from problem
     return module
+
+
+@contextlib.contextmanager
+def _printing_to_stderr() -> Iterator[None]:
+    """What is printed inside goes to stderr, also by libraries and processes that only know file descriptor 1: stdout
+    is the report's.
+    """
+    with contextlib.ExitStack() as undo:
+        with contextlib.suppress(OSError, ValueError):  # one of the two is closed: nothing to protect
+            sys.stdout.flush()
+            kept = os.dup(1)
+            undo.callback(os.close, kept)
+            os.dup2(2, 1)
+            undo.callback(os.dup2, kept, 1)
+        undo.enter_context(contextlib.redirect_stdout(sys.stderr))
+        yield
 
 
 @contextlib.contextmanager
