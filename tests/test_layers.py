@@ -20,6 +20,7 @@ LAYERS = """
     deliver judge price search structure training
     coder propose
     planner
+    cheapest
     equalizing
     pruning factors cost sensitivity exactness
     convergence
@@ -32,7 +33,7 @@ LAYERS = """
     targets progress
     data samples
     session runtime
-    model file
+    model file flow
     errors
     __init__
 """
