@@ -17,7 +17,8 @@ LAYERS = """
     frontier
     inspection compiler summary explain
     planning
-    deliver judge price search structure training
+    deliver judge price search structure training validate
+    culprits
     coder propose
     planner
     cheapest
@@ -25,7 +26,6 @@ LAYERS = """
     pruning factors cost sensitivity exactness
     convergence
     codes coupling owners rewrite encoding observe histograms sites shapes sequential
-    validate
     report reports
     quality answers kernels
     recipe
