@@ -28,6 +28,7 @@ BAD_INPUT = 3
 INTERRUPTED = 130
 BUG = 70
 NO_MEMORY = 3
+FLOORS = ("max_drop", "min_sqnr", "min_agreement")
 
 
 class Parser(argparse.ArgumentParser):
@@ -181,6 +182,16 @@ def _add_limits(made: Parser) -> None:
     limits = made.add_argument_group("limits", "quality is a floor; the result is never slower or larger than IN")
     limits.add_argument("--size", type=_limit("size"), metavar="25%", help="largest file, as a share of IN")
     limits.add_argument("--speed", type=_limit("speed"), metavar="2x", help="smallest speed-up")
+    _add_floors(limits)
+    limits.add_argument(
+        "--max-load-time",
+        type=_limit("max_load_time"),
+        metavar="2x",
+        help="longest time to create a session, beside IN's (2x)",
+    )
+
+
+def _add_floors(limits: Any) -> None:
     limits.add_argument(
         "--max-drop",
         type=_limit("max_drop"),
@@ -199,12 +210,6 @@ def _add_limits(made: Parser) -> None:
         metavar="98%",
         help="smallest share of unchanged top-1 answers",
     )
-    limits.add_argument(
-        "--max-load-time",
-        type=_limit("max_load_time"),
-        metavar="2x",
-        help="longest time to create a session, beside IN's (2x)",
-    )
 
 
 def _add_choice(made: Parser) -> Any:
@@ -215,6 +220,7 @@ def _add_choice(made: Parser) -> Any:
         help="limits, settings and passes from a file, or one of download, server, edge, browser; flags win",
     )
     choice.add_argument("--passes", metavar="a,b:field=value", help="only these may propose; with fields: do as told")
+    choice.add_argument("--keep-float", metavar="NAME,...", help="sites or weights that stay in float")
     choice.add_argument("--ops", choices=["standard", "ort"], help="ort allows operators of com.microsoft")
     choice.add_argument("--seed", type=int, help="of everything random (0)")
     choice.add_argument("--prices", metavar="FILE", help="where measured times are kept")
@@ -256,9 +262,21 @@ def _add_compare(verbs: Any) -> None:
     made.add_argument("new", metavar="NEW", help="the model to judge")
     _add_data(made)
     made.add_argument("--seed", type=int, default=0, help="of generated inputs (0)")
-    made.add_argument("--sites", action="store_true", help="local damage of every site, worst first")
+    made.add_argument(
+        "--sites", action="store_true", help="local damage of every site, worst first, and its price in float"
+    )
+    _add_bisect(made)
     _add_where(made)
     _add_output(made.add_argument_group("output"))
+
+
+def _add_bisect(made: Parser) -> None:
+    group = made.add_argument_group(
+        "bisect", "the smallest set of sites to leave in float, so that NEW holds the floors"
+    )
+    group.add_argument("--bisect", action="store_true", help="find it")
+    _add_floors(group)
+    group.add_argument("--save-recipe", metavar="FILE.toml", help="keep-float = [...], for optimize --recipe")
 
 
 def _add_inspect(verbs: Any) -> None:
@@ -362,6 +380,7 @@ def recipe(parsed: argparse.Namespace) -> Recipe:
         "recover": getattr(parsed, "recover", None),
         "external_data": parsed.external_data or None,
         "custom_ops": tuple(parsed.custom_ops) if parsed.custom_ops else None,
+        "keep_float": _names(parsed.keep_float),
         "passes": parse_passes(parsed.passes) if parsed.passes is not None else None,
     }
     given = {name: value for name, value in settings.items() if value is not None}
@@ -503,8 +522,16 @@ def run_distill(parsed: argparse.Namespace) -> int:
 def run_compare(parsed: argparse.Namespace) -> int:
     """``onnxc compare``."""
     from onnxc.progress import Progress
+    from onnxc.recipe import Budget, Recipe, recipe_text
     from onnxc.validate import compare
 
+    limits = {name: value for name in FLOORS if (value := getattr(parsed, name)) is not None}
+    if (limits or parsed.save_recipe) and not parsed.bisect:
+        raise UsageError("floors and --save-recipe belong to --bisect, which finds what to leave in float: give it too")
+    if "max_drop" in limits and parsed.eval is None:
+        raise UsageError("--max-drop needs a score to drop: give a hook with --eval FILE.py:FUNCTION")
+    if parsed.save_recipe:
+        check_writable(parsed.save_recipe)
     with Progress(quiet=parsed.quiet) as progress:
         progress(f"comparing {parsed.new} with {parsed.reference}")
         result = compare(
@@ -517,7 +544,12 @@ def run_compare(parsed: argparse.Namespace) -> int:
             batch=parsed.batch,
             seed=parsed.seed,
             sites=parsed.sites,
+            bisect=parsed.bisect,
+            budget=Budget(**limits),
+            progress=progress,
         )
+    if parsed.save_recipe and result.smallest is not None:
+        write_text(parsed.save_recipe, recipe_text(Recipe(keep_float=tuple(result.smallest.sites))))
     if parsed.json:
         import json
 

@@ -43,7 +43,7 @@ from onnxc.judge import Judge
 from onnxc.model import Model
 from onnxc.observe import Observations, observe
 from onnxc.planning import Planning
-from onnxc.propose import Chosen, collect, passes_of
+from onnxc.propose import Chosen, check_kept, collect, passes_of
 from onnxc.recipe import Budget, PassRequest, Recipe, load_recipe, parse_passes
 from onnxc.report import Report
 from onnxc.rewrite import Context
@@ -234,6 +234,8 @@ def proposed(run: Run, model: Model) -> Planning:
     """Find the sites, observe them on real data, ask every lossy pass, and price what they say."""
     context = observed(run, model)
     if (note := convergence_note(context.observations)) is not None:
+        run.notes.append(note)
+    if (note := check_kept(run.original, context)) is not None:
         run.notes.append(note)
     proposals = collect(run.chosen.lossy, context)
     coder = Coder(context, proposals)

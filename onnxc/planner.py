@@ -10,21 +10,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 
-import networkx as nx
-
-from onnxc.codes.formats import HALF, INT8, NODE_SECONDS, parse_format
+from onnxc.cheapest import Formats
+from onnxc.codes.formats import HALF, INT8
 from onnxc.cost import FLOAT, KERNEL_OVERHEAD, Prices
+from onnxc.flow import SINK, SOURCE, Flow
 from onnxc.model import Node, Tensor
 from onnxc.rewrite import Activation, Candidate
 from onnxc.sensitivity import Noise, activation_key, weight_key
 from onnxc.sites import Site, Sites, Weight
 from onnxc.targets import ABSORBED, MOVED_THROUGH, QUANTIZED_AT_LOAD
 
-Vertex = tuple[str, str]
-SOURCE: Vertex = ("source", "")
-SINK: Vertex = ("sink", "")
+TABLES = 4  # of formats, kept: all of them, only those of 8 bits
 
 
 @dataclass(frozen=True)
@@ -82,6 +80,7 @@ class Problem:
             found where shares of its own bytes and seconds are traded.
         forbidden: sites that must stay float, and weights that must stay float32.
         told: sites and weights whose candidate was asked for by name: chosen whether or not it pays.
+        tables: of the formats, shared by all variants of a problem.
     """
 
     found: Sites
@@ -100,6 +99,7 @@ class Problem:
     limited: float = 1.0
     most_bytes: float | None = None
     most_seconds: float | None = None
+    tables: list[Formats] = field(default_factory=list, repr=False)
 
     @cached_property
     def sizes(self) -> dict[str, int]:
@@ -126,17 +126,19 @@ class Problem:
 
     def coded(self, name: str, price: float) -> Candidate | None:
         """The format of codes with the least bytes and noise, None where the weight has no candidate."""
-        unit, elements = smallest_bytes(self), self.sizes.get(name, 0)
-        ways = [way for way in self.storage.get(name, ()) if way.mode != HALF]
-        return min(
-            ways,
-            key=lambda way: (
-                self.byte_price * way.bytes / unit
-                + price * self.weight_noise(name, way.mode)
-                + self.load_price * load_seconds(way.mode, elements)
-            ),
-            default=None,
-        )
+        formats = self.formats
+        noises = formats.noises(self.noise, self.ratios)
+        found = formats.cheapest(self.byte_price / smallest_bytes(self), price * self.heard[1], self.load_price, noises)
+        return found.get(name)
+
+    @property
+    def formats(self) -> Formats:
+        """The ways to store weights as arrays, made once for all variants of a problem."""
+        known = next((each for each in self.tables if each.storage is self.storage), None)
+        if known is None:
+            known = Formats(self.storage, self.sizes)
+            self.tables[:] = [known, *self.tables[: TABLES - 1]]
+        return known
 
     def half(self, name: str) -> Candidate | None:
         """The storage in float16."""
@@ -177,8 +179,7 @@ def cut(problem: Problem, price: float, forbidden: set[str]) -> Plan:
     total = problem.whole
     bytes_total = smallest_bytes(problem)
     sites = {site.name: site for site in problem.found}
-    choices = {name: choice(problem, name, price) for name in problem.compute if name not in forbidden}
-    candidates = {name: candidate for name, candidate in choices.items() if candidate is not None}
+    candidates = {name: each for name, each in choices(problem, price).items() if name not in forbidden}
     producers = {candidate.writes.tensor: name for name, candidate in candidates.items() if candidate.writes}
     flow = Flow()
     quantized: dict[str, Activation] = {}
@@ -220,13 +221,13 @@ def cut(problem: Problem, price: float, forbidden: set[str]) -> Plan:
                 flow.edge(("site", producer), end, boundary)
     for joint, makers in fused_joints(problem.found).items():
         for maker in makers:
-            if ("site", maker) in flow.graph:
+            if ("site", maker) in flow:
                 flow.edge(("site", maker), ("site", joint), problem.prices.loose(joint) / len(makers) / total)
                 if joint not in candidates:
                     flow.require(("site", joint), SINK)
     for weight in problem.found.weights:
-        flow.add_weight(problem, weight, bytes_total, price, forbidden)
-    _, (int8, _) = nx.minimum_cut(flow.graph, SOURCE, SINK, flow_func=nx.algorithms.flow.boykov_kolmogorov)
+        add_weight(flow, problem, weight, bytes_total, price, forbidden)
+    int8 = flow.cut()
     compute = {name: c for name, c in candidates.items() if ("site", name) in int8}
     coded = {name for kind, name in int8 if kind == "weight"}
     coded |= {s.weight.name for n in compute if (s := sites[n]).weight is not None}
@@ -250,66 +251,44 @@ def noise_parts(problem: Problem, compute: Mapping[str, Candidate], stored: Mapp
     return sum(problem.activation_noise(key) for key in sorted(rounded)), weights
 
 
-def choice(problem: Problem, name: str, price: float) -> Candidate | None:
-    """The mode of a site: the one with the least time and noise. Sites that read one tensor share a mode."""
-    candidates = problem.compute[name]
-    if len(candidates) < 2:
-        return candidates[0] if candidates else None
-    peers = [
-        other
-        for other, found in problem.compute.items()
-        if len(found) > 1 and found[0].reads and found[0].reads[0].tensor == candidates[0].reads[0].tensor
-    ]
-    total = problem.whole
+def choices(problem: Problem, price: float) -> dict[str, Candidate]:
+    """The mode of every site: the one with the least time and noise. Sites that read one tensor share a mode."""
+    several = {name: ways for name, ways in problem.compute.items() if len(ways) > 1}
+    peers: dict[str, list[str]] = {}
+    for name, ways in several.items():
+        if ways[0].reads:
+            peers.setdefault(ways[0].reads[0].tensor, []).append(name)
+    prices, total = problem.prices, problem.whole
+    spent: dict[tuple[str, str], float] = {}
 
-    def cost(mode: str) -> float:
-        spent = sum(problem.prices.of(peer, mode) or 0.0 for peer in peers)
-        activation = next(c for c in candidates if c.mode == mode).reads[0]
-        if not activation.dynamic:
-            spent += problem.prices.crossing(problem.elements.get(activation.tensor, 0))
-        return spent / total + price * problem.activation_noise(activation_key(activation))
+    def cost(candidate: Candidate) -> float:
+        activation = candidate.reads[0]
+        key = (activation.tensor, candidate.mode)
+        if key not in spent:
+            spent[key] = sum(prices.of(peer, candidate.mode) or 0.0 for peer in peers[activation.tensor])
+        crossing = 0.0 if activation.dynamic else prices.crossing(problem.elements.get(activation.tensor, 0))
+        return (spent[key] + crossing) / total + price * problem.activation_noise(activation_key(activation))
 
-    return min(candidates, key=lambda candidate: cost(candidate.mode))
+    return {name: min(ways, key=cost) if name in several else ways[0] for name, ways in problem.compute.items() if ways}
 
 
-class Flow:
-    """The graph that is cut: edges with summed capacities, and requirements that must not be cut."""
-
-    def __init__(self) -> None:
-        self.graph = nx.DiGraph()
-        self.graph.add_nodes_from((SOURCE, SINK))
-
-    def edge(self, start: Vertex, end: Vertex, capacity: float) -> None:
-        """``capacity`` is paid when ``start`` is int8 and ``end`` is not."""
-        if capacity <= 0:
-            return
-        if self.graph.has_edge(start, end):
-            if "capacity" in self.graph[start][end]:
-                self.graph[start][end]["capacity"] += capacity
-        else:
-            self.graph.add_edge(start, end, capacity=capacity)
-
-    def require(self, start: Vertex, end: Vertex) -> None:
-        """If ``start`` is int8 so is ``end``: an edge without a capacity is never cut."""
-        if self.graph.has_edge(start, end):
-            self.graph.remove_edge(start, end)
-        self.graph.add_edge(start, end)
-
-    def add_weight(self, problem: Problem, weight: Weight, bytes_total: int, price: float, forbidden: set[str]) -> None:
-        """A weight: its bytes are paid when it stays float32, its noise when it is stored as codes."""
-        node = ("weight", weight.name)
-        storage = problem.coded(weight.name, price)
-        if weight.name in forbidden:
-            self.require(node, SINK)
-            return
-        if weight.name in problem.told:
-            self.require(SOURCE, node)
-        noise = problem.weight_noise(weight.name, storage.mode if storage is not None else INT8.name)
-        if storage is not None:
-            half = problem.half(weight.name)
-            saved = (half.bytes if half is not None else weight.bytes) - storage.bytes
-            self.edge(SOURCE, node, problem.byte_price * saved / bytes_total)
-        self.edge(node, SINK, price * noise)
+def add_weight(
+    flow: Flow, problem: Problem, weight: Weight, bytes_total: int, price: float, forbidden: set[str]
+) -> None:
+    """A weight: its bytes are paid when it stays float32, its noise when it is stored as codes."""
+    node = ("weight", weight.name)
+    storage = problem.coded(weight.name, price)
+    if weight.name in forbidden:
+        flow.require(node, SINK)
+        return
+    if weight.name in problem.told:
+        flow.require(SOURCE, node)
+    noise = problem.weight_noise(weight.name, storage.mode if storage is not None else INT8.name)
+    if storage is not None:
+        half = problem.half(weight.name)
+        saved = (half.bytes if half is not None else weight.bytes) - storage.bytes
+        flow.edge(SOURCE, node, problem.byte_price * saved / bytes_total)
+    flow.edge(node, SINK, price * noise)
 
 
 def smallest_bytes(problem: Problem) -> int:
@@ -325,14 +304,6 @@ def smallest_bytes(problem: Problem) -> int:
             sum(min(found, default=w.bytes) for found, w in zip(sizes, problem.found.weights, strict=True)), 1
         )
     return problem.unit
-
-
-def load_seconds(mode: str, elements: int) -> float:
-    """About what unfolding a weight costs when the model is loaded."""
-    if mode == HALF:
-        return 0.0
-    chosen = parse_format(mode)
-    return chosen.nodes * NODE_SECONDS + elements * chosen.load_seconds
 
 
 def stored_bytes(problem: Problem, stored: Mapping[str, str]) -> int:
@@ -377,6 +348,7 @@ def leaves(site: Site) -> list[Node | None]:
     return list(site.result.outputs) or [None]
 
 
+@lru_cache(maxsize=2)
 def fused_joints(found: Sites) -> dict[str, list[str]]:
     """Joint -> the convolutions whose result it alone reads: in float ONNX Runtime makes an Add part of one of them."""
     alone = [site for site in found if site.operator == "Conv" and len(site.result.outputs) == 1]
@@ -392,17 +364,19 @@ def silently_quantized(found: Sites, chosen: Plan) -> set[str]:
     and Q through data movement and activations towards it; its readers must stay float too, so that no Q follows.
     """
     codes = {c.writes.tensor for c in chosen.compute.values() if c.writes}
-    entered = {a.tensor for c in chosen.compute.values() for a in c.reads if not a.dynamic}
+    readers: dict[str, set[str]] = {}
+    for name, candidate in chosen.compute.items():
+        for activation in candidate.reads:
+            if not activation.dynamic:
+                readers.setdefault(activation.tensor, set()).add(name)
     trapped: set[str] = set()
     for site in found:
         if site.name in chosen.compute or not (site.operator in QUANTIZED_AT_LOAD or (site.tail and site.bias)):
             continue
         if not came_from(site.input, codes):
             continue
-        reached = {tensor.name for tensor in moved_on(site.result)} & entered
-        trapped |= {
-            name for name, c in chosen.compute.items() if any(a.tensor in reached and not a.dynamic for a in c.reads)
-        }
+        for tensor in moved_on(site.result):
+            trapped |= readers.get(tensor.name, set())
     return trapped
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from onnxc.codes.formats import HALF
 from onnxc.cost import Prices
 from onnxc.errors import RecipeError
+from onnxc.model import Model
 from onnxc.planner import Problem
 from onnxc.recipe import Recipe, parse_fraction
 from onnxc.registry import load_passes
@@ -24,6 +25,7 @@ from onnxc.rewrite import (
     Refusal,
     StructuralPass,
 )
+from onnxc.samples.hooks import did_you_mean
 
 Pass = ExactPass | StructuralPass | LossyPass | FinishingPass
 CHUNK = 1 << 20  # elements looked at in one go
@@ -136,6 +138,7 @@ def collect(lossy: list[tuple[LossyPass, bool]], context: Context) -> Proposals:
     """Ask every lossy pass about every site and weight; what the model's opset or weight does not allow is refused."""
     found = Proposals({}, {}, [], set())
     weights, sites = not_finite(context)
+    kept = kept_float(context)
     for instance, told in lossy:
         own = replace(context, told=told)
         answers = [a for site in context.sites for a in instance.propose(site, own)]
@@ -147,6 +150,8 @@ def collect(lossy: list[tuple[LossyPass, bool]], context: Context) -> Proposals:
             reason = None
             if answer.place in (sites if answer.kind == "compute" else weights):
                 reason = "its weight or bias holds NaN or infinite values"
+            if answer.mode != HALF and kept & {answer.place, *answer.weights}:
+                reason = "it stays float, as asked for by name (--keep-float)"
             if context.model.opset < instance.opset:
                 reason = f"it needs opset {instance.opset}, the model has {context.model.opset}"
             if reason is not None:
@@ -161,6 +166,30 @@ def collect(lossy: list[tuple[LossyPass, bool]], context: Context) -> Proposals:
             if told and answer.mode != HALF:
                 found.told.add(answer.place)
     return found
+
+
+def kept_float(context: Context) -> set[str]:
+    """Names of the sites and weights that are to stay float: those asked for, the weights of these sites, and every
+    site that reads one of these weights.
+    """
+    kept = set(context.recipe.keep_float)
+    kept |= {site.weight.name for site in context.sites if site.weight is not None and site.name in kept}
+    return kept | {site.name for site in context.sites if site.weight is not None and site.weight.name in kept}
+
+
+def check_kept(original: Model, context: Context) -> str | None:
+    """A sentence on names that stay float but are of no site by now; RecipeError for one that the model never had."""
+    there = [*(site.name for site in context.sites), *(weight.name for weight in context.sites.weights)]
+    gone = [name for name in context.recipe.keep_float if name not in there]
+    before = {node.name for node in original.nodes()} | {t.name for graph in original.graphs() for t in graph.weights}
+    for name in gone:
+        if name not in before:
+            raise RecipeError(
+                f"keep-float: the model has no site or weight '{name}'{did_you_mean(name, there, 'it has')}"
+            )
+    if not gone:
+        return None
+    return f"{len(gone)} of the names in keep-float are of nothing that could be compressed: '{gone[0]}'"
 
 
 def not_finite(context: Context) -> tuple[set[str], set[str]]:

@@ -5,6 +5,7 @@ In: the words of the command line, or a TOML file. Out: a Recipe.
 
 from __future__ import annotations
 
+import json
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -64,6 +65,7 @@ class Recipe:
     external_data: bool = False
     custom_ops: tuple[str, ...] = ()
     recover: float = 0.0  # minutes of training that wins back what compression lost
+    keep_float: tuple[str, ...] = ()  # sites and weights that stay in float
 
 
 def parse_fraction(text: str | float) -> float:
@@ -214,6 +216,7 @@ _SETTINGS: Mapping[str, type | tuple[type, ...]] = {
     "external_data": bool,
     "custom_ops": list,
     "recover": (int, float),
+    "keep_float": list,
 }
 
 
@@ -238,6 +241,25 @@ def parse_recipe(values: Mapping[str, Any]) -> Recipe:
             there = [*LIMITS, *_SETTINGS, "pass"]
             raise RecipeError(f"unknown key '{written}'{did_you_mean(key, there, 'there are')}")
     return replace(Recipe(), budget=Budget(**limits), passes=requests, **settings)
+
+
+def recipe_text(recipe: Recipe) -> str:
+    """``recipe`` as TOML that load_recipe() reads; what is as by default is left out."""
+    plain = Recipe()
+    values = {name: getattr(recipe.budget, name) for name in LIMITS if getattr(recipe.budget, name) is not None}
+    values |= {name: getattr(recipe, name) for name in _SETTINGS if getattr(recipe, name) != getattr(plain, name)}
+    tables = [{"use": request.name, **request.fields} for request in recipe.passes or ()]
+    lines = [f"{name.replace('_', '-')} = {_toml(value)}" for name, value in values.items()]
+    for table in tables:
+        lines += ["", "[[pass]]", *(f"{name.replace('_', '-')} = {_toml(value)}" for name, value in table.items())]
+    return "\n".join(lines) + "\n"
+
+
+def _toml(value: Any) -> str:
+    """A value as TOML has it: its strings are those of JSON."""
+    if isinstance(value, tuple | list):
+        return f"[{', '.join(map(_toml, value))}]"
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _pass_table(table: Any) -> PassRequest:

@@ -16,7 +16,7 @@ from onnx import helper
 
 from onnxc.codes.formats import HALF, INT8
 from onnxc.model import Model
-from onnxc.planner import Plan, Problem, noise_parts, plan, stored_bytes, stored_share
+from onnxc.planner import Plan, Problem, noise_parts, plan, predicted_noise, stored_bytes, stored_share
 from onnxc.quality import Quality
 from onnxc.sensitivity import activation_key
 
@@ -28,6 +28,7 @@ LOST = 0.4  # noise over signal that says no more than that it is too much
 CLOSE = 0.97  # of the best plan's worth: a smaller gain is not worth another trial
 FACTORS, RECENT = 4, 0.6  # calibration: factors up to 2^4, and what a trial counts beside the one after it
 REPAIRS, LOUDEST = 24, 12
+FULL_ENOUGH, CLOSED = 0.99, 1.02  # of the noise aimed at; ratio of two prices between which plans hardly differ
 STEP, HALVINGS, LEAST, MOST = 8.0, 4, 1e-9, 1e9  # of the price of what is limited
 
 
@@ -219,26 +220,66 @@ def worth(problem: Problem, candidate: Plan) -> float:
 def under(problem: Problem, noise: float) -> Plan:
     """The best plan found whose predicted noise is at most ``noise``.
 
-    Bisection over the price of noise gives the two plans of the convex hull on either side; between them the noisier
-    one is repaired: what brings least for its noise is put back until the rest fits.
+    A search over the price of noise gives the two plans of the convex hull on either side; between them the noisier
+    one is repaired: what brings least for its noise is put back until the rest fits. Where there are so many weights
+    that the quieter one leaves next to none of the noise unused, there is nothing to repair.
     """
     low, high = 1e-5, 1e9
     below, above = within(problem, high), within(problem, low)
     if above.noise <= noise:
         return above
-    for _ in range(30):
-        middle = math.sqrt(low * high)
+    for attempt in range(40):
+        if below.noise >= noise * FULL_ENOUGH or high / low < CLOSED:
+            break
+        share = 0.5 if attempt % 2 else crossed(above.noise, below.noise, noise)
+        middle = low * (high / low) ** share
         candidate = within(problem, middle)
         if candidate.noise <= noise:
             below, high = candidate, middle
         else:
             above, low = candidate, middle
-        if high / low < 1.02:
-            break
-    repaired = repair(problem, above, noise)
-    if repaired is not None and worth(problem, repaired) < worth(problem, below):
-        return repaired
-    return below
+    if below.noise >= noise * FULL_ENOUGH:
+        return below
+    between = [repair(problem, above, noise), *(filled(problem, each, below, above, noise) for each in (below, above))]
+    return min([below, *(each for each in between if each is not None)], key=lambda each: worth(problem, each))
+
+
+def filled(problem: Problem, computing: Plan, below: Plan, above: Plan, noise: float) -> Plan | None:
+    """Where ``computing`` does, every weight in the quieter of its formats in two neighbours of the convex hull, then
+    in the smaller one where that saves most bytes for its noise, as long as the noise fits; None where it never does.
+    """
+    needed = {name for candidate in computing.compute.values() for name in candidate.weights}
+    needed |= {site.weight.name for site in problem.found if site.name in computing.compute and site.weight is not None}
+    weights, stored, steps = {weight.name: weight for weight in problem.found.weights}, dict[str, str](), []
+    for name in sorted({*below.stored, *above.stored}):
+        modes = [found.stored.get(name) for found in (below, above)]
+        if name in needed:
+            modes = [mode for mode in modes if mode not in (None, HALF)]
+        ways = [
+            (0.0 if mode is None else problem.weight_noise(name, mode), problem.bytes_of(weights[name], mode), mode)
+            for mode in dict.fromkeys(modes)
+        ]
+        quiet, loud = min(ways, key=lambda way: way[:2]), max(ways, key=lambda way: way[:2])
+        if quiet[2] is not None:
+            stored[name] = quiet[2]
+        if (saved := quiet[1] - loud[1]) > 0 and loud[2] is not None:
+            steps.append(((loud[0] - quiet[0]) / saved, loud[0] - quiet[0], name, loud[2]))
+    heard = predicted_noise(problem, computing.compute, stored)
+    if heard > noise:
+        return None
+    for _, added, name, mode in sorted(steps):
+        if heard + added <= noise:
+            heard, stored[name] = heard + added, mode
+    made = replace(computing, stored=stored, noise=predicted_noise(problem, computing.compute, stored))
+    fitting = problem.most_bytes is None or stored_bytes(problem, stored) <= problem.most_bytes
+    return made if fitting and made.noise <= noise else None
+
+
+def crossed(above: float, below: float, wanted: float) -> float:
+    """Where between two prices the noise would be the wanted one, were it a power of the price; 0.1 to 0.9."""
+    if below <= 0 or wanted <= 0:
+        return 0.5
+    return float(np.clip(math.log(above / wanted) / math.log(above / below), 0.1, 0.9))
 
 
 def within(problem: Problem, price: float) -> Plan:

@@ -6,27 +6,30 @@ speed as an interleaved ratio, the kernels that ONNX Runtime really runs, and on
 
 from __future__ import annotations
 
-import math
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from onnxc.answers import class_scores
+from onnxc.culprits.costs import kept_bytes, kept_seconds
+from onnxc.culprits.local_damage import SiteDamage, site_damage
+from onnxc.culprits.matching import matched
+from onnxc.culprits.restoring import restorable
+from onnxc.culprits.smallest import Bisection, SmallestSet
 from onnxc.data import Calibration, generate, index_limits
-from onnxc.errors import ModelError
+from onnxc.errors import DataError, ModelError
 from onnxc.kernels import leftover_weights, operators
-from onnxc.model import Constant, Model, Node, Tensor, Variable
+from onnxc.model import Model
 from onnxc.quality import OutputError, Quality, ReferenceOutputs, floor_met, relative_drop
+from onnxc.recipe import Budget
 from onnxc.samples.hooks import Evaluation
 from onnxc.session import Options, Session, load_cost, measure_ratio
+from onnxc.sites import name_nodes
 
 if TYPE_CHECKING:
-    from onnxc.data import Sample
     from onnxc.runtime.timing import LoadCost, Ratio
 
 __all__ = [
@@ -42,38 +45,8 @@ __all__ = [
     "site_damage",
 ]
 
-_SITES = {  # operator -> inputs that hold a weight
-    "MatMul": (0, 1),
-    "Gemm": (0, 1),
-    "Conv": (1,),
-    "ConvTranspose": (1,),
-    "Gather": (0,),
-    "LSTM": (1, 2),
-    "GRU": (1, 2),
-    "RNN": (1, 2),
-}
 _SPEED_SAMPLES = 16
 _SITE_SAMPLES = 8
-_SITES_AT_ONCE = 64  # captured in one run: bounds the memory
-
-
-@dataclass(frozen=True)
-class SiteDamage:
-    """What happened to one site, given the inputs that it has in the original.
-
-    Attributes:
-        site, operator: the original's node.
-        damage: sum |y - y'|^2 / sum |y|^2 over the samples.
-    """
-
-    site: str
-    operator: str
-    damage: float
-
-    @property
-    def sqnr_db(self) -> float:
-        """The same as a signal to noise ratio, capped at 200 dB."""
-        return 200.0 if self.damage <= 1e-20 else -10 * math.log10(self.damage)
 
 
 @dataclass
@@ -89,7 +62,9 @@ class Comparison(Quality):
         load_reference, load_new: seconds and peak bytes of creating a session in a fresh process.
         kernels_reference, kernels_new: operators of the graph that ONNX Runtime runs, with their number.
         leftover: weights that the new model unfolds again at every run, because nothing fused with them.
-        sites: local damage, worst first; unmatched: sites whose tensors have no counterpart in the new model.
+        sites: local damage, worst first, with what each would cost in float; unmatched: sites whose tensors have no
+            counterpart in the new model.
+        smallest: the fewest sites that would have to be in float.
     """
 
     samples: int = 0
@@ -108,6 +83,7 @@ class Comparison(Quality):
     leftover: list[str] = field(default_factory=list)
     sites: list[SiteDamage] = field(default_factory=list)
     unmatched: list[str] = field(default_factory=list)
+    smallest: SmallestSet | None = None
 
 
 def compare(
@@ -124,6 +100,9 @@ def compare(
     load: bool = True,
     kernels: bool = True,
     sites: bool = False,
+    bisect: bool = False,
+    budget: Budget = Budget(),
+    progress: Callable[[str], None] = lambda message: None,
 ) -> Comparison:
     """Measure ``new`` against ``reference``.
 
@@ -134,6 +113,8 @@ def compare(
         options: how both run.
         shapes, batch, seed: of generated inputs.
         speed, load, kernels, sites: what to measure besides the outputs.
+        bisect: find the smallest set of sites to leave in float; budget: the quality floors that they are to reach.
+        progress: called with what is being done.
 
     Raises:
         ModelError, DataError, HookError: one of them does not load or run.
@@ -166,11 +147,41 @@ def compare(
             result.kernels_reference = operators(Session(old_path, options, dump=True).optimized())
             optimized = Session(new_path, options, dump=True).optimized()
             result.kernels_new, result.leftover = operators(optimized), leftover_weights(optimized)
+        if sites or bisect:
+            name_nodes(old_model)
         if sites:
-            result.sites, result.unmatched = site_damage(
-                old_model, new_model, samples.take(_SITE_SAMPLES), options=options
-            )
+            progress("measuring every site")
+            few = samples.take(_SITE_SAMPLES)
+            damages, result.unmatched = site_damage(old_model, new_model, few, options=options)
+            result.sites = _priced(damages, old_model, new_model, few[0], options)
+        if bisect:
+            pairs, missing = matched(old_model, new_model)
+            able = restorable(new_model, pairs, old_model)
+            search = Bisection(new_model, able, samples, outputs, budget, options, evaluation, result.score_reference)
+            search.say = progress
+            result.smallest = search.found(len(missing) + len(pairs) - len(able), speed=speed)
     return result
+
+
+def _priced(
+    damages: list[SiteDamage], old: Model, new: Model, sample: Mapping[str, Any], options: Options
+) -> list[SiteDamage]:
+    """``damages`` with what each site would cost in float, as far as that can be told."""
+    shown = {each.site for each in damages}
+    pairs = restorable(new, [pair for pair in matched(old, new)[0] if pair.site in shown], old)
+    sizes = kept_bytes(new, pairs)
+    try:
+        seconds = kept_seconds(old, new, sample, options)
+    except (ModelError, DataError):  # a graph that cannot be run under the profiler has no times
+        seconds = {}
+    return [
+        replace(
+            each,
+            keep_bytes=sizes.get(each.site),
+            keep_milliseconds=1e3 * seconds[each.site] if each.site in seconds and each.site in sizes else None,
+        )
+        for each in damages
+    ]
 
 
 def _on_disk(source: Model | str | Path, target: Path) -> tuple[Path, Model]:
@@ -195,122 +206,3 @@ def _samples(
     if calib is None:
         return generate(model, session, shapes=shapes, batch=batch, seed=seed)
     return Calibration.open(calib, session.inputs, limits=index_limits(model), optional=session.optional)
-
-
-def site_damage(
-    reference: Model, new: Model, samples: Sequence[Sample], *, options: Options = Options()
-) -> tuple[list[SiteDamage], list[str]]:
-    """Local damage of every site of the main graph, worst first, and the sites without a counterpart.
-
-    The new model is cut at the sites' input tensors, and every cut is fed with what the original has there:
-    an error made elsewhere does not count. Sites are matched by the names of their input and output tensors.
-    """
-    old_names, new_names = _tensors(reference), _tensors(new)
-    computed = {name for name, tensor in new_names.items() if tensor.inputs}
-    wanted: list[tuple[Node, str, str]] = []
-    unmatched = []
-    for node in reference.graph.nodes:
-        source = _site_input(node)
-        if source is None:
-            continue
-        target = next((t.name for t in _results(node) if t.name in computed), None)
-        known = source.name in new_names and source.name in old_names
-        if target is None or not known:
-            unmatched.append(_title(node))
-        else:
-            wanted.append((node, source.name, target))
-    damages = []
-    for start in range(0, len(wanted), _SITES_AT_ONCE):
-        damages += _damage_of(reference, new, wanted[start : start + _SITES_AT_ONCE], samples, options)
-    return sorted(damages, key=lambda each: -each.damage), unmatched
-
-
-def _title(node: Node) -> str:
-    return str(node.name or f"{node.op} -> {node.outputs[0].name}")
-
-
-def _tensors(model: Model) -> dict[str, Tensor]:
-    """The tensors of the main graph by name."""
-    graph = model.graph
-    found = {t.name: t for node in graph.nodes for t in (*node.inputs, *node.outputs) if t.name}
-    return found | {t.name: t for t in (*graph.inputs, *graph.outputs)}
-
-
-def _site_input(node: Node) -> Tensor | None:
-    """The activation that the site reads; None when ``node`` is no site."""
-    positions = _SITES.get(node.op, ()) if node.domain in (None, "", "ai.onnx") else ()
-    if not any(i < len(node.inputs) and isinstance(node.inputs[i], Constant) for i in positions):
-        return None
-    variables = [t for t in node.inputs[:2] if isinstance(t, Variable) and t.name]
-    return variables[0] if len(variables) == 1 else None
-
-
-def _results(node: Node) -> list[Tensor]:
-    """Where the result can be seen: the output, or what a bias or activation that follows makes of it."""
-    found = [node.outputs[0]]
-    while len(found) < 3 and len(found[-1].outputs) == 1:
-        follower = found[-1].outputs[0]
-        if follower.op not in ("Add", "Relu", "Clip") or not all(
-            t is found[-1] or isinstance(t, Constant) for t in follower.inputs
-        ):
-            break
-        found.append(follower.outputs[0])
-    return found
-
-
-def _damage_of(
-    reference: Model,
-    new: Model,
-    wanted: list[tuple[Node, str, str]],
-    samples: Sequence[Sample],
-    options: Options,
-) -> list[SiteDamage]:
-    """Local damage of some sites: two sessions, one sample's tensors in memory at a time."""
-    sources = list(dict.fromkeys(source for _, source, _ in wanted))
-    targets = list(dict.fromkeys(target for _, _, target in wanted))
-    graph_inputs = {t.name for t in reference.graph.inputs}
-    shown = [name for name in dict.fromkeys(sources + targets) if name not in graph_inputs]
-    whole = Session(_showing(reference, shown), options)
-    parts, renamed = _cut(new, sources, targets)
-    pieces = Session(parts, options)
-    needed = {each.name for each in pieces.inputs}
-    noise = dict.fromkeys(targets, 0.0)
-    signal = dict.fromkeys(targets, 0.0)
-    for sample in samples:
-        values: dict[str, Any] = {**sample, **whole.run(sample, shown)}
-        feeds = {renamed.get(name, name): values[name] for name in values}
-        results = pieces.run({name: feeds[name] for name in feeds if name in needed}, targets)
-        for name in targets:
-            old, fresh = (np.asarray(each, np.float64).ravel() for each in (values[name], results[name]))
-            if old.shape != fresh.shape:
-                raise ModelError(f"tensor '{name}' has {fresh.size} elements instead of {old.size}")
-            noise[name] += float(np.dot(old - fresh, old - fresh))
-            signal[name] += float(np.dot(old, old))
-    return [
-        SiteDamage(_title(node), str(node.op), noise[target] / (signal[target] or 1.0)) for node, _, target in wanted
-    ]
-
-
-def _showing(model: Model, names: Sequence[str]) -> Model:
-    """A copy whose outputs are the tensors ``names``."""
-    copy = model.copy()
-    found = _tensors(copy)
-    copy.graph.outputs = [found[name] for name in names]
-    return copy
-
-
-def _cut(model: Model, sources: Sequence[str], targets: Sequence[str]) -> tuple[Model, dict[str, str]]:
-    """A copy that computes ``targets`` from ``sources``, and its inputs' names that replace ``sources``."""
-    copy = model.copy()
-    found = _tensors(copy)
-    renamed = {}
-    for name in sources:
-        tensor = found[name]
-        if tensor.inputs:  # the graph's own inputs are cut already
-            entry = Variable(copy.unique(f"{name}_given"), dtype=tensor.dtype or np.dtype(np.float32))
-            copy.graph.inputs.append(entry)
-            copy.redirect(tensor, entry)
-            renamed[name] = entry.name
-    copy.graph.outputs = [found[name] for name in targets]
-    copy.tidy()
-    return copy, renamed

@@ -17,14 +17,15 @@ LAYERS = """
     frontier
     inspection compiler summary explain
     planning
-    deliver judge price search structure training
+    deliver judge price search structure training validate
+    culprits
     coder propose
     planner
+    cheapest
     equalizing
     pruning factors cost sensitivity exactness
     convergence
     codes coupling owners rewrite encoding observe histograms sites shapes sequential
-    validate
     report reports
     quality answers kernels
     recipe
@@ -32,7 +33,7 @@ LAYERS = """
     targets progress
     data samples
     session runtime
-    model file
+    model file flow
     errors
     __init__
 """

@@ -284,16 +284,31 @@ def print_comparison(result: Comparison, console: Console) -> None:
     """The page of compare."""
     print_outputs(result.outputs, console)
     if result.sites:
-        rows = [[each.site, each.operator, decibels(each.sqnr_db), f"{each.damage:.3g}"] for each in result.sites]
-        print_table(
-            console,
-            ["site", "operator", "SQNR", "noise / signal"],
-            rows,
-            right=[2, 3],
-            title="Sites, worst first, each with the inputs it has in the original",
-        )
+        rows = [
+            [
+                each.site,
+                each.operator,
+                decibels(each.sqnr_db),
+                f"{each.damage:.3g}",
+                ""
+                if each.keep_bytes is None
+                else ("+" if each.keep_bytes >= 0 else "-") + amount(abs(each.keep_bytes)),
+                "" if each.keep_milliseconds is None else f"{each.keep_milliseconds:+.3g}",
+            ]
+            for each in result.sites
+        ]
+        heading = ["site", "operator", "SQNR", "noise / signal", "bytes in float", "ms in float"]
+        title = "Sites, worst first, and what each would cost in float"
+        print_table(console, heading, rows, right=[2, 3, 4, 5], title=title)
     print_totals(result, console)
     notes = []
+    if (smallest := result.smallest) is not None:
+        notes.append(smallest.sentence)
+        if smallest.sites:
+            notes.append(f"leave in float, the one that hurts most first: {', '.join(smallest.sites)}")
+            notes.append(f"so: onnxc optimize REF OUT --keep-float '{','.join(smallest.sites)}'")
+        if smallest.unmatched:
+            notes.append(f"{smallest.unmatched} sites could not be put back: NEW does not have their tensors")
     if result.unmatched:
         notes.append(f"{len(result.unmatched)} sites have no counterpart in it, e.g. '{result.unmatched[0]}'")
     if result.generated:

@@ -1,0 +1,145 @@
+"""What planning promises whatever the problem: a looser limit never gives a worse model, and thousands of weights take
+seconds.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
+from time import process_time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from onnxc.codes.formats import HALF, Format
+from onnxc.cost import FLOAT, Prices
+from onnxc.model import Model
+from onnxc.planner import Plan, Problem, plan, stored_bytes
+from onnxc.rewrite import Activation, Candidate
+from onnxc.search import under, worth
+from onnxc.sensitivity import activation_key, weight_key
+from onnxc.sites import find, name_nodes
+from onnxc.targets import target
+from tests.emission import model, node, weight
+from tests.test_planner import problems
+
+FORMATS = [
+    Format(),
+    *(Format(levels, block) for levels in (40, 16, 9, 6, 4, 3) for block in (0, 16, 32, 64)),
+    *(Format(255, 0, dimension) for dimension in (2, 4, 8)),
+]
+
+
+@st.composite
+def mixed_problems(draw: st.DrawFn) -> Problem:
+    """Problems with formats below 8 bits, and more time than int8 can save."""
+    problem = draw(problems())
+    storage, ratios = {}, {}
+    for name, (way,) in problem.storage.items():
+        smaller = [
+            replace(way, mode=mode, bytes=int(way.bytes * share))
+            for mode, share in (("levels16", 0.5), ("levels4", 0.25))
+        ]
+        storage[name] = [way, *smaller]
+        ratios[name] = {"levels16": draw(st.floats(2, 100)), "levels4": draw(st.floats(50, 2000))}
+    return replace(problem, storage=storage, ratios=ratios, prices=replace(problem.prices, total=2e-2))
+
+
+@given(mixed_problems(), st.lists(st.integers(0, 100), min_size=2, max_size=5))
+@settings(max_examples=25, deadline=None)
+def test_more_noise_allowed_never_gives_a_larger_or_slower_model(problem: Problem, shares: list[int]) -> None:
+    most = plan(problem).noise
+    found = [under(problem, share / 100 * most) for share in sorted(shares)]
+    for tighter, looser in pairwise(found):
+        assert worth(problem, looser) <= worth(problem, tighter) * (1 + 1e-9)
+
+
+@given(mixed_problems(), st.lists(st.integers(0, 100), min_size=2, max_size=4), st.integers(10, 100))
+@settings(max_examples=15, deadline=None)
+def test_more_bytes_allowed_never_give_a_slower_model(problem: Problem, shares: list[int], noise: int) -> None:
+    least = plan(problem)
+    low, high = stored_bytes(problem, least.stored), sum(each.bytes for each in problem.found.weights)
+    held = []
+    for share in sorted(shares):
+        limited = replace(problem, most_bytes=low + share / 100 * (high - low), limited=1.0)
+        found = under(limited, noise / 100 * least.noise)
+        if stored_bytes(limited, found.stored) <= (limited.most_bytes or 0):
+            held.append(found.seconds)
+    assert all(later <= earlier * (1 + 1e-9) for earlier, later in pairwise(held))
+
+
+def large(operator: str, count: int = 2000) -> Problem:
+    """``count`` weights in 28 formats each, two ways to compute linears and one for convolutions; made-up prices."""
+    convolution = operator == "Conv"
+    values, nodes, last, skip = weight(4, 4, 3, 3) if convolution else weight(8, 8), [], "x", "x"
+    for index in range(count):
+        extra = {"pads": [1] * 4} if convolution else {}
+        nodes.append(node(operator, f"{last} w{index}", f"c{index}", **extra))
+        last = f"c{index}"
+        if index % 4 == 3:
+            nodes.append(node("Add", f"{last} {skip}", f"s{index}"))
+            last = skip = f"s{index}"
+    shape = [1, 4, 6, 6] if convolution else [8, 8]
+    proto = model([*nodes, node("Relu", last, "y")], {"x": shape}, {"y": None}, {f"w{i}": values for i in range(count)})
+    loaded = Model.load(proto)
+    name_nodes(loaded)
+    found, random = find(loaded, target("cpu")), np.random.default_rng(0)
+    compute: dict[str, list[Candidate]] = {}
+    storage: dict[str, list[Candidate]] = {}
+    seconds, noise, ratios = dict[str, dict[str, float]](), dict[str, float](), dict[str, dict[str, float]]()
+    for site in found:
+        seconds[site.name] = {FLOAT: random.gamma(2, 50e-6)}
+        for mode in ("static",) if convolution else ("static", "dynamic"):
+            reads = tuple(Activation(tensor.name, -1, 1, dynamic=mode == "dynamic") for tensor in site.inputs)
+            writes = Activation(site.result.name, -1, 1) if convolution else None
+            compute.setdefault(site.name, []).append(Candidate("", "compute", site.name, mode, mode, reads, writes))
+            seconds[site.name][mode] = seconds[site.name][FLOAT] * random.uniform(0.3, 1.3)
+            for each in (*reads, *((writes,) if writes else ())):
+                noise.setdefault(activation_key(each), random.gamma(0.5, 1e-6))
+    for each in found.weights:
+        elements = int(random.integers(10_000, 1_000_000))
+        sizes = {f.name: int(elements * f.bits / 8) + (2 * elements // f.block if f.block else 100) for f in FORMATS}
+        ways = {HALF: 2 * elements} | sizes
+        storage[each.name] = [
+            Candidate("", "storage", each.name, mode, mode, bytes=size) for mode, size in ways.items()
+        ]
+        noise[weight_key(each.name)] = random.gamma(0.5, 1e-6)
+        ratios[each.name] = {f.name: 4 ** (8 - f.bits) * random.uniform(0.3, 1) for f in FORMATS}
+    prices = Prices(seconds, 1.1 * sum(each[FLOAT] for each in seconds.values()), 1e-9, 1e-6)
+    return Problem(found, compute, storage, prices, {}, noise, ratios)
+
+
+def written(found: Plan) -> str:
+    """Everything that a model is built from."""
+    return json.dumps([[(name, each.mode) for name, each in found.compute.items()], dict(found.stored)])
+
+
+@pytest.mark.parametrize("operator", ["MatMul", "Conv"])
+def test_thousands_of_weights_are_planned_in_seconds(operator: str) -> None:
+    problem = large(operator)
+    start = process_time()
+    first = under(problem, 1e-2)
+    assert process_time() - start < 5.0
+    assert 0.97e-2 < first.noise <= 1e-2
+    assert len(set(first.stored.values())) > 5
+    assert 0.3 * len(problem.compute) < len(first.compute) < len(problem.compute)
+    again = replace(problem, tables=[])
+    assert written(under(again, 1e-2)) == written(first)
+
+
+@pytest.mark.parametrize("find_plan", [plan, lambda problem: under(problem, 1e-3)], ids=["plan", "under"])
+def test_the_order_of_names_does_not_decide(find_plan: Callable[[Problem], Plan]) -> None:
+    """Dictionaries filled in another order hold the same problem."""
+    problem = large("Conv", 60)
+    turned = replace(
+        problem,
+        noise=dict(reversed(problem.noise.items())),
+        ratios=dict(reversed(problem.ratios.items())),
+        storage=dict(reversed(problem.storage.items())),
+        tables=[],
+    )
+    assert find_plan(turned).key == find_plan(problem).key
