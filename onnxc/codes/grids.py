@@ -50,7 +50,7 @@ class EvenGrid:
 
 @dataclass(frozen=True)
 class BlockGrid:
-    """round(code / scale) + offset, codes evenly spaced around zero, with a step and an offset for every block of inputs.
+    """round(code / scale) + offset, codes evenly spaced around zero, a step and an offset for every block of inputs.
 
     Attributes:
         steps: [G, K / block, N] uint8, in units of 1 / ``step_unit``; offsets: the same shape, int8.

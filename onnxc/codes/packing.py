@@ -3,7 +3,7 @@
     words (uint8) ── Cast ── Gather(table) ─────────────────────────────────────────────┬─ Split ── W_q, W_q, ...
                                     └─ Cast ── Reshape ── QuantizeLinear(step, offset) ─┘
 
-All of it folds to int8 tensors when ONNX Runtime loads the model (DequantizeLinear would not: it is never folded). Blocks
+All of it folds to int8 when ONNX Runtime loads the model (DequantizeLinear would not: it is never folded). Blocks
 are rows of a matrix with a step and an offset each, which is what QuantizeLinear along an axis rounds with.
 """
 
