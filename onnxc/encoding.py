@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxc.codes.formats import INT8, Format
-from onnxc.codes.packing import Packed, layout_of, packed_bytes
+from onnxc.codes.packing import layout_of, packed_bytes
+from onnxc.codes.sheets import Packed
 from onnxc.codes.sparse_packing import expected_bytes
 from onnxc.sites import Weight
 
@@ -89,17 +90,17 @@ def half_bytes(weight: Weight) -> int:
     return 2 * prod(weight.shape) + UNFOLD_BYTES // 2 + 3 * len(weight.name)
 
 
-def stored_bytes(weight: Weight, chosen: Format = INT8, *, groups: int = 1, native: bool = False) -> int:
-    """Bytes of ``weight`` as codes in the file: codes, scales, and the nodes that unfold them.
+def stored_bytes(weight: Weight, chosen: Format = INT8, *, groups: int = 1) -> int:
+    """Bytes of ``weight`` as codes in the file: codes, scales, and its share of the nodes that unfold them.
 
     Args:
-        groups: of the convolution that reads it; native: the model's opset has 4-bit integers.
+        groups: of the convolution that reads it.
     """
     channels = weight.shape[weight.channel_axis] if weight.channel_axis is not None else 1
     others = 4 * channels + UNFOLD_BYTES + 6 * len(weight.name)
     layout, size = layout_of(weight.shape, weight.channel_axis, groups), prod(weight.shape)
     if chosen != INT8:
-        size = packed_bytes(chosen, layout, weight.name, native=native)
+        size = packed_bytes(chosen, layout)
     if not chosen.block and not chosen.dimension:
         size = min(size, expected_bytes(weight.elements, weight.zeros, chosen.levels))
     return size + others

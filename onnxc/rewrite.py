@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxc.codes.packing import ModelSheet
+from onnxc.codes.sheets import Sheet, emit_together
 from onnxc.encoding import Codes
 from onnxc.model import Constant, Graph, Model, Node, Tensor
 from onnxc.session import Options
@@ -226,10 +226,10 @@ class Rewriter:
     _pairs: dict[str, Tensor] = field(default_factory=dict)
     _dynamic: dict[tuple[str, int], list[Tensor]] = field(default_factory=dict)
     _weights: dict[str, Tensor] = field(default_factory=dict)
-    sheet: ModelSheet = field(init=False)
+    sheet: Sheet = field(init=False)
 
     def __post_init__(self) -> None:
-        self.sheet = ModelSheet(self.model)
+        self.sheet = Sheet(self.model)
         for graph in self.model.graphs():
             for tensor in graph.inputs:
                 self.tensors.setdefault(tensor.name, tensor)
@@ -240,13 +240,19 @@ class Rewriter:
                     self.tensors.setdefault(tensor.name, tensor)
 
     def weight_codes(self, weight: str) -> Tensor:
-        """The int8 tensor that replaces ``weight``, named after it: an initializer, or what unfolds to it at load."""
+        """The int8 tensor that replaces ``weight``, named after it: an initializer, or what unfolds to it at load.
+
+        Those that unfold do so together, when the first of them is asked for.
+        """
         if weight not in self._codes:
-            codes, name = self.codes[weight], f"{weight}_q"
-            made = codes.packed.emit(self.sheet, name) if codes.packed else self.model.constant(name, codes.values)
-            if codes.packed:
-                made.dtype, made.shape = np.dtype(np.int8), list(codes.values.shape)
-            self._codes[weight] = made
+            if self.codes[weight].packed is None:
+                self._codes[weight] = self.model.constant(f"{weight}_q", self.codes[weight].values)
+                return self._codes[weight]
+            names = {f"{name}_q": name for name, codes in self.codes.items() if codes.packed is not None}
+            forms = {key: packed for key, name in names.items() if (packed := self.codes[name].packed) is not None}
+            for key, made in emit_together(self.sheet, forms).items():
+                made.dtype, made.shape = np.dtype(np.int8), list(self.codes[names[key]].values.shape)
+                self._codes[names[key]] = made
         return self._codes[weight]
 
     def weight_scale(self, weight: str, form: str = "flat") -> Constant:

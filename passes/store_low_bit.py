@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from onnxc.codes.formats import WORDS, Format, fitting_block
-from onnxc.codes.packing import NATIVE_OPSET
+from onnxc.codes.packing import BLOCK_OPSET
 from onnxc.encoding import stored_bytes
 from onnxc.errors import RecipeError
 from onnxc.rewrite import Candidate, Context, LossyPass, Refusal
@@ -29,7 +29,7 @@ class StoreLowBit(LossyPass):
        reads it: what it unfolds to is int8, for int8 kernels or for a Cast and a Mul.
     2. With calibration data, since a weight of few bits needs GPTQ on the inputs that it meets; without, only if it was
        asked for by name.
-    3. Blocks only where they divide the inputs of an output.
+    3. Blocks only where they divide the inputs of an output, from opset 13 on.
     4. It must not act on vectors (biases, normalization).
 
     Attributes:
@@ -51,7 +51,6 @@ class StoreLowBit(LossyPass):
             yield Refusal(self.name, weight.name, reason)
             return
         depth = weight.elements // weight.shape[weight.channel_axis or 0]
-        native = context.model.opset >= NATIVE_OPSET
         offered = set()
         for levels in [self.levels] if self.levels else WORDS:
             for block in BLOCKS if self.block < 0 else [self.block]:
@@ -59,12 +58,16 @@ class StoreLowBit(LossyPass):
                 chosen = Format(levels, fitting)
                 if (block and not fitting and self.block < 0) or (fitting and levels == 3) or chosen in offered:
                     continue
+                if fitting and context.model.opset < BLOCK_OPSET:
+                    continue
                 offered.add(chosen)
-                size = stored_bytes(weight, chosen, native=native)
+                size = stored_bytes(weight, chosen)
                 if size < weight.bytes or context.told:
                     yield Candidate(self.name, "storage", weight.name, chosen.name, chosen.words, bytes=size)
         if not offered:
-            yield Refusal(self.name, weight.name, f"no block of {self.block} divides its {depth} inputs")
+            old = f"blocks need opset {BLOCK_OPSET}, the model has {context.model.opset}"
+            why = f"no block of {self.block} divides its {depth} inputs"
+            yield Refusal(self.name, weight.name, old if context.model.opset < BLOCK_OPSET else why)
 
 
 def refused(weight: Weight, context: Context) -> str | None:

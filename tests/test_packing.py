@@ -71,28 +71,56 @@ def test_unfolds_to_the_codes(shape: Any, axis: int, groups: int, chosen: Format
     np.testing.assert_array_equal(np.asarray(result), codes.restored())
 
 
+@pytest.mark.parametrize("opset", [12, 13, 18, 21])
+def test_weights_unfold_together(opset: int) -> None:
+    """Forty weights of all formats and shapes take fewer nodes than weights, and each is its codes bit for bit."""
+    codes = {}
+    for position in range(40):
+        shape, axis, groups = SHAPES[position % len(SHAPES)]
+        fitting = [each for each in FORMATS if possible(each, layout_of(shape, axis, groups), opset)]
+        codes[f"w{position}"] = solved(shape, axis, groups, fitting[position % len(fitting)], opset >= 21)
+    shapes = {name: each.values.shape for name, each in codes.items()}
+    adds = [node("Add", f"x{name} {name}", f"y{name}") for name in codes]
+    ends: list[dict[str, Any]] = [{f"{end}{name}": list(s) for name, s in shapes.items()} for end in "xy"]
+    stored = {name: np.zeros(s, np.float32) for name, s in shapes.items()}
+    loaded = Model.load(model(adds, ends[0], ends[1], stored, opset=opset))
+    rewriter = Rewriter(loaded, codes)
+    for name in codes:
+        rewriter.unfold(name)
+    loaded.tidy()
+    unfolding = [each.op for each in loaded.nodes() if each.op != "Add"]
+    assert len(unfolding) < 80 + 4 * len(codes), "Cast and Mul of a weight, and what all share"
+    session = Session(loaded, Options(), dump=True)
+    assert {each.op_type for each in session.optimized().graph.node} == {"Add"}
+    results = session.run({f"x{name}": np.zeros(s, np.float32) for name, s in shapes.items()})
+    for name, each in codes.items():
+        np.testing.assert_array_equal(np.asarray(results[f"y{name}"]), each.restored(), err_msg=name)
+
+
 @pytest.mark.parametrize("chosen", [INT8, *FORMATS], ids=lambda each: each.name)
 def test_the_bytes_are_those_announced(chosen: Format) -> None:
-    shape = (256, 384)
-    proto = model(
-        [node("MatMul", "x some_weight", "y")],
-        {"x": [8, 256]},
-        {"y": None},
-        {"some_weight": np.ones(shape, np.float32)},
-    )
-    loaded = Model.load(proto)
-    name_nodes(loaded)
-    (weight,) = find(loaded, target("cpu")).weights
-    empty = len(loaded.serialized()) - weight.bytes
+    """A weight adds to the file what was announced; the first one of its format some nodes more."""
+    shape, sizes = (256, 384), []
     codes = solved(shape, 1, 1, chosen, False) if chosen != INT8 else None
     if codes is None:
         codes = Codes(np.ones(shape, np.int8), np.ones(384, np.float32), 1, 127)
-    Rewriter(loaded, {"some_weight": codes}).unfold("some_weight")
-    loaded.tidy()
-    written = len(loaded.serialized()) - empty
-    announced = stored_bytes(weight, chosen)
-    assert -150 < written - announced < 1600  # a table that all weights share
-    assert announced < weight.bytes * (chosen.bits / 32 + 0.04)
+    for count in (1, 2, 3):
+        names = [f"some_weight_{each}" for each in range(count)]
+        multiply = [node("MatMul", f"x {name}", f"y{name}") for name in names]
+        stored = dict.fromkeys(names, np.ones(shape, np.float32))
+        loaded = Model.load(model(multiply, {"x": [8, 256]}, {f"y{name}": None for name in names}, stored))
+        name_nodes(loaded)
+        weights = find(loaded, target("cpu")).weights
+        empty = len(loaded.serialized()) - sum(weight.bytes for weight in weights)
+        rewriter = Rewriter(loaded, dict.fromkeys(names, codes))
+        for name in names:
+            rewriter.unfold(name)
+        loaded.tidy()
+        sizes.append(len(loaded.serialized()) - empty)
+    announced = stored_bytes(weights[0], chosen)
+    assert abs(sizes[2] - sizes[1] - announced) < 120
+    assert sizes[0] - announced < 2000
+    assert announced < weights[0].bytes * (chosen.bits / 32 + 0.04)
 
 
 def test_fewer_bits_damage_more_and_gptq_damages_less() -> None:

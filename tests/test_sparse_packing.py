@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxc.codes.packing import ModelSheet, PackedDigits, layout_of
+from onnxc.codes.packing import PackedDigits
+from onnxc.codes.sheets import Piece, Sheet, emit_together
 from onnxc.codes.sparse_packing import LARGEST, Gaps, Mask, SparseCodes, expected_bytes, forms, smaller, smallest_sparse
 from onnxc.kernels import leftover_weights, operators
 from onnxc.model import Model
@@ -33,7 +34,7 @@ def unfolded(codes: np.ndarray, form: Gaps | Mask, opset: int = 13) -> np.ndarra
     stored = [numpy_helper.from_array(np.zeros_like(codes), "w")]
     graph = helper.make_graph([helper.make_node("Identity", ["w"], ["y"])], "g", [], [output], stored)
     model = Model.load(helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8))
-    model.redirect(model.graph.weights[0], form.emit(ModelSheet(model), "w_q"))
+    model.redirect(model.graph.weights[0], emit_together(Sheet(model), {"w_q": form})["w_q"])
     model.tidy()
     return np.asarray(Session(model).run({})["y"])
 
@@ -64,7 +65,7 @@ def linear(codes: np.ndarray, form: Gaps | Mask | None) -> Model:
     model = Model.load(proto)
     if form is not None:
         weight = next(t for t in model.graph.weights if t.name == "w")
-        model.redirect(weight, form.emit(ModelSheet(model), "w_q"))
+        model.redirect(weight, emit_together(Sheet(model), {"w_q": form})["w_q"])
         model.tidy()
     return model
 
@@ -116,15 +117,14 @@ def test_estimates_are_the_bytes_of_the_file() -> None:
     codes = sparse(0.9, EIGHT_BITS, 256, 512)
     for form in forms(SparseCodes.of(codes)):
         sizes = []
-        for count in (1, 2):  # tables that weights share are there once
+        for count in (1, 2):  # weights share their nodes and tables
             model = linear(codes, None)
-            sheet = ModelSheet(model)
-            for position in range(count):
-                made = form.emit(sheet, f"weight{position}_q")
-                model.insert("Cast", [made], [f"out{position}"], to=TensorProto.INT8).kept = True
+            made = emit_together(Sheet(model), {f"weight{position}_q": form for position in range(count)})
+            for name, tensor in made.items():
+                model.insert("Cast", [tensor], [f"out_{name}"], to=TensorProto.INT8).kept = True
             model.tidy()
             sizes.append(len(model.serialized()))
-        assert sizes[1] - sizes[0] == pytest.approx(form.bytes, rel=0.01, abs=250)
+        assert sizes[1] - sizes[0] == pytest.approx(form.bytes, rel=0.01, abs=250 + 256 * 3)
 
 
 def test_the_smallest_is_taken_and_dense_codes_stay() -> None:
@@ -134,7 +134,7 @@ def test_the_smallest_is_taken_and_dense_codes_stay() -> None:
     codes = sparse(0.9, FOUR_BITS, 256, 256)
     found = smallest_sparse(codes)
     assert isinstance(found, Gaps), "a mask takes more memory at load"
-    assert found.size == min(form.size for form in forms(SparseCodes.of(codes)))
+    assert found.bytes == min(form.bytes for form in forms(SparseCodes.of(codes)))
     first, second = (linear(codes, smallest_sparse(codes)).serialized() for _ in range(2))
     assert first == second
 
@@ -160,6 +160,6 @@ def test_the_planner_expects_what_comes(zeros: float, values: np.ndarray) -> Non
 def test_packed_codes_stay_unless_zeros_are_many() -> None:
     for zeros, wins in ((0.1, False), (0.4, False), (0.8, True)):
         codes = sparse(zeros, FOUR_BITS, 128, 256)
-        packed = PackedDigits(16, -8, (codes + 8).astype(np.uint16), layout_of(codes.shape, 1))
+        packed = PackedDigits(16, (codes + 8).astype(np.uint8), Piece.of(codes.shape))
         assert isinstance(smaller(codes, packed), Gaps) == wins
     assert smaller(sparse(0.1, EIGHT_BITS, 64, 64), None) is None

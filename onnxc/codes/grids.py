@@ -39,7 +39,7 @@ class EvenGrid:
 
     @property
     def lowest(self) -> int:
-        return -(self.levels // 2)
+        return lowest_digit(self.levels)
 
     def width(self, outputs: int) -> int:
         return outputs
@@ -51,10 +51,10 @@ class EvenGrid:
 
 @dataclass(frozen=True)
 class BlockGrid:
-    """round(digit * step + offset), with a step and an offset for every block of inputs.
+    """round(code / scale) + offset, codes evenly spaced around zero, a step and an offset for every block of inputs.
 
     Attributes:
-        steps: [G, K / block, N] uint8, in units of ``unit``; offsets: the same shape, int8.
+        steps: [G, K / block, N] uint8, in units of 1 / ``step_unit``; offsets: the same shape, int8.
     """
 
     levels: int
@@ -62,20 +62,16 @@ class BlockGrid:
     steps: NDArray[np.uint8]
     offsets: NDArray[np.int8]
 
-    @property
-    def unit(self) -> np.float32:
-        """What one step counts: 255 of them span the whole range of int8."""
-        return step_unit(self.levels)
-
     def width(self, outputs: int) -> int:
         return outputs
 
     def snap(self, rows: NDArray[np.intp], target: Matrix) -> tuple[NDArray[np.uint8], NDArray[np.int8]]:
-        here = np.arange(len(rows))
-        step = self.steps[here, rows // self.block].astype(np.float32) * self.unit
+        here, lowest = np.arange(len(rows)), lowest_digit(self.levels)
+        scale = step_scale(self.levels, self.steps[here, rows // self.block])
         offset = self.offsets[here, rows // self.block].astype(np.float32)
-        digits = np.clip(np.rint((target - offset) / np.maximum(step, TINY)), 0, self.levels - 1).astype(np.float32)
-        return digits.astype(np.uint8), np.clip(np.rint(digits * step + offset), -127, 127).astype(np.int8)
+        codes = np.clip(np.rint((target - offset) * scale), lowest, lowest + self.levels - 1).astype(np.float32)
+        values = np.clip(np.rint(codes / scale) + offset, -128, 127)
+        return (codes - lowest).astype(np.uint8), values.astype(np.int8)
 
 
 @dataclass(frozen=True)
@@ -101,9 +97,19 @@ class CodebookGrid:
         return nearest.reshape(shape[0], -1), self.table[nearest].reshape(shape)
 
 
+def lowest_digit(levels: int) -> int:
+    """The code that the lowest of ``levels`` digits stands for."""
+    return -(levels // 2)
+
+
 def step_unit(levels: int) -> np.float32:
-    """Of a block's steps."""
-    return np.float32(254.0 / ((levels - 1) * 255.0))
+    """What a step of a block is divided into to be its scale: 255 of them span the whole range of int8."""
+    return np.float32((levels - 1) * 255.0 / 254.0)
+
+
+def step_scale(levels: int, steps: NDArray[np.uint8]) -> Matrix:
+    """The scales of blocks: what QuantizeLinear divides codes by."""
+    return np.asarray(step_unit(levels) / np.maximum(steps.astype(np.float32), np.float32(1.0)), np.float32)
 
 
 def nearest_words(vectors: Matrix, importance: Matrix, table: Matrix) -> NDArray[np.uint8]:
@@ -173,16 +179,18 @@ def block_grid_of(matrix: Matrix, levels: int, block: int, importance: Matrix, l
     blocks = matrix.reshape(groups, depth // block, block, outputs)
     weights = importance.reshape(groups, depth // block, block, 1)
     low, high = np.minimum(blocks.min(2), 0.0), np.maximum(blocks.max(2), 0.0)
-    unit, least = step_unit(levels), np.full(low.shape, np.inf, np.float32)
+    unit, lowest, least = step_unit(levels), lowest_digit(levels), np.full(low.shape, np.inf, np.float32)
+    highest, widest = lowest + levels - 1, np.floor((2 * limit - 1) * 255 / 254)
     steps, offsets = np.zeros(low.shape, np.uint8), np.zeros(low.shape, np.int8)
     for shrink in SHRINKS:
-        offset = np.clip(np.rint(low * shrink), -limit, limit)
-        top = np.minimum(high * shrink, limit)
-        step = np.clip(np.rint((top - offset) / ((levels - 1) * unit)), 1, 255)
-        step = np.where(offset + step * unit * (levels - 1) > limit + 0.49, np.maximum(step - 1, 1), step)
-        wide = (step * unit)[:, :, None]
-        digits = np.clip(np.rint((blocks - offset[:, :, None]) / wide), 0, levels - 1)
-        values = np.rint(digits * wide + offset[:, :, None])
+        bottom, top = np.maximum(low * shrink, -limit), np.minimum(high * shrink, limit)
+        step = np.clip(np.rint((top - bottom) / (levels - 1) * unit), 1, widest)
+        scale = step_scale(levels, step)
+        offset = np.rint(bottom - lowest / scale)  # the outermost codes stay within the limit: kernels could overflow
+        offset = np.clip(offset, -limit - np.rint(lowest / scale), limit - np.rint(highest / scale))
+        wide, moved = scale[:, :, None], offset[:, :, None]
+        codes = np.clip(np.rint((blocks - moved) * wide), lowest, highest)
+        values = np.rint(codes / wide) + moved
         error = (weights * (blocks - values) ** 2).sum(2)
         better = error < least
         least = np.where(better, error, least)

@@ -16,8 +16,8 @@ is not zero; a mask takes 11 bytes for every code, and must be a tenth smaller t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -25,15 +25,16 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto
 
-from onnxc.codes.packing import Bill, Packed, Sheet, reshaped
+from onnxc.codes.sheets import Packed, Piece, Sheet, by_kind, joined, spread
+from onnxc.model import Tensor
 
 GAPS = (256, 16, 6, 4, 3)  # digits of a gap where gaps have words of their own
 TOGETHER = (1, 2, 3)  # entries in a word, where gap and value share it
 MASK_PRICE = 1.1
 GAIN = 1.1  # how much smaller than packed codes a sparse form must be: it takes longer to unfold
 FEWEST = 0.3  # share of zeros below which no form is worth trying
-OVERHEAD = 600  # bytes of nodes and names
 SPARSE_OPSET = 11  # the first with ScatterElements and CumSum
+OVERHEAD = 150  # bytes of a weight's share of the nodes, about
 LARGEST = 1 << 28  # codes whose int32 indices ONNX Runtime still folds
 
 Array = NDArray[Any]
@@ -102,23 +103,18 @@ class Words:
         padded[: digits.size] = digits
         return cls((padded.reshape(-1, count) @ radix ** np.arange(count)).astype(np.uint8), count, digits.size)
 
-    def index(self, sheet: Sheet, name: str) -> Any:
+    def index(self, sheet: Sheet, name: str) -> Tensor:
         """The words as indices."""
         return sheet.node("Cast", [sheet.constant(name, self.packed)], f"{name}_index", to=TensorProto.INT32)
 
-    def looked_up(self, sheet: Sheet, index: Any, table: Any, name: str) -> Any:
+    def looked_up(self, sheet: Sheet, index: Tensor, table: Tensor, name: str) -> Tensor:
         """What every digit stands for, flat; ``table`` is [256, count], [256] where a word is one digit."""
         found = sheet.node("Gather", [table, index], name)
         if self.count == 1:
             return found
-        found = reshaped(sheet, found, (-1,), f"{name}_flat")
-        return cut(sheet, found, self.total, f"{name}_all") if self.total % self.count else found
-
-
-def cut(sheet: Sheet, tensor: Any, total: int, name: str) -> Any:
-    """The first ``total`` entries."""
-    ends = [sheet.shared(f"slice_{end}", np.asarray([end], np.int64)) for end in (0, total)]
-    return sheet.node("Slice", [tensor, *ends], name)
+        found = sheet.reshaped(found, (-1,), f"{name}_flat")
+        rest = -self.total % self.count
+        return sheet.split(found, (self.total, rest), (f"{name}_all", f"{name}_rest"))[0] if rest else found
 
 
 def digit_of(radix: int, count: int) -> NDArray[np.int64]:
@@ -156,17 +152,33 @@ class Gaps:
     raw: bool = False
 
     @property
+    def kind(self) -> Hashable:
+        """Those of one kind have one table, and are one walk over codes behind each other."""
+        return "gaps", self.longest, self.together, self.raw, b"" if self.raw else self.codes.palette.tobytes()
+
+    @property
     def size(self) -> int:
-        """Bytes of words and tables, about: what forms are compared by."""
+        return int(self.codes.flat.size)
+
+    @property
+    def bytes(self) -> int:
+        """Of words and tables: what forms are compared by."""
         entries, levels = self.codes.entries(self.longest), len(self.codes.palette)
         if self.together:
-            return -(-entries // self.together) + 256 * self.together
+            return -(-entries // self.together) + 256 * self.together + OVERHEAD
         gaps = -(-entries // digits_in(self.longest))
         count = digits_in(levels)
-        return gaps + (entries if self.raw else -(-entries // count) + 256 * count)
+        return gaps + (entries if self.raw else -(-entries // count) + 256 * count) + OVERHEAD
 
-    def emit(self, sheet: Sheet, name: str) -> Any:
-        """Write the nodes that unfold the codes; returns the int8 tensor."""
+    def emit(self, sheet: Sheet, forms: Mapping[str, Gaps]) -> dict[str, Tensor]:
+        """Write the nodes that unfold the codes of ``forms``."""
+        pieces = {name: Piece.of(forms[name].codes.shape) for name in forms}
+        pieces = {name: pieces[name] for name in by_kind(pieces)}
+        name, codes = next(iter(pieces)), SparseCodes.of(joined(forms[each].codes.flat for each in pieces))
+        return spread(sheet, replace(self, codes=codes).scattered(sheet, name), pieces)
+
+    def scattered(self, sheet: Sheet, name: str) -> Tensor:
+        """All codes, flat."""
         steps, values = self.codes.walk(self.longest)
         palette = self.codes.palette
         digits = np.searchsorted(palette, values)
@@ -187,22 +199,12 @@ class Gaps:
             table = sheet.shared(f"steps_{longest}", step_table(digit_of(longest, count)))
             found = words.looked_up(sheet, index, table, f"{name}_steps")
             made = value_words(sheet, values, digits, palette, name, raw=self.raw)
-        return self.scattered(sheet, found, made, name)
-
-    def scattered(self, sheet: Sheet, steps: Any, values: Any, name: str) -> Any:
-        """Every value at its place among zeros."""
-        total = sheet.shared(f"slice_{self.codes.flat.size}", np.asarray([self.codes.flat.size], np.int64))
-        wide = sheet.node("Cast", [steps], f"{name}_wide", to=TensorProto.INT32)
+        total = sheet.constant(f"{name}_total", np.asarray([self.codes.flat.size], np.int64))
+        wide = sheet.node("Cast", [found], f"{name}_wide", to=TensorProto.INT32)
         axis = sheet.shared("axis_0", np.asarray(0, np.int64))
         places = sheet.node("CumSum", [wide, axis], f"{name}_places", exclusive=1)
         zeros = sheet.node("ConstantOfShape", [total], f"{name}_zeros", value=np.zeros(1, np.int8))
-        flat = sheet.node("ScatterElements", [zeros, places, values], f"{name}_flat", axis=0)
-        return reshaped(sheet, flat, self.codes.shape, name)
-
-    @property
-    def bytes(self) -> int:
-        """In the file, with nodes whose names are of middling length."""
-        return billed(self)
+        return sheet.node("ScatterElements", [zeros, places, made], f"{name}_flat", axis=0)
 
 
 @dataclass(frozen=True)
@@ -217,13 +219,28 @@ class Mask:
     raw: bool = False
 
     @property
-    def size(self) -> int:
-        """Bytes of words and tables, about: what forms are compared by."""
-        entries, count = len(self.codes.places), digits_in(len(self.codes.palette))
-        return -(-self.codes.flat.size // 8) + (entries if self.raw else -(-entries // count) + 256 * count)
+    def kind(self) -> Hashable:
+        return "mask", self.raw, b"" if self.raw else self.codes.palette.tobytes()
 
-    def emit(self, sheet: Sheet, name: str) -> Any:
-        """Write the nodes that unfold the codes; returns the int8 tensor."""
+    @property
+    def size(self) -> int:
+        return int(self.codes.flat.size)
+
+    @property
+    def bytes(self) -> int:
+        """Of words and tables: what forms are compared by."""
+        entries, count = len(self.codes.places), digits_in(len(self.codes.palette))
+        return -(-self.size // 8) + (entries if self.raw else -(-entries // count) + 256 * count) + OVERHEAD
+
+    def emit(self, sheet: Sheet, forms: Mapping[str, Mask]) -> dict[str, Tensor]:
+        """Write the nodes that unfold the codes of ``forms``."""
+        pieces = {name: Piece.of(forms[name].codes.shape) for name in forms}
+        pieces = {name: pieces[name] for name in by_kind(pieces)}
+        name, codes = next(iter(pieces)), SparseCodes.of(joined(forms[each].codes.flat for each in pieces))
+        return spread(sheet, *replace(self, codes=codes).chosen(sheet, name, pieces))
+
+    def chosen(self, sheet: Sheet, name: str, pieces: Mapping[str, Piece]) -> tuple[Tensor, Mapping[str, Piece], int]:
+        """All codes, with some more behind them; ``pieces``; how many there are."""
         flat, palette = self.codes.flat, self.codes.palette
         packed = np.packbits(flat != 0, bitorder="little")
         index = Words(packed, 8, flat.size).index(sheet, f"{name}_mask")
@@ -235,26 +252,19 @@ class Mask:
         count = sheet.node("Gather", [counts, index], f"{name}_counts")
         wide = sheet.node("Cast", [count], f"{name}_wide", to=TensorProto.INT32)
         axis = sheet.shared("axis_0", np.asarray(0, np.int64))
-        before = reshaped(sheet, sheet.node("CumSum", [wide, axis], f"{name}_sums", exclusive=1), (-1, 1), f"{name}_at")
+        before = sheet.reshaped(sheet.node("CumSum", [wide, axis], f"{name}_sums", exclusive=1), (-1, 1), f"{name}_at")
         inside = sheet.node("Gather", [ranks, index], f"{name}_ranks")
         inside = sheet.node("Cast", [inside], f"{name}_inside", to=TensorProto.INT32)
         rank = sheet.node("Add", [inside, before], f"{name}_rank")
-        spread = sheet.node("Gather", [values, rank], f"{name}_spread")
+        found = sheet.node("Gather", [values, rank], f"{name}_spread")
         bit = sheet.node("Gather", [sheet.shared("mask_bits", bits.astype(np.bool_)), index], f"{name}_bits")
-        chosen = sheet.node("Where", [bit, spread, sheet.shared("mask_zero", np.zeros(1, np.int8))], f"{name}_chosen")
-        if flat.size % 8:
-            chosen = cut(sheet, reshaped(sheet, chosen, (-1,), f"{name}_flat"), flat.size, f"{name}_all")
-        return reshaped(sheet, chosen, self.codes.shape, name)
-
-    @property
-    def bytes(self) -> int:
-        """In the file, with nodes whose names are of middling length."""
-        return billed(self)
+        chosen = sheet.node("Where", [bit, found, sheet.shared("mask_zero", np.zeros(1, np.int8))], f"{name}_chosen")
+        return chosen, pieces, 8 * packed.size
 
 
 def value_words(
     sheet: Sheet, values: NDArray[np.int8], digits: Array, palette: NDArray[np.int8], name: str, *, raw: bool
-) -> Any:
+) -> Tensor:
     """Values in words of palette digits, or as they are."""
     if raw:
         return sheet.constant(f"{name}_values", values)
@@ -263,13 +273,6 @@ def value_words(
     index = words.index(sheet, f"{name}_digits")
     stands = np.minimum(digit_of(len(palette), count), len(palette) - 1)
     return words.looked_up(sheet, index, sheet.constant(f"{name}_palette", palette[stands]), f"{name}_values")
-
-
-def billed(packed: Gaps | Mask) -> int:
-    """Bytes of a form in a file."""
-    bill = Bill()
-    packed.emit(bill, "weight_q")
-    return bill.bytes
 
 
 def forms(codes: SparseCodes) -> Iterator[Gaps | Mask]:
@@ -290,7 +293,7 @@ def smallest_sparse(codes: NDArray[np.int8]) -> Gaps | Mask | None:
     if not 0 < codes.size <= LARGEST:
         return None
     found = min(
-        forms(SparseCodes.of(codes)), key=lambda form: form.size * (MASK_PRICE if isinstance(form, Mask) else 1.0)
+        forms(SparseCodes.of(codes)), key=lambda form: form.bytes * (MASK_PRICE if isinstance(form, Mask) else 1.0)
     )
     return found if found.bytes < codes.size else None
 
@@ -302,9 +305,7 @@ def smaller(codes: NDArray[np.int8], packed: Packed | None) -> Packed | None:
     sparse = smallest_sparse(codes)
     if sparse is None or packed is None:
         return sparse or packed
-    bill = Bill()
-    packed.emit(bill, "weight_q")
-    return sparse if sparse.bytes * GAIN < bill.bytes else packed
+    return sparse if sparse.bytes * GAIN < packed.bytes else packed
 
 
 def expected_bytes(elements: int, zeros: int, levels: int) -> int:
