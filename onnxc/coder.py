@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxc.codes.formats import HALF, INT8, parse_format
-from onnxc.codes.moments import Factors, factor_key
+from onnxc.codes.moments import Factors, Given, factor_key
 from onnxc.codes.saturation import as_matrix, machine_saturates, may_overflow, overflows
 from onnxc.codes.solve import estimated, solved
 from onnxc.codes.sparse_packing import SPARSE_OPSET, smaller
@@ -49,32 +49,52 @@ class Coder:
 
     def codes(self, name: str, mode: str, *, computed: bool) -> Codes:
         """The codes of a weight in the format ``mode``; ``computed``: an int8 kernel multiplies them."""
-        codes = self.rounded(name, mode, narrow=False)
-        if not computed:
-            return codes
-        if (name, mode, True) in self.made:
-            return self.made[name, mode, True]
-        if any(self.saturates(site, codes) for site in self.readers.get(name, [])):
-            self.overflowing.add(name)
-            expected = self.context.target.saturates
-            if machine_saturates() if expected is None else expected:
-                codes = self.rounded(name, mode, narrow=True)
-        self.made[name, mode, True] = codes
+        key = (name, mode, computed)
+        if key not in self.made:
+            codes = self.rounded(name, mode)
+            if computed and self.overflow(name, codes):
+                codes = self.solved(name, mode, self.factors, narrow=True)
+            self.made[key] = codes
+        return self.made[key]
+
+    def rounded(self, name: str, mode: str) -> Codes:
+        """Codes up to the target's largest magnitude."""
+        key = (name, mode, False)
+        if key not in self.made:
+            self.made[key] = self.solved(name, mode, self.factors)
+        return self.made[key]
+
+    def fitted(self, name: str, mode: str, factor: Given, target: NDArray[np.float32], *, computed: bool) -> Codes:
+        """Codes for ``target`` [G, K, N] in the place of the weight, on inputs that were seen elsewhere; not kept."""
+        codes = self.solved(name, mode, factor, target)
+        if computed and self.overflow(name, codes):
+            codes = self.solved(name, mode, factor, target, narrow=True)
         return codes
 
-    def rounded(self, name: str, mode: str, *, narrow: bool) -> Codes:
+    def overflow(self, name: str, codes: Codes) -> bool:
+        """Whether pair sums of a site that reads the weight overflow, noted, and this target adds them in 16 bits."""
+        if not any(self.saturates(site, codes) for site in self.readers.get(name, [])):
+            return False
+        self.overflowing.add(name)
+        expected = self.context.target.saturates
+        return machine_saturates() if expected is None else expected
+
+    def solved(
+        self,
+        name: str,
+        mode: str,
+        factors: Factors | Given,
+        target: NDArray[np.float32] | None = None,
+        *,
+        narrow: bool = False,
+    ) -> Codes:
         """Codes up to 127, or ``narrow`` ones that never overflow."""
-        if not narrow and (name, mode, False) in self.made:
-            return self.made[name, mode, False]
-        target = self.context.target
-        levels = target.safe_weight_levels if narrow else target.weight_levels
-        codes = solved(
-            self.weights[name], self.values(name), self.context, self.factors, parse_format(mode), levels=levels
-        )
+        rules = self.context.target
+        levels = rules.safe_weight_levels if narrow else rules.weight_levels
+        chosen = parse_format(mode)
+        codes = solved(self.weights[name], self.values(name), self.context, factors, chosen, levels, target)
         if self.context.model.opset >= SPARSE_OPSET:
             codes.packed = smaller(codes.values, codes.packed)
-        if not narrow:
-            self.made[name, mode, False] = codes
         return codes
 
     def values(self, name: str) -> NDArray[np.float32]:

@@ -8,10 +8,8 @@ from dataclasses import dataclass, field, replace
 
 from onnxc.answers import class_scores
 from onnxc.coder import Coder
-from onnxc.codes.formats import HALF
 from onnxc.data import Calibration
 from onnxc.errors import DataError, ModelError, UsageError
-from onnxc.file.storage import drop_pages
 from onnxc.model import Model
 from onnxc.planner import Plan, small_codes
 from onnxc.quality import (
@@ -25,10 +23,11 @@ from onnxc.quality import (
     relative_drop,
 )
 from onnxc.recipe import Budget
-from onnxc.rewrite import FinishingPass, Rewriter
+from onnxc.rewrite import FinishingPass
 from onnxc.samples.hooks import Evaluation
 from onnxc.search import Trial
 from onnxc.session import Options, Session
+from onnxc.written import written
 
 # Of the allowed drop that a plan below 8 bits may use: it is one of many that were tried on the same few items, and
 # loses more on others (a transformer on digits: 0.7 and 0.5 % on a thousand items that were tried, 1.4 and 1.1 % on as
@@ -37,20 +36,8 @@ SMALL_SHARE = 0.4
 
 
 def build(model: Model, plan: Plan, codes: Coder) -> Model:
-    """``model`` with ``plan`` applied, a copy. The order of sites is the file's, so names come out the same."""
-    copy = model.copy()
-    rewriter = Rewriter(copy, codes.of(plan.stored, plan.compute))
-    for candidate in plan.compute.values():
-        if candidate.apply is not None:
-            candidate.apply(rewriter)
-    for name, mode in sorted(plan.stored.items()):
-        if mode == HALF:
-            rewriter.halve(name)
-        else:
-            rewriter.unfold(name)
-    copy.tidy()
-    drop_pages()
-    return copy
+    """``model`` with ``plan`` applied, a copy."""
+    return written(model, plan, codes.of(plan.stored, plan.compute)).model
 
 
 @dataclass
@@ -138,12 +125,14 @@ class Judge:
 
     def strict(self, quality: Quality, share: float) -> Budget:
         """The budget of a model that may use only ``share`` of the allowed drop. Where a sample has one answer, so few
-        of them may change that, with 95 % confidence, 2 % of all answers do.
+        of them may change that, with 95 % confidence, 2 % of all answers do; where a hook judges other items as well,
+        2 % of those on the samples.
         """
         budget, count = self.budget, quality.judged
         each = 0 < count <= len(self.samples)
         if share < 1 and each and budget.min_agreement is None and not self.samples.generated:
-            budget = replace(budget, min_agreement=1 - self.tolerated(count) / count)
+            few = self.tolerated(count) if self.evaluation is None else max(1, int(FLOOR_CHANGED * count))
+            budget = replace(budget, min_agreement=1 - few / count)
         if self.evaluation is not None:
             allowed = budget.max_drop if budget.max_drop is not None else FLOOR_DROP
             budget = replace(budget, max_drop=allowed * share)
@@ -160,9 +149,9 @@ class Judge:
         self.evaluations += 1
         return self.evaluation(Session(model, self.options))
 
-    def trial(self, model: Model, plan: Plan, codes: Coder) -> Trial:
-        """Build ``plan`` on ``model`` and judge the result."""
-        made, notes = build(model, plan, codes), list[str]()
+    def trial(self, made: Model, plan: Plan) -> Trial:
+        """Judge what was made of ``plan``."""
+        notes = list[str]()
         for each, told in self.finishing:
             notes += [f"{each.name}: {note}" for note in each.finish(made, told=told).notes]
         quality, score, missed = self.judge(made, SMALL_SHARE if self.careful and small_codes(plan) else 1.0)

@@ -6,23 +6,29 @@ question of arithmetic, until one is built and judged.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from time import perf_counter
 from typing import Any
 
+import numpy as np
+
 from onnxc.coder import Coder
-from onnxc.cost import PriceFile
+from onnxc.cost import PriceFile, cpu_name
 from onnxc.data import Calibration
 from onnxc.errors import DataError, ModelError
 from onnxc.exactness import file_bytes
+from onnxc.feedback import build_solved, possible, solve
 from onnxc.file.storage import drop_pages
-from onnxc.judge import Judge
+from onnxc.judge import Judge, build
+from onnxc.model import Model
 from onnxc.planner import Plan, Problem, predicted_noise, small_codes, stored_bytes
 from onnxc.price import priced
 from onnxc.propose import Proposals, collect
 from onnxc.rewrite import Context, LossyPass
-from onnxc.search import Trial, search, storage_only, under
+from onnxc.search import TRIALS, Trial, search, storage_only, under
 from onnxc.sensitivity import measure, telling
 
 RANGES = (
@@ -32,6 +38,7 @@ RANGES = (
 )  # other choices than least squares
 TIGHT = 0.99  # of a limit is planned for: estimates are not exact
 LOADING = (20.0, 10.0)  # steps of the price of loading, where the best plan was refused
+SOLVING, FEWEST_TRIALS = 100.0, 4  # seconds for solving all plans, and plans that are solved however long it takes
 PROBES = 16  # most samples for the noise of single roundings
 
 
@@ -57,6 +64,7 @@ class Planning:
         prices: the file of measured times; problem: what plans are made from.
         notes: gets sentences for the user; say: is told what is being done.
         attempts: every plan that was judged; others: bytes of the file beside the weights, seen in the first of them.
+        feedback: whether weights are solved on what the compressed model feeds them; pace: seconds that it takes.
     """
 
     context: Context
@@ -71,6 +79,8 @@ class Planning:
     problem: Problem = field(init=False)
     attempts: list[Attempt] = field(default_factory=list)
     others: int = 0
+    feedback: bool = False
+    pace: float | None = None
 
     def __post_init__(self) -> None:
         self.say("measuring times in place")
@@ -84,7 +94,16 @@ class Planning:
         storage without int8 arithmetic; then the simplified model as it is.
         """
         variants = [partial(self.ranges, *choice) for choice in RANGES] if self.context.observations.ranges else []
-        best, tried = search(self.problem, self.judged, self.sensitivities, self.allowed, variants, say=self.say)
+        best, tried = search(
+            self.problem,
+            self.judged,
+            self.sensitivities,
+            self.allowed,
+            variants,
+            self.affordable,
+            self.say,
+            self.feed_back,
+        )
         yield best
         seen = {best.plan.key}
         if self.problem.noise and self.problem.has_small_codes:  # it may have taken too long to load
@@ -113,18 +132,48 @@ class Planning:
         """Noise over signal that the SQNR floor allows."""
         return float(10 ** (-self.judge.lowest_sqnr / 10))
 
+    def feed_back(self) -> None:
+        """From now on weights are solved on what the compressed model feeds them: that takes longer for every plan, and
+        leaves less noise, which goes into fewer bits.
+        """
+        self.feedback = possible(self.context)
+
+    def affordable(self) -> int:
+        """How many plans may be built: fewer where solving takes long. The price file keeps how long the first took, so
+        that it is the same number in every run.
+        """
+        if not self.feedback or self.pace is None:
+            return TRIALS
+        return int(np.clip(SOLVING / self.pace, FEWEST_TRIALS, TRIALS))
+
+    def built(self, plan: Plan) -> Model:
+        """``plan`` as a model."""
+        if self.feedback:
+            start = perf_counter()
+            try:
+                made = build_solved(plan, solve(plan, self.context, self.coder), self.context)
+                self.pace = self.prices.entries.setdefault(solving_key(self.context), perf_counter() - start)
+                return made
+            except (ModelError, DataError) as error:
+                self.feedback = False
+                self.notes.append(f"weights were solved on the original's activations alone: {error}")
+        return build(self.context.model, plan, self.coder)
+
     def judged(self, plan: Plan) -> Trial:
         """``plan`` as a model, held against the original."""
         self.say(f"judging a plan with {len(plan.compute)} sites in int8 and {len(plan.coded)} weights as codes")
-        trial = self.judge.trial(self.context.model, plan, self.coder)
+        trial = self.judge.trial(self.built(plan), plan)
         if not self.attempts:  # what is no weight takes as much in every plan
             self.others = file_bytes(trial.model) - stored_bytes(self.problem, plan.stored)
+        share = (stored_bytes(self.problem, plan.stored) + self.others) / max(self.judge.original.source_bytes, 1)
+        self.say(f"about {share:.1%} of the bytes, {trial.quality.sqnr_db:.1f} dB: {trial.missed or 'it holds'}")
         self.attempts.append(Attempt(plan, trial.quality.sqnr_db, trial.score, trial.missed))
         size = self.judge.budget.size
         if size is not None and self.problem.most_bytes is None:
             self.problem.most_bytes = max(size * self.judge.original.source_bytes * TIGHT - self.others, 1.0)
-        self.coder.settle(plan.stored, plan.compute)
-        if self.problem.ratios:
+        if not self.feedback:
+            self.coder.settle(plan.stored, plan.compute)
+        if self.problem.ratios and not self.feedback:
             self.problem.ratios = self.coder.noise_ratios()  # with the true damage of what was solved
         return trial
 
@@ -154,3 +203,10 @@ class Planning:
         seen = self.context.observations
         seen.refined = {name: seen.ranges[name].limits(method, percentile) for name in seen.ranges} if method else {}
         self.problem.compute = collect(self.lossy, self.context).compute
+
+
+def solving_key(context: Context) -> str:
+    """The entry of the price file for the seconds that solving all weights of a model takes."""
+    what = [f"{site.operator} {site.weight.shape}" for site in context.sites if site.weight is not None]
+    digest = hashlib.sha256("\n".join(what).encode()).hexdigest()[:16]
+    return f"solving {digest} | {len(context.samples or ())} samples | {cpu_name()}"

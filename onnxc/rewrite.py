@@ -226,6 +226,8 @@ class Rewriter:
     _pairs: dict[str, Tensor] = field(default_factory=dict)
     _dynamic: dict[tuple[str, int], list[Tensor]] = field(default_factory=dict)
     _weights: dict[str, Tensor] = field(default_factory=dict)
+    _biases: dict[str, list[Bias]] = field(default_factory=dict)
+    _coded_biases: dict[str, Tensor] = field(default_factory=dict)
     sheet: Sheet = field(init=False)
 
     def __post_init__(self) -> None:
@@ -260,16 +262,18 @@ class Rewriter:
         key = (weight, form)
         if key not in self._scales:
             codes = self.codes[weight]
-            values: NDArray[np.generic] = codes.scale
-            name = f"{weight}_scale"
-            if form == "broadcast":
-                values = codes.broadcast_scale()
-            elif form == "zero":
-                values, name = np.zeros(codes.scale.shape, np.int8), f"{weight}_zero"
             if form == "broadcast" and codes.axis == codes.values.ndim - 1:
                 return self.weight_scale(weight)
-            self._scales[key] = self.model.constant(name, values)
+            name = f"{weight}_zero" if form == "zero" else f"{weight}_scale"
+            self._scales[key] = self.model.constant(name, self.scale_values(weight, form))
         return self._scales[key]
+
+    def scale_values(self, weight: str, form: str) -> NDArray[np.generic]:
+        """What weight_scale() holds."""
+        codes = self.codes[weight]
+        if form == "zero":
+            return np.zeros(codes.scale.shape, np.int8)
+        return codes.broadcast_scale() if form == "broadcast" else codes.scale
 
     def dequantized(self, weight: str) -> Tensor:
         """DequantizeLinear of the codes, for operators that fuse with it. Zero points are always written:
@@ -375,14 +379,49 @@ class Rewriter:
 
     def bias(self, tensor: Tensor, weight: str, activation: Activation) -> Tensor:
         """The bias [N] as DequantizeLinear(int32, scale of the input times scale of the weight)."""
-        scale = np.asarray(activation.scale * self.codes[weight].scale, np.float32)
-        values = np.asarray(self.model.values(tensor), np.float64)
-        codes = np.rint(values / scale).astype(np.int32)
         base = f"{weight}_bias" if not tensor.name else tensor.name
-        return self.model.insert(
-            "DequantizeLinear",
-            [self.model.constant(f"{base}_q", codes), self.model.constant(f"{base}_scale", scale)],
-            [f"{base}_dq"],
-            name=f"{base}_dq",
-            axis=0 if scale.ndim else None,
-        ).outputs[0]
+        values, nothing = np.asarray(self.model.values(tensor), np.float64), np.zeros(0, np.float32)
+        codes, scale = self.model.constant(f"{base}_q", nothing), self.model.constant(f"{base}_scale", nothing)
+        made = Bias(values, activation, codes, scale)
+        made.write(self.codes[weight])
+        self._biases.setdefault(weight, []).append(made)
+        axis = 0 if scale.values.ndim else None
+        node = self.model.insert("DequantizeLinear", [codes, scale], [f"{base}_dq"], name=f"{base}_dq", axis=axis)
+        self._coded_biases[tensor.name] = node.outputs[0]
+        return node.outputs[0]
+
+    def recode(self, weight: str, codes: Codes) -> None:
+        """``codes`` in place of those that were written for ``weight``, unpacked, with all that depends on them."""
+        self.codes[weight] = codes
+        written = self._codes.get(weight)
+        if isinstance(written, Constant):
+            written.values = codes.values
+        for form in ("flat", "broadcast", "zero"):
+            if (constant := self._scales.get((weight, form))) is not None:
+                constant.values = self.scale_values(weight, form)
+        for bias in self._biases.get(weight, []):
+            bias.write(codes)
+
+    def read_as(self, tensor: str) -> str:
+        """The name of what reads ``tensor`` in int8 really see: the tensor itself, or its quantized form."""
+        pair = self._pairs.get(tensor)
+        return str(pair.name) if pair is not None else tensor
+
+    def bias_as(self, name: str) -> Tensor | None:
+        """What stands for the bias called ``name``: its DequantizeLinear, or itself."""
+        return self._coded_biases.get(name, self.tensors.get(name))
+
+
+@dataclass(eq=False)
+class Bias:
+    """An int32 bias as written: its values [N], and the constants that hold codes and scale."""
+
+    values: NDArray[np.float64]
+    activation: Activation
+    codes: Constant
+    scale: Constant
+
+    def write(self, weight: Codes) -> None:
+        """In units of the input's scale times ``weight``'s."""
+        scale = np.asarray(self.activation.scale * weight.scale, np.float32)
+        self.scale.values, self.codes.values = scale, np.rint(self.values / scale).astype(np.int32)

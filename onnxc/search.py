@@ -68,8 +68,9 @@ def search(
     sensitivities: Callable[[Trial], None],
     allowed: float,
     variants: Sequence[Callable[[], None]] = (),
-    trials: int = TRIALS,
+    trials: Callable[[], int] = lambda: TRIALS,
     say: Callable[[str], None] = lambda message: None,
+    closing: Callable[[], None] = lambda: None,
 ) -> tuple[Trial, list[Trial]]:
     """The best trial that holds every floor, and all of them.
 
@@ -81,6 +82,7 @@ def search(
         allowed: noise over signal that the SQNR floor allows.
         variants: each betters or changes the problem's candidates without making them slower; tried on the first plan.
         trials: how many models may be built; the last resort, everything float, comes on top.
+        closing: called before the search closes in on the noisiest plan: from then on plans are solved with more care.
     """
     first = judge(plan(problem.in_full_codes()))
     tried, best = [first], first if first.missed is None else None
@@ -102,7 +104,9 @@ def search(
             tried.append(judge(plan(problem.in_full_codes())))
             best = tried[-1] if tried[-1].missed is None else None
         if best is None or problem.has_small_codes:
-            best = bracket(problem, judge, allowed, tried, trials, best, known=tried[-1:])
+            known = tried[-1:]
+            closing()
+            best = bracket(problem, judge, allowed, tried, trials, best, known)
     for last in (storage_only(problem), halves(problem), Plan()):
         if best is None:
             tried.append(judge(last))
@@ -123,7 +127,7 @@ def bracket(
     judge: Callable[[Plan], Trial],
     allowed: float,
     tried: list[Trial],
-    trials: int,
+    trials: Callable[[], int],
     best: Trial | None = None,
     known: Sequence[Trial] = (),
 ) -> Trial | None:
@@ -133,17 +137,17 @@ def bracket(
     trial the predictions of all plans are scaled to what trials measured, activations and weights apart, and the next
     plan is the best one whose scaled prediction is the noise aimed at.
     """
-    aim, highest, trials = allowed * HEADROOM, math.inf, trials + len(tried) - 1
+    aim, highest, before = allowed * HEADROOM, math.inf, len(tried) - 1
     seen: set[object] = {trial.plan.key for trial in tried}
     held, idle, known = 0.0, 0, list(known)
     if best is not None:
         problem.pace, problem.unit = best.plan.seconds, stored_bytes(problem, best.plan.stored)
-    for _ in range(3 * trials):
+    for _ in range(3 * TRIALS):
         problem.heard = calibrated(problem, known)
         for trial in tried:
             if trial is not best:
                 trial.model = NOTHING  # of models that are not delivered only the figures are kept
-        if len(tried) >= trials or aim < allowed * 1e-6:
+        if len(tried) - before >= trials() or aim < allowed * 1e-6:
             break
         candidate = under(problem, aim)
         if candidate.key in seen:

@@ -14,7 +14,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,13 +24,21 @@ from onnxc.model import Constant, Model, Node, Tensor, Variable
 from onnxc.session import Options, Session
 
 if TYPE_CHECKING:
-    from onnxc.data import Calibration, Sample
+    from onnxc.data import Sample
     from onnxc.shapes import TensorType
 
 MEMORY = 256 << 20  # bytes of waiting tensors; more go to files
 BUFFERED = 1024  # rows added up at a time
 
 Array = NDArray[np.float64]
+
+
+class Samples(Protocol):
+    """Samples that can be read again and again."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Sample]: ...
 
 
 @dataclass(frozen=True)
@@ -115,7 +123,7 @@ class Walk:
     def __init__(
         self,
         model: Model,
-        samples: Calibration | Sequence[Sample],
+        samples: Samples,
         options: Options,
         types: Mapping[str, TensorType] | None = None,
     ) -> None:

@@ -19,6 +19,8 @@ LAYERS = """
     planning
     deliver judge price search structure training validate
     culprits
+    feedback
+    written
     coder propose
     planner
     cheapest

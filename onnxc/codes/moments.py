@@ -7,6 +7,8 @@ behind a Relu share a positive mean; so errors that sum to zero over them cancel
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -44,6 +46,17 @@ class Factors:
             moments = weight_moments(weight, self.sites, self.seen)
             self.kept[key] = factorize(moments) if moments is not None else None
         return self.kept[key]
+
+
+@dataclass(frozen=True)
+class Given:
+    """One factor, whatever the weight: in the place of Factors where what meets it was seen elsewhere."""
+
+    factor: Factor | None
+
+    def of(self, weight: Weight) -> Factor | None:
+        """The factor."""
+        return self.factor
 
 
 def factor_key(weight: Weight, sites: Sites) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from onnxc.codes.descent import descend
 from onnxc.codes.formats import INT8, Format
 from onnxc.codes.gptq import Factor, damage, gptq
 from onnxc.codes.grids import Grid, make_grid
-from onnxc.codes.moments import Factors
+from onnxc.codes.moments import Factors, Given
 from onnxc.codes.packing import NATIVE_OPSET, layout_of, packed
 from onnxc.encoding import Codes, round_to_nearest
 from onnxc.rewrite import Context
@@ -30,13 +30,20 @@ Matrix = NDArray[np.float32]
 
 
 def solved(
-    weight: Weight, values: Matrix, context: Context, factors: Factors, chosen: Format = INT8, levels: int | None = None
+    weight: Weight,
+    values: Matrix,
+    context: Context,
+    factors: Factors | Given,
+    chosen: Format = INT8,
+    levels: int | None = None,
+    target: Matrix | None = None,
 ) -> Codes:
     """The codes of ``weight`` in a format.
 
     Args:
         values: of the weight; factors: of the second moments of what meets it.
         levels: largest magnitude of a code, the target's by default.
+        target: [G, K, N], what is rounded instead of the weight itself; its grid stays that of the weight.
     """
     levels = levels or context.target.weight_levels
     smallest, factor = smallest_scale(weight, context), factors.of(weight)
@@ -48,6 +55,7 @@ def solved(
     moment = factor.moment if factor is not None else None
     floor = smallest.reshape(groups, -1) if smallest is not None else None
     grid, scale = make_grid(matrix, chosen, importance_of(factor, matrix), levels, floor)
+    matrix = matrix if target is None else target
     scaled = matrix / scale[:, None]
     found, digits = gptq(scaled, factor, grid)
     if chosen.dimension and moment is not None:  # errors fed forward may not fit a codebook that few vectors made

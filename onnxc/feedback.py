@@ -1,0 +1,209 @@
+"""Weights solved in the order of the graph, on what the compressed part before them really makes of the samples.
+
+In: a plan, calibration data. Out: the codes of its weights, and by how much biases are shifted. A weight solved on the
+original's activations knows nothing of what rounding did before it; here every stage sees the model as it is compressed
+so far beside the original, makes up for what was lost, and hands the rest on (see codes/compensation.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxc.coder import Coder
+from onnxc.codes.compensation import Met, compensated
+from onnxc.codes.gptq import factorize
+from onnxc.codes.moments import Given
+from onnxc.codes.solve import as_groups
+from onnxc.data import Calibration, Sample
+from onnxc.encoding import Codes, round_to_nearest
+from onnxc.equalizing.bias_correction import Place, bias_of
+from onnxc.model import Constant, Model
+from onnxc.planner import Plan
+from onnxc.pruning.jobs import observable, own_bias, reading_of
+from onnxc.rewrite import Context, Rewriter
+from onnxc.sequential import Reading, Walk, stages
+from onnxc.sites import Site
+from onnxc.written import written
+
+FEWEST = 8  # samples: from fewer nothing is learned
+MOST = 96  # samples that are looked at
+ROWS = 8192  # of inputs that a weight sees, over all samples
+STAGE_BYTES = 384 << 20  # of the sums of one pass
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """The samples that weights may be fitted to."""
+
+    samples: Calibration
+
+    @property
+    def positions(self) -> list[int]:
+        found = [n for n in range(len(self.samples)) if n not in self.samples.apart]
+        return found[:: -(-len(found) // MOST)] if found else found
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def __iter__(self) -> Iterator[Sample]:
+        wanted = set(self.positions)
+        return (sample for number, sample in enumerate(self.samples) if number in wanted)
+
+
+@dataclass
+class Solved:
+    """What was found: the codes of every weight of a plan, and for the nodes of sites how far their results are off."""
+
+    codes: dict[str, Codes] = field(default_factory=dict)
+    shifts: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+
+
+@dataclass(eq=False)
+class Unit:
+    """A weight that can be solved on observed inputs.
+
+    Attributes:
+        name: of the weight; sites: that read it; reading: how its inputs are observed.
+        bias: name of the constant that only its one site adds, None where there is none.
+    """
+
+    name: str
+    sites: Sequence[Site]
+    reading: Reading
+    bias: str | None
+
+
+def possible(context: Context) -> bool:
+    """Whether there are samples enough."""
+    samples = context.samples
+    return samples is not None and not samples.generated and len(Fitted(samples)) >= FEWEST
+
+
+def build_solved(plan: Plan, solved: Solved, context: Context) -> Model:
+    """The model of ``plan`` with what was found."""
+    rewriter = written(context.model, plan, solved.codes)
+    for site in context.sites:
+        if site.name in solved.shifts:
+            place = place_of(rewriter, site)
+            if place is not None:
+                place.correct(solved.shifts[site.name])
+    return rewriter.model
+
+
+def solve(plan: Plan, context: Context, coder: Coder) -> Solved:
+    """The codes of every weight that ``plan`` stores in codes.
+
+    Raises:
+        ModelError: a part of the model does not run by itself.
+    """
+    assert context.samples is not None
+    units = units_of(plan, context, Fitted(context.samples))
+    others = {name: mode for name, mode in plan.stored.items() if name not in units}
+    found = Solved(coder.of(others, plan.compute))
+    start = {name: replace(codes, packed=None) for name, codes in found.codes.items()}
+    for name, unit in units.items():
+        weight = coder.weights[unit.name]
+        start[name] = round_to_nearest(coder.values(name), weight.channel_axis, context.target.weight_levels)
+    rewriter = written(context.model, plan, start)
+    samples = Fitted(context.samples)
+    walks = [Walk(each, samples, context.options, context.sites.types) for each in (rewriter.model, context.model)]
+    for stage in staged(units, context, coder):
+        met = observed(stage, rewriter, *walks)
+        for unit in stage:
+            solve_unit(unit, met[unit.reading.key], plan, coder, rewriter, found)
+    return found
+
+
+def units_of(plan: Plan, context: Context, samples: Fitted) -> dict[str, Unit]:
+    """Weight name -> unit, of the weights of ``plan`` whose inputs can be seen."""
+    units: dict[str, Unit] = {}
+    quota = -(-ROWS // max(len(samples), 1))
+    for weight in context.sites.weights:
+        sites = [site for site in context.sites if site.weight is weight]
+        if weight.name not in plan.coded or not sites or weight.channel_axis is None:
+            continue
+        groups = {int(site.node.attrs.get("group", 1)) for site in sites if site.operator == "Conv"} or {1}
+        seen = len(groups) == 1 and len(sites) == len(weight.readers)
+        if seen and all(site.graph is context.model.graph and observable(site) for site in sites):
+            units[weight.name] = Unit(weight.name, sites, reading_of(sites[0], quota), own_bias(sites))
+    return units
+
+
+def staged(units: Mapping[str, Unit], context: Context, coder: Coder) -> Iterator[list[Unit]]:
+    """Units in the order of the graph, as many at a time as their sums have room for."""
+    for stage in stages(context.model, {name: [site.name for site in unit.sites] for name, unit in units.items()}):
+        part: list[Unit] = []
+        sizes: dict[str, int] = {}
+        for name in stage:
+            weight = coder.weights[name]
+            channels = weight.shape[weight.channel_axis or 0]
+            groups = int(units[name].sites[0].node.attrs.get("group", 1))
+            size = 16 * groups * (weight.elements // channels) ** 2
+            if part and units[name].reading.key not in sizes and sum(sizes.values()) + size > STAGE_BYTES:
+                yield part
+                part, sizes = [], {}
+            part.append(units[name])
+            sizes[units[name].reading.key] = size
+        yield part
+
+
+def observed(stage: Sequence[Unit], rewriter: Rewriter, walk: Walk, original: Walk) -> dict[str, Met]:
+    """Reading key -> what meets the weights of ``stage`` in both models."""
+    readings = {unit.reading.key: unit.reading for unit in stage}
+    found = {key: Met() for key in readings}
+    read = {reading.tensor: rewriter.read_as(reading.tensor) for reading in readings.values()}
+    befores = original.advance(list(read))
+    for seed, now in enumerate(walk.advance(list(dict.fromkeys(read.values())))):
+        before = next(befores)
+        for key, reading in readings.items():
+            assert reading.rows is not None
+            rows = reading.rows(now[read[reading.tensor]], seed)
+            others = reading.rows(before[reading.tensor], seed)
+            if rows is None or others is None or rows.shape != others.shape or not len(rows):
+                continue
+            if np.isfinite(rows).all() and np.isfinite(others).all():
+                found[key].add(rows, others)
+    next(befores, None)  # the last sample's tensors are put away
+    return found
+
+
+def solve_unit(unit: Unit, met: Met, plan: Plan, coder: Coder, rewriter: Rewriter, found: Solved) -> None:
+    """Codes for one weight, in ``found`` and in the model that the next stages see."""
+    name, mode = unit.name, plan.stored[unit.name]
+    computed = any(site.name in plan.compute for site in coder.readers.get(name, []))
+    if met.samples < FEWEST:
+        codes = coder.codes(name, mode, computed=computed)
+    else:
+        site = unit.sites[0]
+        groups, axis = met.halves[0].moment.shape[0], coder.weights[name].channel_axis
+        matrix = as_groups(coder.values(name), axis or 0, groups)
+        place = place_of(rewriter, site) if unit.bias is not None else None
+        factor = Given(factorize(met.moments(centre=place is not None)))
+        target = compensated(matrix, met, centre=place is not None)
+        codes = coder.fitted(name, mode, factor, target, computed=computed)
+        if place is not None:
+            found.shifts[site.name] = met.shift(matrix, as_groups(codes.restored(), axis or 0, groups))
+    found.codes[name] = codes
+    rewriter.recode(name, codes)
+    if (shift := found.shifts.get(unit.sites[0].name)) is not None:
+        place = place_of(rewriter, unit.sites[0])
+        if place is not None:
+            place.correct(shift)
+
+
+def place_of(rewriter: Rewriter, site: Site) -> Place | None:
+    """The bias of ``site`` as it stands in the rewritten model, None where it has none of its own there."""
+    if site.bias is None:
+        return None
+    held = rewriter.bias_as(site.bias.name)
+    if held is None:
+        return None
+    bias, scale = bias_of(held)
+    axis = 1 if site.kind == "convolution" else -1
+    if bias is None or not isinstance(bias, Constant) or len(bias.shape) != 1:
+        return None
+    return Place(site.name, site.result.name, axis, bias, scale)
