@@ -31,7 +31,7 @@ from onnxc.written import written
 
 FEWEST = 8  # samples: from fewer nothing is learned
 MOST = 96  # samples that are looked at
-ROWS = 8192  # of inputs that a weight sees, over all samples
+ROWS = 4096  # of inputs that a weight sees, over all samples
 STAGE_BYTES = 384 << 20  # of the sums of one pass
 
 

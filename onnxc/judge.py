@@ -32,7 +32,23 @@ from onnxc.written import written
 # Of the allowed drop that a plan below 8 bits may use: it is one of many that were tried on the same few items, and
 # loses more on others (a transformer on digits: 0.7 and 0.5 % on a thousand items that were tried, 1.4 and 1.1 % on as
 # many others, which is what chance makes of 20 changed answers).
-SMALL_SHARE = 0.4
+SMALL_SHARE = 0.6
+TINY = 1e-12
+
+
+def smoothed(points: Sequence[tuple[float, float]]) -> float:
+    """The last of ``points`` (noise, drop) on the curve of least squares that never falls as noise rises (isotonic
+    regression by pooling of adjacent violators; Ayer and others, 1955).
+    """
+    order = sorted(range(len(points)), key=lambda index: points[index])
+    pools: list[tuple[float, list[int]]] = []
+    for index in order:
+        total, members = points[index][1], [index]
+        while pools and pools[-1][0] / len(pools[-1][1]) >= total / len(members):
+            before, others = pools.pop()
+            total, members = total + before, others + members
+        pools.append((total, members))
+    return next(total / len(members) for total, members in pools if len(points) - 1 in members)
 
 
 def build(model: Model, plan: Plan, codes: Coder) -> Model:
@@ -51,6 +67,7 @@ class Judge:
         evaluations: how often the hook was called; the budget may bound it.
         failed: (SQNR in dB, share of the allowed drop) of the most exact model whose score was too low.
         finishing: passes that rewrite every model before it is judged, each with whether it was told to.
+        drops: (noise in dB, relative drop of the score) of every model that was scored.
     """
 
     original: Model
@@ -64,6 +81,7 @@ class Judge:
     careful: bool = True
     failed: tuple[float, float] = (-math.inf, 0.0)
     finishing: Sequence[tuple[FinishingPass, bool]] = ()
+    drops: list[tuple[float, float]] = field(default_factory=list)
 
     @property
     def lowest_sqnr(self) -> float:
@@ -102,12 +120,30 @@ class Judge:
                 return quality, None, missed
             score = self.evaluation(session)
             self.evaluations += 1
-            pair = (self.score, score)
-            missed = floor_met(quality, budget, generated=self.samples.generated, score=pair)
+            missed = self.dropped(quality, score, share)
             if missed is not None and quality.sqnr_db > self.failed[0]:
                 self.failed = quality.sqnr_db, share
             return quality, score, missed
         return quality, None, floor_met(quality, budget, generated=self.samples.generated)
+
+    def dropped(self, quality: Quality, score: float, share: float) -> str | None:
+        """The sentence about a score that is too low, None for one that is not.
+
+        A score on few items turns on one or two of them, and the best of several trials is lucky: what a model that
+        may use only ``share`` of the allowed drop loses is read off the curve through all trials.
+        """
+        assert self.score is not None
+        drop, allowed = relative_drop(self.score, score), self.budget.max_drop
+        allowed = FLOOR_DROP if allowed is None else allowed
+        self.drops.append((-quality.sqnr_db, drop))
+        likely = smoothed(self.drops)
+        if drop <= allowed + TINY and (share >= 1 or likely <= allowed * share + TINY):
+            return None
+        fell = f"the score fell from {self.score:.6g} to {score:.6g}, by {drop:.2%}"
+        if drop > allowed + TINY:
+            return f"{fell}; at most {100 * allowed:g} % is allowed"
+        others = f", and by {likely:.2%} as all trials together tell" if abs(likely - drop) > TINY else ""
+        return f"{fell}{others}; at most {100 * allowed * share:g} % is allowed below 8 bits, where luck may decide"
 
     def saved(self, quality: Quality, share: float) -> str | None:
         """Why the hook is not asked, where the calls of it are bounded; None if it is.
@@ -133,9 +169,6 @@ class Judge:
         if share < 1 and each and budget.min_agreement is None and not self.samples.generated:
             few = self.tolerated(count) if self.evaluation is None else max(1, int(FLOOR_CHANGED * count))
             budget = replace(budget, min_agreement=1 - few / count)
-        if self.evaluation is not None:
-            allowed = budget.max_drop if budget.max_drop is not None else FLOOR_DROP
-            budget = replace(budget, max_drop=allowed * share)
         return budget
 
     def tolerated(self, count: int) -> int:

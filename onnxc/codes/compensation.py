@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-RIDGES = (0.01, 0.1, 1.0)  # of each input's own power, added to H; beyond them nothing is corrected
+RIDGES = (0.03, 0.3)  # of each input's own power, added to H; beyond them nothing is corrected
 TINY = 1e-12
 
 Matrix = NDArray[np.float32]
