@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -273,11 +272,10 @@ def patches(values: Array, site: Site, quota: int, random: np.random.Generator) 
     ]
     if min(len(padded), *counts) < 1:
         return None
-    rows = np.empty((quota, groups, depth), np.float32)
-    for row in range(quota):
-        index: list[Any] = [random.integers(len(padded)), slice(None)]
-        for axis in range(spatial):
-            start = int(random.integers(counts[axis])) * strides[axis]
-            index.append(slice(start, start + (kernel[axis] - 1) * dilations[axis] + 1, dilations[axis]))
-        rows[row] = padded[tuple(index)].reshape(groups, depth)
-    return rows
+    picks = [random.integers(count, size=quota) for count in (len(padded), *counts)]
+    spans = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
+    windows = np.lib.stride_tricks.sliding_window_view(padded, spans, axis=tuple(range(2, 2 + spatial)))
+    starts = tuple(pick * stride for pick, stride in zip(picks[1:], strides, strict=True))
+    steps = tuple(slice(None, None, d) for d in dilations)
+    rows = windows[(picks[0], slice(None), *starts, *steps)]
+    return np.ascontiguousarray(rows, np.float32).reshape(quota, groups, depth)

@@ -132,11 +132,12 @@ class Planning:
         """Noise over signal that the SQNR floor allows."""
         return float(10 ** (-self.judge.lowest_sqnr / 10))
 
-    def feed_back(self) -> None:
+    def feed_back(self) -> bool:
         """From now on weights are solved on what the compressed model feeds them: that takes longer for every plan, and
         leaves less noise, which goes into fewer bits.
         """
         self.feedback = possible(self.context)
+        return self.feedback
 
     def affordable(self) -> int:
         """How many plans may be built: fewer where solving takes long. The price file keeps how long the first took, so

@@ -24,6 +24,7 @@ TRIALS = 10
 HEADROOM = 0.93  # of the allowed noise: predictions are not exact
 ENOUGH = 0.7  # of the allowed noise: closer to it there is little left to win
 FARTHER, FEWER, FEWEST, LESS = 3.0, 0.75, 0.25, 0.9  # steps of the noise aimed at
+FIRST = 4.0  # where a score decides, it mostly does before the SQNR floor: the first aim is so much lower
 LOST = 0.4  # noise over signal that says no more than that it is too much
 CLOSE = 0.97  # of the best plan's worth: a smaller gain is not worth another trial
 FACTORS, RECENT = 4, 0.6  # calibration: factors up to 2^4, and what a trial counts beside the one after it
@@ -70,7 +71,7 @@ def search(
     variants: Sequence[Callable[[], None]] = (),
     trials: Callable[[], int] = lambda: TRIALS,
     say: Callable[[str], None] = lambda message: None,
-    closing: Callable[[], None] = lambda: None,
+    closing: Callable[[], bool] = lambda: False,
 ) -> tuple[Trial, list[Trial]]:
     """The best trial that holds every floor, and all of them.
 
@@ -82,12 +83,14 @@ def search(
         allowed: noise over signal that the SQNR floor allows.
         variants: each betters or changes the problem's candidates without making them slower; tried on the first plan.
         trials: how many models may be built; the last resort, everything float, comes on top.
-        closing: called before the search closes in on the noisiest plan: from then on plans are solved with more care.
+        closing: called before the search closes in on the noisiest plan; says whether plans are solved with more care
+            from then on.
     """
     first = judge(plan(problem.in_full_codes()))
     tried, best = [first], first if first.missed is None else None
     if best is not None and (not problem.has_small_codes or fits(problem, first.plan)):
         return first, tried
+    scored = first.score is not None or tried[-1].score is not None
     if best is None and first.noise <= allowed:  # a score or a few answers are not close enough: other ranges, as fast
         for variant in variants:
             variant()
@@ -105,8 +108,12 @@ def search(
             best = tried[-1] if tried[-1].missed is None else None
         if best is None or problem.has_small_codes:
             known = tried[-1:]
-            closing()
-            best = bracket(problem, judge, allowed, tried, trials, best, known)
+            if closing() and best is None:
+                tried.append(judge(plan(problem.in_full_codes())))
+                known = tried[-1:]
+                best = tried[-1] if tried[-1].missed is None else None
+            if best is None or problem.has_small_codes:
+                best = bracket(problem, judge, allowed, tried, trials, best, known, judged_by_score=scored)
     for last in (storage_only(problem), halves(problem), Plan()):
         if best is None:
             tried.append(judge(last))
@@ -130,6 +137,8 @@ def bracket(
     trials: Callable[[], int],
     best: Trial | None = None,
     known: Sequence[Trial] = (),
+    *,
+    judged_by_score: bool = False,
 ) -> Trial | None:
     """Close in on the noisiest plan that holds every floor.
 
@@ -138,6 +147,7 @@ def bracket(
     plan is the best one whose scaled prediction is the noise aimed at.
     """
     aim, highest, before = allowed * HEADROOM, math.inf, len(tried) - 1
+    aim /= FIRST if judged_by_score else 1.0
     seen: set[object] = {trial.plan.key for trial in tried}
     held, idle, known = 0.0, 0, list(known)
     if best is not None:
@@ -168,7 +178,8 @@ def bracket(
             held = max(held, trial.noise)
             if idle > 1:
                 break
-            reached = math.sqrt(max(held, aim / FARTHER) * highest) if math.isfinite(highest) else math.inf
+            further = max(held, aim / FARTHER)
+            reached = math.sqrt(further * highest) if math.isfinite(highest) else max(further, aim) * FARTHER
             aim = min(allowed * HEADROOM, reached)
         elif trial.noise > allowed:  # calibration brings the next plan down, but not where all signal is lost
             aim *= LESS if trial.noise < max(allowed, LOST) else FEWEST

@@ -10,6 +10,7 @@ import ctypes
 import json
 import shutil
 import tempfile
+import uuid
 import weakref
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -123,8 +124,10 @@ class Session:
         self, source: Source, options: Options = Options(), *, profile: bool = False, dump: bool = False
     ) -> None:
         check_providers(options.providers)
-        folder = Path(tempfile.mkdtemp(prefix="onnxc-"))
-        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        folder = Path(tempfile.gettempdir(), f"onnxc-{uuid.uuid4().hex}")
+        if profile or dump or _is_large(source):
+            folder.mkdir(mode=0o700)
+            weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         self._dump = folder / "optimized.onnx" if dump else None
         self._profile = profile
         settings = _settings(options)
@@ -145,7 +148,8 @@ class Session:
             raise ModelError(load_failure(error, _where(source), lambda: _proto(source))) from error
         finally:
             # what is mapped stays readable (on Windows it cannot be removed before the session is gone)
-            shutil.rmtree(folder / "copy", ignore_errors=True)
+            if folder.exists():
+                shutil.rmtree(folder / "copy", ignore_errors=True)
         self.raw.disable_fallback()
         # the binding keeps the bytes for a fallback that is off: a second copy of the weights
         self.raw._model_bytes = None  # noqa: SLF001 - there is no public way to let go of them
@@ -330,6 +334,13 @@ def _entry(settings: Any, key: str, value: str) -> None:
     settings.add_session_config_entry(f"session.{key}", value)
 
 
+def _is_large(source: Source) -> bool:
+    """Whether a model goes through a file."""
+    if isinstance(source, bytes | str | Path | onnx.ModelProto):
+        return False
+    return sum(weight.nbytes for graph in source.graphs() for weight in graph.weights) > _INLINE_LIMIT
+
+
 def _loadable(source: Source, folder: Path) -> str | bytes:
     """What InferenceSession accepts: a path or bytes."""
     if isinstance(source, bytes):
@@ -347,8 +358,7 @@ def _loadable(source: Source, folder: Path) -> str | bytes:
             return message
         except Exception as error:  # protobuf's own errors differ between versions
             raise ModelError(f"the model does not fit one protobuf message (2 GB): {one_line(error)}") from error
-    weights = sum(weight.nbytes for graph in source.graphs() for weight in graph.weights)
-    if weights <= _INLINE_LIMIT:
+    if not _is_large(source):
         serialized: bytes = source.serialized()
         return serialized
     path = folder / "copy" / "model.onnx"
