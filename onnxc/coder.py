@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxc.codes.formats import HALF, INT8, parse_format
+from onnxc.codes.formats import FLOATS, INT8, parse_format
 from onnxc.codes.moments import Factors, factor_key
 from onnxc.codes.saturation import as_matrix, machine_saturates, may_overflow, overflows
 from onnxc.codes.solve import estimated, solved
@@ -39,7 +39,7 @@ class Coder:
         self.overflowing: set[str] = set()
         self.factors = Factors(context.sites, context.observations)
         self.weights = {weight.name: weight for weight in context.sites.weights}
-        self.ways = {name: [c.mode for c in found if c.mode != HALF] for name, found in proposals.storage.items()}
+        self.ways = {name: [c.mode for c in found if c.mode not in FLOATS] for name, found in proposals.storage.items()}
         self.readers: dict[str, list[Site]] = {}
         for site in context.sites:
             if site.weight is not None and site.name in proposals.compute:
@@ -141,7 +141,7 @@ class Coder:
             name: self.codes(
                 name, stored[name], computed=any(site.name in sites for site in self.readers.get(name, []))
             )
-            for name in self.in_order([name for name, mode in stored.items() if mode != HALF])
+            for name in self.in_order([name for name, mode in stored.items() if mode not in FLOATS])
         }
 
     def learn(self, made: Mapping[str, Codes], stored: Mapping[str, str]) -> None:

@@ -11,7 +11,8 @@ from math import prod
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxc.codes.formats import INT8, Format
+from onnxc.codes.formats import FLOATS, HALF, INT8, Format
+from onnxc.codes.grids import rounded_up
 from onnxc.codes.packing import layout_of, packed_bytes
 from onnxc.codes.sheets import Packed
 from onnxc.codes.sparse_packing import expected_bytes
@@ -20,6 +21,7 @@ from onnxc.sites import Weight
 # What a Cast and a Mul node with their names, the scale's and the codes' headers take in the file, measured: about
 # 170 bytes plus four times the tensor's name.
 UNFOLD_BYTES = 120
+FLOAT_BYTES = 12  # of a piece of a Split
 
 
 @dataclass(eq=False)
@@ -75,7 +77,7 @@ def round_to_nearest(
     scale = np.asarray(peak / np.float32(levels), np.float32)
     if smallest_scale is not None:
         scale = np.maximum(scale, smallest_scale)
-    scale = np.where(scale < np.float32(1e-30), np.float32(1.0), scale).astype(np.float32)
+    scale = rounded_up(np.where(scale < np.float32(1e-30), np.float32(1.0), scale))
     codes = Codes(np.zeros((0,), np.int8), scale, axis, levels)
     shape = [1] * values.ndim
     if axis is not None:
@@ -85,9 +87,10 @@ def round_to_nearest(
     return codes
 
 
-def half_bytes(weight: Weight) -> int:
-    """Bytes of ``weight`` as float16 in the file, with the node that unfolds it."""
-    return 2 * prod(weight.shape) + UNFOLD_BYTES // 2 + 3 * len(weight.name)
+def float_bytes(weight: Weight, kind: str = HALF) -> int:
+    """Bytes of ``weight`` as smaller floats in the file, with its share of the nodes that unfold it."""
+    bits = FLOATS[kind][0]
+    return bits // 8 * weight.elements + FLOAT_BYTES + len(weight.name) + (0 if bits > 8 else 60 + 3 * len(weight.name))
 
 
 def stored_bytes(weight: Weight, chosen: Format = INT8, *, groups: int = 1) -> int:
@@ -97,7 +100,7 @@ def stored_bytes(weight: Weight, chosen: Format = INT8, *, groups: int = 1) -> i
         groups: of the convolution that reads it.
     """
     channels = weight.shape[weight.channel_axis] if weight.channel_axis is not None else 1
-    others = 4 * channels + UNFOLD_BYTES + 6 * len(weight.name)
+    others = 2 * channels + UNFOLD_BYTES + 6 * len(weight.name)
     layout, size = layout_of(weight.shape, weight.channel_axis, groups), prod(weight.shape)
     if chosen != INT8:
         size = packed_bytes(chosen, layout)

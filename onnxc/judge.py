@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from onnxc.answers import class_scores
 from onnxc.coder import Coder
-from onnxc.codes.formats import HALF
+from onnxc.codes.formats import FLOATS
 from onnxc.data import Calibration
 from onnxc.errors import DataError, ModelError, UsageError
 from onnxc.file.storage import drop_pages
@@ -43,11 +43,9 @@ def build(model: Model, plan: Plan, codes: Coder) -> Model:
     for candidate in plan.compute.values():
         if candidate.apply is not None:
             candidate.apply(rewriter)
-    for name, mode in sorted(plan.stored.items()):
-        if mode == HALF:
-            rewriter.halve(name)
-        else:
-            rewriter.unfold(name)
+    for name in sorted(plan.coded):
+        rewriter.unfold(name)
+    rewriter.shorten({name: mode for name, mode in sorted(plan.stored.items()) if mode in FLOATS})
     copy.tidy()
     drop_pages()
     return copy

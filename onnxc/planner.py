@@ -14,7 +14,7 @@ from functools import cached_property
 
 import networkx as nx
 
-from onnxc.codes.formats import HALF, INT8, NODE_SECONDS, parse_format
+from onnxc.codes.formats import FLOATS, INT8, float_seconds, parse_format
 from onnxc.cost import FLOAT, KERNEL_OVERHEAD, Prices
 from onnxc.model import Node, Tensor
 from onnxc.rewrite import Activation, Candidate
@@ -52,12 +52,12 @@ class Plan:
     @property
     def coded(self) -> set[str]:
         """Names of the weights that are stored as codes."""
-        return {name for name, mode in self.stored.items() if mode != HALF}
+        return {name for name, mode in self.stored.items() if mode not in FLOATS}
 
 
 def small_codes(found: Plan) -> bool:
     """Whether some weight is stored in fewer than 8 bits."""
-    return any(mode not in (INT8.name, HALF) for mode in found.stored.values())
+    return any(mode not in (INT8.name, *FLOATS) for mode in found.stored.values())
 
 
 @dataclass
@@ -116,7 +116,7 @@ class Problem:
 
     def weight_noise(self, name: str, mode: str) -> float:
         """Predicted noise of a weight in a format."""
-        if mode == HALF:
+        if mode in FLOATS:
             return 0.0
         return self.heard[1] * self.noise.get(weight_key(name), 0.0) * self.ratios.get(name, {}).get(mode, 1.0)
 
@@ -127,7 +127,7 @@ class Problem:
     def coded(self, name: str, price: float) -> Candidate | None:
         """The format of codes with the least bytes and noise, None where the weight has no candidate."""
         unit, elements = smallest_bytes(self), self.sizes.get(name, 0)
-        ways = [way for way in self.storage.get(name, ()) if way.mode != HALF]
+        ways = [way for way in self.storage.get(name, ()) if way.mode not in FLOATS]
         return min(
             ways,
             key=lambda way: (
@@ -139,8 +139,8 @@ class Problem:
         )
 
     def half(self, name: str) -> Candidate | None:
-        """The storage in float16."""
-        return next((way for way in self.storage.get(name, ()) if way.mode == HALF), None)
+        """The storage in float16, or in the smaller float that was asked for."""
+        return next((way for way in self.storage.get(name, ()) if way.mode in FLOATS), None)
 
     def bytes_of(self, weight: Weight, mode: str | None) -> int:
         """Bytes of a weight in a format, as float32 where ``mode`` is None."""
@@ -150,12 +150,12 @@ class Problem:
     @property
     def has_small_codes(self) -> bool:
         """Whether a weight may be stored in fewer than 8 bits."""
-        return any(way.mode not in (INT8.name, HALF) for ways in self.storage.values() for way in ways)
+        return any(way.mode not in (INT8.name, *FLOATS) for ways in self.storage.values() for way in ways)
 
     def in_full_codes(self) -> Problem:
         """The same problem without the formats below 8 bits, where there is another."""
         storage = {
-            name: [way for way in ways if way.mode in (INT8.name, HALF)] or list(ways)
+            name: [way for way in ways if way.mode in (INT8.name, *FLOATS)] or list(ways)
             for name, ways in self.storage.items()
         }
         return replace(self, storage=storage)
@@ -234,7 +234,7 @@ def cut(problem: Problem, price: float, forbidden: set[str]) -> Plan:
     stored = {
         name: (way.mode if (way := problem.coded(name, price)) is not None else INT8.name) for name in sorted(coded)
     }
-    stored |= {name: HALF for name in sorted(problem.storage) if name not in stored and problem.half(name)}
+    stored |= {name: half for name, half in smaller_floats(problem).items() if name not in stored}
     return Plan(compute, stored, predicted_noise(problem, compute, stored), predicted_seconds(problem, compute), price)
 
 
@@ -318,7 +318,7 @@ def smallest_bytes(problem: Problem) -> int:
     """
     if problem.unit is None:
         sizes = (
-            [way.bytes for way in problem.storage.get(w.name, ()) if way.mode in (INT8.name, HALF)]
+            [way.bytes for way in problem.storage.get(w.name, ()) if way.mode in (INT8.name, *FLOATS)]
             for w in problem.found.weights
         )
         problem.unit = max(
@@ -327,12 +327,14 @@ def smallest_bytes(problem: Problem) -> int:
     return problem.unit
 
 
+def smaller_floats(problem: Problem) -> dict[str, str]:
+    """Every weight that may be stored as a smaller float, and as which."""
+    return {name: way.mode for name in sorted(problem.storage) if (way := problem.half(name)) is not None}
+
+
 def load_seconds(mode: str, elements: int) -> float:
     """About what unfolding a weight costs when the model is loaded."""
-    if mode == HALF:
-        return 0.0
-    chosen = parse_format(mode)
-    return chosen.nodes * NODE_SECONDS + elements * chosen.load_seconds
+    return float_seconds(elements) if mode in FLOATS else parse_format(mode).load_seconds(elements)
 
 
 def stored_bytes(problem: Problem, stored: Mapping[str, str]) -> int:

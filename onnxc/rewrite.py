@@ -10,16 +10,17 @@ sites.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
-from onnxc.codes.sheets import Sheet, emit_together
+from onnxc.codes.floats import PackedFloats, fits_bfloat16
+from onnxc.codes.formats import FLOATS
+from onnxc.codes.sheets import Packed, Sheet, emit_together
 from onnxc.encoding import Codes
-from onnxc.model import Constant, Graph, Model, Node, Tensor
+from onnxc.model import Graph, Model, Node, Tensor
 from onnxc.session import Options
 
 if TYPE_CHECKING:
@@ -28,6 +29,10 @@ if TYPE_CHECKING:
     from onnxc.recipe import Recipe
     from onnxc.sites import Site, Sites, Weight
     from onnxc.targets import Target
+
+
+LONG_BIAS = 32  # values from which on a bias's scale is not stored
+FEW_SCALES = 128  # in a model: their unfolding would take as many bytes as it saves
 
 
 @dataclass(frozen=True)
@@ -222,8 +227,9 @@ class Rewriter:
     tensors: dict[str, Tensor] = field(default_factory=dict)
     homes: dict[int, Graph] = field(default_factory=dict)
     _codes: dict[str, Tensor] = field(default_factory=dict)
-    _scales: dict[tuple[str, str], Constant] = field(default_factory=dict)
+    _scales: dict[tuple[str, str], Tensor] = field(default_factory=dict)
     _pairs: dict[str, Tensor] = field(default_factory=dict)
+    _steps: dict[str, Tensor] = field(default_factory=dict)
     _dynamic: dict[tuple[str, int], list[Tensor]] = field(default_factory=dict)
     _weights: dict[str, Tensor] = field(default_factory=dict)
     sheet: Sheet = field(init=False)
@@ -255,21 +261,35 @@ class Rewriter:
                 self._codes[names[key]] = made
         return self._codes[weight]
 
-    def weight_scale(self, weight: str, form: str = "flat") -> Constant:
-        """Its scale: "flat" [channels], "broadcast" in the weight's rank, or "zero" the int8 zero points."""
-        key = (weight, form)
-        if key not in self._scales:
-            codes = self.codes[weight]
-            values: NDArray[np.generic] = codes.scale
-            name = f"{weight}_scale"
-            if form == "broadcast":
-                values = codes.broadcast_scale()
-            elif form == "zero":
-                values, name = np.zeros(codes.scale.shape, np.int8), f"{weight}_zero"
-            if form == "broadcast" and codes.axis == codes.values.ndim - 1:
-                return self.weight_scale(weight)
-            self._scales[key] = self.model.constant(name, values)
-        return self._scales[key]
+    def weight_scale(self, weight: str, form: str = "flat") -> Tensor:
+        """Its scale: "flat" [channels], "broadcast" in the weight's rank, or "zero" the int8 zero points.
+
+        Scales lie in the file as bfloat16, all of them together; zero points of one length are one tensor.
+        """
+        codes = self.codes[weight]
+        if form == "zero":
+            label = f"zero_{codes.scale.size}" if codes.scale.ndim else "zero"
+            return self.sheet.shared(label, np.zeros(codes.scale.shape, np.int8))
+        if form == "broadcast" and codes.axis not in (None, codes.values.ndim - 1):
+            if (weight, form) not in self._scales:
+                shape = codes.broadcast_scale().shape
+                self._scales[weight, form] = self.sheet.reshaped(self.weight_scale(weight), shape, f"{weight}_scales")
+            return self._scales[weight, form]
+        if (weight, "flat") not in self._scales:
+            self._scales |= {(name, "flat"): made for name, made in self.scales().items()}
+        return self._scales[weight, "flat"]
+
+    def scales(self) -> dict[str, Tensor]:
+        """The scale of every weight: those that bfloat16 holds and that are many unfold together."""
+        short = [name for name, codes in self.codes.items() if codes.scale.ndim and fits_bfloat16(codes.scale)]
+        forms = {f"{name}_scale": PackedFloats.of(self.codes[name].scale, "bfloat16") for name in short}
+        if self.model.opset < FLOATS["bfloat16"][1] or sum(form.size for form in forms.values()) < FEW_SCALES:
+            forms = {}
+        made = {label.removesuffix("_scale"): tensor for label, tensor in emit_together(self.sheet, forms).items()}
+        for name, codes in self.codes.items():
+            if name not in made:
+                made[name] = self.model.constant(f"{name}_scale", codes.scale)
+        return made
 
     def dequantized(self, weight: str) -> Tensor:
         """DequantizeLinear of the codes, for operators that fuse with it. Zero points are always written:
@@ -315,14 +335,19 @@ class Rewriter:
         scaled.dtype, scaled.shape = np.dtype(np.float32), list(self.codes[weight].values.shape)
         self.model.redirect(tensor, scaled)
 
-    def halve(self, weight: str) -> None:
-        """Let every reader of ``weight`` read Cast(float16), which ONNX Runtime folds at load."""
-        tensor = self.tensors[weight]
-        values = np.asarray(self.model.values(tensor)).astype(np.float16)
-        half = self.model.constant(f"{weight}_half", values)
-        cast = self.model.insert("Cast", [half], [f"{weight}_unfolded"], name=f"{weight}_unfolded", to=1).outputs[0]
-        cast.dtype, cast.shape = np.dtype(np.float32), list(values.shape)
-        self.model.redirect(tensor, cast)
+    def shorten(self, types: Mapping[str, str]) -> None:
+        """Let every remaining reader of these weights read a Cast of a smaller float, which ONNX Runtime folds at load.
+
+        Those of one type unfold together; 8-bit ones have a scale per channel.
+        """
+        left = {name: kind for name, kind in types.items() if self.tensors[name].outputs}
+        forms: dict[str, Packed] = {}
+        for name, kind in left.items():
+            forms[f"{name}_unfolded"] = PackedFloats.of(np.asarray(self.model.values(self.tensors[name])), kind)
+        for label, made in emit_together(self.sheet, forms).items():
+            tensor = self.tensors[label.removesuffix("_unfolded")]
+            made.dtype, made.shape = np.dtype(np.float32), list(np.asarray(self.model.values(tensor)).shape)
+            self.model.redirect(tensor, made)
 
     def quantized(self, activation: Activation) -> Tensor:
         """DequantizeLinear(QuantizeLinear(tensor)), made once per tensor."""
@@ -332,6 +357,7 @@ class Rewriter:
                 self.model.constant(f"{name}_scale", np.asarray(activation.scale, np.float32)),
                 self.model.constant(f"{name}_zero", np.asarray(activation.zero_point)),
             ]
+            self._steps[name] = parameters[0]
             quantize = self.model.insert(
                 "QuantizeLinear", [self.tensors[name], *parameters], [f"{name}_q"], name=f"{name}_q"
             )
@@ -379,9 +405,15 @@ class Rewriter:
         values = np.asarray(self.model.values(tensor), np.float64)
         codes = np.rint(values / scale).astype(np.int32)
         base = f"{weight}_bias" if not tensor.name else tensor.name
+        step: Tensor
+        if scale.size >= LONG_BIAS and activation.tensor in self._steps:  # made at load: it takes fewer bytes
+            factors = [self.weight_scale(weight), self._steps[activation.tensor]]
+            step = self.sheet.node("Mul", factors, f"{base}_scale")
+        else:
+            step = self.model.constant(f"{base}_scale", scale)
         return self.model.insert(
             "DequantizeLinear",
-            [self.model.constant(f"{base}_q", codes), self.model.constant(f"{base}_scale", scale)],
+            [self.model.constant(f"{base}_q", codes), step],
             [f"{base}_dq"],
             name=f"{base}_dq",
             axis=0 if scale.ndim else None,

@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from onnx import helper
 
-from onnxc.codes.formats import HALF, INT8
+from onnxc.codes.formats import INT8
 from onnxc.model import Model
-from onnxc.planner import Plan, Problem, noise_parts, plan, stored_bytes, stored_share
+from onnxc.planner import Plan, Problem, noise_parts, plan, smaller_floats, stored_bytes, stored_share
 from onnxc.quality import Quality
 from onnxc.sensitivity import activation_key
 
@@ -208,7 +208,7 @@ def storage_only(problem: Problem) -> Plan:
 
 def halves(problem: Problem) -> Plan:
     """Every operator as it was, every weight that may be in float16."""
-    return Plan(stored={name: HALF for name in sorted(problem.storage) if problem.half(name)})
+    return Plan(stored=smaller_floats(problem))
 
 
 def worth(problem: Problem, candidate: Plan) -> float:

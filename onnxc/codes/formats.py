@@ -25,6 +25,13 @@ FULL = 255  # levels of int8: one code a byte, no table
 CODE_WORDS = 256  # entries of a vector codebook: one byte each
 DIMENSIONS = (2, 4, 8)
 HALF = "float16"
+# Smaller floats: type -> (bits, first opset that can cast it, largest value).
+FLOATS: dict[str, tuple[int, int, float]] = {
+    HALF: (16, 7, 65504.0),
+    "bfloat16": (16, 13, 3.38e38),
+    "float8e4m3fn": (8, 19, 448.0),
+    "float8e5m2": (8, 19, 57344.0),
+}
 NAME = re.compile(r"levels(\d+)(?:/(\d+))?|codebook(\d+)")
 
 
@@ -61,19 +68,13 @@ class Format:
         word, count = WORDS[self.levels]
         return 8.0 * np.dtype(word).itemsize / count
 
-    @property
-    def nodes(self) -> int:
-        """About how many nodes unfold it."""
-        if self == Format():
-            return 0
-        return 12 if self.block else 4
-
-    @property
-    def load_seconds(self) -> float:
-        """About what a weight more costs at load in this format, per weight; measured with ONNX Runtime 1.32, AVX2."""
-        if self == Format():
-            return 1e-9
-        return 9e-9 if self.block else 5e-9
+    def load_seconds(self, elements: int) -> float:
+        """About what a weight of so many elements more costs at load, beside others of the format; measured with ONNX
+        Runtime 1.32, AVX2 and AVX512. The first one of a format takes up to a millisecond more: its nodes and table.
+        """
+        if self == INT8:
+            return 1e-9 * elements
+        return PIECE_SECONDS + elements * (6.5e-9 if self.block else 3.5e-9)
 
     @property
     def words(self) -> str:
@@ -85,8 +86,13 @@ class Format:
         return f"{self.bits:.3g}-bit codes" + (f", block {self.block}" if self.block else "")
 
 
-NODE_SECONDS = 8e-5  # what one more node costs at load: it is parsed, sorted and folded
+PIECE_SECONDS = 2e-5  # what one more weight costs at load in any form: it is split off and copied
 INT8 = Format()
+
+
+def float_seconds(elements: int) -> float:
+    """About what a weight stored as smaller floats costs at load."""
+    return PIECE_SECONDS + elements * 1.5e-9
 
 
 def parse_format(name: str) -> Format:

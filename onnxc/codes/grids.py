@@ -7,7 +7,7 @@ kernels read it. A grid knows how; solvers only ask it for the nearest value.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -94,6 +94,15 @@ class CodebookGrid:
             target.reshape(-1, dimension), self.importance.reshape(-1, dimension), self.table.astype(np.float32)
         )
         return nearest.reshape(shape[0], -1), self.table[nearest].reshape(shape)
+
+
+def rounded_up(scale: NDArray[np.floating[Any]]) -> Matrix:
+    """Scales as bfloat16 holds them, none smaller than it was: what is scaled fits where it did. They are stored so;
+    codes are solved for the scale that is stored, so its few bits cost nothing.
+    """
+    exact = np.asarray(scale, np.float32)
+    words = (exact.view(np.uint32) + np.uint32(0xFFFF)) & np.uint32(0xFFFF0000)
+    return np.asarray(words.view(np.float32), np.float32)
 
 
 def lowest_digit(levels: int) -> int:
@@ -232,6 +241,7 @@ def make_grid(
     scale = np.where(scale < np.float32(1e-30), np.float32(1.0), scale).astype(np.float32)
     if smallest is not None:
         scale = np.maximum(scale, smallest)
+    scale = rounded_up(scale)
     if not chosen.block and not chosen.dimension:
         return EvenGrid(count), scale
     scaled = matrix / scale[:, None]
