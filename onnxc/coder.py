@@ -8,12 +8,12 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxc.codes.formats import FLOATS, INT8, parse_format
+from onnxc.codes.formats import FLOATS, INT8, is_small, parse_format
 from onnxc.codes.moments import Factors, factor_key
 from onnxc.codes.saturation import as_matrix, machine_saturates, may_overflow, overflows
 from onnxc.codes.solve import estimated, solved
 from onnxc.codes.sparse_packing import SPARSE_OPSET, smaller
-from onnxc.encoding import Codes
+from onnxc.encoding import BlockCodes, Codes
 from onnxc.propose import Proposals
 from onnxc.rewrite import Context
 from onnxc.sites import Site
@@ -40,6 +40,10 @@ class Coder:
         self.factors = Factors(context.sites, context.observations)
         self.weights = {weight.name: weight for weight in context.sites.weights}
         self.ways = {name: [c.mode for c in found if c.mode not in FLOATS] for name, found in proposals.storage.items()}
+        for site in context.sites:  # formats that a way to compute brings with it
+            if site.weight is not None:
+                own = [candidate.form for candidate in proposals.compute.get(site.name, ()) if candidate.form]
+                self.ways[site.weight.name] = [*self.ways.get(site.weight.name, []), *own]
         self.readers: dict[str, list[Site]] = {}
         for site in context.sites:
             if site.weight is not None and site.name in proposals.compute:
@@ -50,7 +54,7 @@ class Coder:
     def codes(self, name: str, mode: str, *, computed: bool) -> Codes:
         """The codes of a weight in the format ``mode``; ``computed``: an int8 kernel multiplies them."""
         codes = self.rounded(name, mode, narrow=False)
-        if not computed:
+        if not computed or isinstance(codes, BlockCodes):
             return codes
         if (name, mode, True) in self.made:
             return self.made[name, mode, True]
@@ -71,7 +75,7 @@ class Coder:
         codes = solved(
             self.weights[name], self.values(name), self.context, self.factors, parse_format(mode), levels=levels
         )
-        if self.context.model.opset >= SPARSE_OPSET:
+        if self.context.model.opset >= SPARSE_OPSET and not isinstance(codes, BlockCodes):
             codes.packed = smaller(codes.values, codes.packed)
         if not narrow:
             self.made[name, mode, False] = codes
@@ -83,8 +87,10 @@ class Coder:
 
     def probed(self, name: str) -> str:
         """The format in which a weight's noise is measured: a coarse one, where it has one."""
-        ways = self.ways.get(name, [])
+        ways = [mode for mode in self.ways.get(name, []) if not parse_format(mode).scaled]
         coarse = next((mode for mode in PROBED if mode in ways), None)
+        if coarse is None and any(is_small(mode) for mode in self.ways.get(name, [])):
+            coarse = PROBED[0]
         return coarse or (INT8.name if INT8.name in ways or not ways else ways[0])
 
     def noise_ratios(self) -> dict[str, dict[str, float]]:
@@ -95,7 +101,7 @@ class Coder:
             if self.weights[name].channel_axis is None or modes in ([], [INT8.name]):
                 continue
             if name not in self.damages:
-                formats = [parse_format(mode) for mode in dict.fromkeys((*modes, INT8.name))]
+                formats = [parse_format(mode) for mode in dict.fromkeys((*modes, INT8.name, self.probed(name)))]
                 self.damages[name] = estimated(
                     self.weights[name], self.values(name), self.context, self.factors, formats
                 )

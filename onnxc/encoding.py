@@ -57,6 +57,33 @@ class Codes:
         return np.asarray(self.values.astype(np.float32) * self.broadcast_scale(), np.float32)
 
 
+@dataclass(eq=False)
+class BlockCodes(Codes):
+    """A matrix [K, N] for an operator that reads blocks: value = code * the scale of its block.
+
+    Attributes:
+        values: int8 [K, N], also where the weight lies [N, K]; scale: float32 [K / block, N].
+        bits: of a code, 4 or 8; turned: the weight lies [N, K].
+    """
+
+    bits: int = 8
+    turned: bool = False
+
+    @property
+    def block(self) -> int:
+        return int(self.values.shape[0]) // int(self.scale.shape[0])
+
+    def restored(self) -> NDArray[np.float32]:
+        """The float32 weight, in its own shape."""
+        made = np.asarray(self.values * np.repeat(self.scale, self.block, 0), np.float32)
+        return np.ascontiguousarray(made.T) if self.turned else made
+
+
+def block_bytes(weight: Weight, chosen: Format) -> int:
+    """Bytes of ``weight`` in a format with a float scale per block, with the node that reads it."""
+    return int(weight.elements * (chosen.bits / 8 + 4 / chosen.block)) + UNFOLD_BYTES + 6 * len(weight.name)
+
+
 def round_to_nearest(
     values: NDArray[np.float32],
     axis: int | None,

@@ -14,7 +14,7 @@ from functools import cached_property
 
 import networkx as nx
 
-from onnxc.codes.formats import FLOATS, INT8, float_seconds, parse_format
+from onnxc.codes.formats import FLOATS, INT8, float_seconds, is_small, parse_format
 from onnxc.cost import FLOAT, KERNEL_OVERHEAD, Prices
 from onnxc.model import Node, Tensor
 from onnxc.rewrite import Activation, Candidate
@@ -57,7 +57,7 @@ class Plan:
 
 def small_codes(found: Plan) -> bool:
     """Whether some weight is stored in fewer than 8 bits."""
-    return any(mode not in (INT8.name, *FLOATS) for mode in found.stored.values())
+    return any(is_small(mode) for mode in found.stored.values())
 
 
 @dataclass
@@ -145,12 +145,20 @@ class Problem:
     def bytes_of(self, weight: Weight, mode: str | None) -> int:
         """Bytes of a weight in a format, as float32 where ``mode`` is None."""
         found = next((way.bytes for way in self.storage.get(weight.name, ()) if way.mode == mode), None)
-        return found if found is not None else weight.bytes
+        return found if found is not None else self.own_bytes.get((weight.name, mode or ""), weight.bytes)
+
+    @property
+    def own_bytes(self) -> dict[tuple[str, str], int]:
+        """Of weights in the formats that candidates to compute their sites bring with them."""
+        weights = {site.name: site.weight.name for site in self.found if site.weight is not None}
+        ways = [(weights[name], c) for name, found in self.compute.items() for c in found if c.form]
+        return {(weight, c.form): c.bytes for weight, c in ways}
 
     @property
     def has_small_codes(self) -> bool:
         """Whether a weight may be stored in fewer than 8 bits."""
-        return any(way.mode not in (INT8.name, *FLOATS) for ways in self.storage.values() for way in ways)
+        forms = [way.mode for ways in self.storage.values() for way in ways]
+        return any(is_small(form) for form in (*forms, *(form for _, form in self.own_bytes)))
 
     def in_full_codes(self) -> Problem:
         """The same problem without the formats below 8 bits, where there is another."""
@@ -158,7 +166,11 @@ class Problem:
             name: [way for way in ways if way.mode in (INT8.name, *FLOATS)] or list(ways)
             for name, ways in self.storage.items()
         }
-        return replace(self, storage=storage)
+        compute = {
+            name: [way for way in ways if not (way.form and is_small(way.form))] or (list(ways) * (name in self.told))
+            for name, ways in self.compute.items()
+        }
+        return replace(self, storage=storage, compute=compute)
 
 
 def plan(problem: Problem, price: float = 0.0) -> Plan:
@@ -234,6 +246,7 @@ def cut(problem: Problem, price: float, forbidden: set[str]) -> Plan:
     stored = {
         name: (way.mode if (way := problem.coded(name, price)) is not None else INT8.name) for name in sorted(coded)
     }
+    stored |= {own.name: c.form for n, c in compute.items() if c.form and (own := sites[n].weight) is not None}
     stored |= {name: half for name, half in smaller_floats(problem).items() if name not in stored}
     return Plan(compute, stored, predicted_noise(problem, compute, stored), predicted_seconds(problem, compute), price)
 
@@ -255,19 +268,32 @@ def choice(problem: Problem, name: str, price: float) -> Candidate | None:
     candidates = problem.compute[name]
     if len(candidates) < 2:
         return candidates[0] if candidates else None
+    reads = {c.reads[0].tensor for c in candidates if c.reads}
     peers = [
         other
         for other, found in problem.compute.items()
-        if len(found) > 1 and found[0].reads and found[0].reads[0].tensor == candidates[0].reads[0].tensor
+        if other == name or (len(found) > 1 and found[0].reads and found[0].reads[0].tensor in reads)
     ]
     total = problem.whole
 
+    def stored(mode: str) -> float:
+        """What the weight costs in the format that this mode brings with it, or else may have."""
+        weight = next((s.weight for s in problem.found if s.name == name), None)
+        if weight is None or not any(each.form for each in candidates):
+            return 0.0
+        own, free = next(c for c in candidates if c.mode == mode), problem.coded(weight.name, price)
+        form = own.form or (free.mode if free is not None else INT8.name)
+        share = problem.byte_price * problem.bytes_of(weight, form) / smallest_bytes(problem)
+        return share + price * problem.weight_noise(weight.name, form)
+
     def cost(mode: str) -> float:
-        spent = sum(problem.prices.of(peer, mode) or 0.0 for peer in peers)
-        activation = next(c for c in candidates if c.mode == mode).reads[0]
+        spent = sum(problem.prices.of(peer, mode) or problem.prices.of(peer, FLOAT) or 0.0 for peer in peers)
+        activation = next((a for c in candidates if c.mode == mode for a in c.reads), None)
+        if activation is None:
+            return spent / total + stored(mode)
         if not activation.dynamic:
             spent += problem.prices.crossing(problem.elements.get(activation.tensor, 0))
-        return spent / total + price * problem.activation_noise(activation_key(activation))
+        return spent / total + price * problem.activation_noise(activation_key(activation)) + stored(mode)
 
     return min(candidates, key=lambda candidate: cost(candidate.mode))
 

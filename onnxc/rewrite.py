@@ -19,7 +19,7 @@ import numpy as np
 from onnxc.codes.floats import PackedFloats, fits_bfloat16
 from onnxc.codes.formats import FLOATS
 from onnxc.codes.sheets import Packed, Sheet, emit_together
-from onnxc.encoding import Codes
+from onnxc.encoding import BlockCodes, Codes
 from onnxc.model import Graph, Model, Node, Tensor
 from onnxc.session import Options
 
@@ -123,7 +123,8 @@ class Candidate:
         reads: activations that must be quantized for it, empty for storage.
         writes: the activation its result is quantized to, None where the result stays float.
         weights: weights that it needs as codes besides the site's own: the recurrent one of an LSTM.
-        bytes: of the stored weight (storage candidates).
+        form: the format of its weight, where the operator reads none but that.
+        bytes: of the stored weight (storage candidates, and compute candidates with a form).
         apply: writes the candidate into a model; storage is applied by the Rewriter itself.
     """
 
@@ -135,6 +136,7 @@ class Candidate:
     reads: tuple[Activation, ...] = ()
     writes: Activation | None = None
     weights: tuple[str, ...] = ()
+    form: str = ""
     bytes: int = 0
     apply: Callable[[Rewriter], None] | None = None
 
@@ -281,12 +283,13 @@ class Rewriter:
 
     def scales(self) -> dict[str, Tensor]:
         """The scale of every weight: those that bfloat16 holds and that are many unfold together."""
-        short = [name for name, codes in self.codes.items() if codes.scale.ndim and fits_bfloat16(codes.scale)]
+        flat = {name: codes for name, codes in self.codes.items() if not isinstance(codes, BlockCodes)}
+        short = [name for name, codes in flat.items() if codes.scale.ndim and fits_bfloat16(codes.scale)]
         forms = {f"{name}_scale": PackedFloats.of(self.codes[name].scale, "bfloat16") for name in short}
         if self.model.opset < FLOATS["bfloat16"][1] or sum(form.size for form in forms.values()) < FEW_SCALES:
             forms = {}
         made = {label.removesuffix("_scale"): tensor for label, tensor in emit_together(self.sheet, forms).items()}
-        for name, codes in self.codes.items():
+        for name, codes in flat.items():
             if name not in made:
                 made[name] = self.model.constant(f"{name}_scale", codes.scale)
         return made

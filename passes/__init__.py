@@ -8,6 +8,7 @@ from .fold_sparse import FoldSparse
 from .merge_duplicates import MergeDuplicates
 from .prune_channels import PruneChannels
 from .prune_weights import PruneWeights
+from .quantize_decode import QuantizeDecode
 from .quantize_dynamic import QuantizeDynamic
 from .quantize_embedding import QuantizeEmbedding
 from .quantize_lstm import QuantizeLstm
@@ -37,6 +38,7 @@ PASSES: tuple[type, ...] = (
     SmoothActivations,
     QuantizeStatic,
     QuantizeDynamic,
+    QuantizeDecode,
     QuantizeLstm,
     QuantizeEmbedding,
     StoreInt8,

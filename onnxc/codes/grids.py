@@ -26,7 +26,7 @@ class Grid(Protocol):
     def width(self, outputs: int) -> int:
         """Digits stored for one row of ``outputs`` weights."""
 
-    def snap(self, rows: NDArray[np.intp], target: Matrix) -> tuple[NDArray[np.uint8], NDArray[np.int8]]:
+    def snap(self, rows: NDArray[np.intp], target: Matrix) -> tuple[NDArray[np.uint8], NDArray[Any]]:
         """The digits and values nearest to ``target`` [G, N]; ``rows`` [G]: the input that each group's row meets."""
 
 
@@ -71,6 +71,28 @@ class BlockGrid:
         codes = np.clip(np.rint((target - offset) * scale), lowest, lowest + self.levels - 1).astype(np.float32)
         values = np.clip(np.rint(codes / scale) + offset, -128, 127)
         return (codes - lowest).astype(np.uint8), values.astype(np.int8)
+
+
+@dataclass(frozen=True)
+class ScaledGrid:
+    """code * scale, codes evenly spaced around zero, with a float scale for every block of inputs.
+
+    Attributes:
+        scales: [G, K / block, N] float32.
+    """
+
+    levels: int
+    block: int
+    scales: Matrix
+
+    def width(self, outputs: int) -> int:
+        return outputs
+
+    def snap(self, rows: NDArray[np.intp], target: Matrix) -> tuple[NDArray[np.uint8], Matrix]:
+        """Digits and real values."""
+        scale = self.scales[np.arange(len(rows)), rows // self.block]
+        codes = EvenGrid(self.levels).snap(rows, target / scale)[1].astype(np.float32)
+        return (codes - lowest_digit(self.levels)).astype(np.uint8), np.asarray(codes * scale, np.float32)
 
 
 @dataclass(frozen=True)
@@ -228,6 +250,13 @@ def make_grid(
         levels: largest magnitude of an int8 code.
         smallest: [G, N], the least scale that keeps a bias in range.
     """
+    if chosen.scaled:
+        depth = matrix.shape[1] // chosen.block
+        blocks = [matrix[:, start * chosen.block : (start + 1) * chosen.block] for start in range(depth)]
+        weights = [importance[:, start * chosen.block : (start + 1) * chosen.block] for start in range(depth)]
+        count = 2 * levels + 1 if chosen.levels == FULL else chosen.levels
+        scales = [even_scale(block, count, share) for block, share in zip(blocks, weights, strict=True)]
+        return ScaledGrid(count, chosen.block, np.stack(scales, 1)), np.ones((len(matrix), matrix.shape[2]), np.float32)
     if not chosen.block and not chosen.dimension:
         count = 2 * levels + 1 if chosen.levels == FULL else chosen.levels
         scale = even_scale(matrix, count, importance)
