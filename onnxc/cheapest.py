@@ -12,22 +12,21 @@ from functools import lru_cache
 
 import numpy as np
 
-from onnxc.codes.formats import HALF, NODE_SECONDS, parse_format
+from onnxc.codes.formats import FLOATS, parse_format
 from onnxc.rewrite import Candidate
 
 
 @lru_cache(maxsize=4096)
 def load_costs(mode: str) -> tuple[float, float]:
     """About what unfolding a weight costs when the model is loaded: seconds, and seconds per element."""
-    if mode == HALF:
-        return 0.0, 0.0
     chosen = parse_format(mode)
-    return chosen.nodes * NODE_SECONDS, chosen.load_seconds
+    once = chosen.load_seconds(0)
+    return once, chosen.load_seconds(1) - once
 
 
 @dataclass
 class Formats:
-    """The ways to store weights as codes, float16 left out.
+    """The ways to store weights as codes, smaller floats left out.
 
     Attributes:
         storage: weight name -> its candidates, as the problem has them.
@@ -46,7 +45,7 @@ class Formats:
     _found: tuple[object, dict[str, Candidate]] = (None, {})
 
     def __post_init__(self) -> None:
-        coded = {name: [way for way in ways if way.mode != HALF] for name, ways in self.storage.items()}
+        coded = {name: [way for way in ways if way.mode not in FLOATS] for name, ways in self.storage.items()}
         coded = {name: ways for name, ways in coded.items() if ways}
         self.rows, self.ways = {name: row for row, name in enumerate(coded)}, list(coded.values())
         shape = (len(coded), max(map(len, self.ways), default=0))

@@ -8,12 +8,12 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxc.codes.formats import HALF, INT8, parse_format
+from onnxc.codes.formats import FLOATS, INT8, is_small, parse_format
 from onnxc.codes.moments import Factors, Given, factor_key
 from onnxc.codes.saturation import as_matrix, machine_saturates, may_overflow, overflows
 from onnxc.codes.solve import estimated, solved
 from onnxc.codes.sparse_packing import SPARSE_OPSET, smaller
-from onnxc.encoding import Codes
+from onnxc.encoding import BlockCodes, Codes
 from onnxc.propose import Proposals
 from onnxc.rewrite import Context
 from onnxc.sites import Site
@@ -39,7 +39,11 @@ class Coder:
         self.overflowing: set[str] = set()
         self.factors = Factors(context.sites, context.observations)
         self.weights = {weight.name: weight for weight in context.sites.weights}
-        self.ways = {name: [c.mode for c in found if c.mode != HALF] for name, found in proposals.storage.items()}
+        self.ways = {name: [c.mode for c in found if c.mode not in FLOATS] for name, found in proposals.storage.items()}
+        for site in context.sites:  # formats that a way to compute brings with it
+            if site.weight is not None:
+                own = [candidate.form for candidate in proposals.compute.get(site.name, ()) if candidate.form]
+                self.ways[site.weight.name] = [*self.ways.get(site.weight.name, []), *own]
         self.readers: dict[str, list[Site]] = {}
         for site in context.sites:
             if site.weight is not None and site.name in proposals.compute:
@@ -52,7 +56,7 @@ class Coder:
         key = (name, mode, computed)
         if key not in self.made:
             codes = self.rounded(name, mode)
-            if computed and self.overflow(name, codes):
+            if computed and not isinstance(codes, BlockCodes) and self.overflow(name, codes):
                 codes = self.solved(name, mode, self.factors, narrow=True)
             self.made[key] = codes
         return self.made[key]
@@ -67,7 +71,7 @@ class Coder:
     def fitted(self, name: str, mode: str, factor: Given, target: NDArray[np.float32], *, computed: bool) -> Codes:
         """Codes for ``target`` [G, K, N] in the place of the weight, on inputs that were seen elsewhere; not kept."""
         codes = self.solved(name, mode, factor, target)
-        if computed and self.overflow(name, codes):
+        if computed and not isinstance(codes, BlockCodes) and self.overflow(name, codes):
             codes = self.solved(name, mode, factor, target, narrow=True)
         return codes
 
@@ -93,7 +97,7 @@ class Coder:
         levels = rules.safe_weight_levels if narrow else rules.weight_levels
         chosen = parse_format(mode)
         codes = solved(self.weights[name], self.values(name), self.context, factors, chosen, levels, target)
-        if self.context.model.opset >= SPARSE_OPSET:
+        if self.context.model.opset >= SPARSE_OPSET and not isinstance(codes, BlockCodes):
             codes.packed = smaller(codes.values, codes.packed)
         return codes
 
@@ -103,8 +107,10 @@ class Coder:
 
     def probed(self, name: str) -> str:
         """The format in which a weight's noise is measured: a coarse one, where it has one."""
-        ways = self.ways.get(name, [])
+        ways = [mode for mode in self.ways.get(name, []) if not parse_format(mode).scaled]
         coarse = next((mode for mode in PROBED if mode in ways), None)
+        if coarse is None and any(is_small(mode) for mode in self.ways.get(name, [])):
+            coarse = PROBED[0]
         return coarse or (INT8.name if INT8.name in ways or not ways else ways[0])
 
     def noise_ratios(self) -> dict[str, dict[str, float]]:
@@ -115,7 +121,7 @@ class Coder:
             if self.weights[name].channel_axis is None or modes in ([], [INT8.name]):
                 continue
             if name not in self.damages:
-                formats = [parse_format(mode) for mode in dict.fromkeys((*modes, INT8.name))]
+                formats = [parse_format(mode) for mode in dict.fromkeys((*modes, INT8.name, self.probed(name)))]
                 self.damages[name] = estimated(
                     self.weights[name], self.values(name), self.context, self.factors, formats
                 )
@@ -161,7 +167,7 @@ class Coder:
             name: self.codes(
                 name, stored[name], computed=any(site.name in sites for site in self.readers.get(name, []))
             )
-            for name in self.in_order([name for name, mode in stored.items() if mode != HALF])
+            for name in self.in_order([name for name, mode in stored.items() if mode not in FLOATS])
         }
 
     def learn(self, made: Mapping[str, Codes], stored: Mapping[str, str]) -> None:

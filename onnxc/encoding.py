@@ -11,7 +11,8 @@ from math import prod
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxc.codes.formats import INT8, Format
+from onnxc.codes.formats import FLOATS, HALF, INT8, Format
+from onnxc.codes.grids import rounded_up
 from onnxc.codes.packing import layout_of, packed_bytes
 from onnxc.codes.sheets import Packed
 from onnxc.codes.sparse_packing import expected_bytes
@@ -20,6 +21,7 @@ from onnxc.sites import Weight
 # What a Cast and a Mul node with their names, the scale's and the codes' headers take in the file, measured: about
 # 170 bytes plus four times the tensor's name.
 UNFOLD_BYTES = 120
+FLOAT_BYTES = 12  # of a piece of a Split
 
 
 @dataclass(eq=False)
@@ -55,6 +57,33 @@ class Codes:
         return np.asarray(self.values.astype(np.float32) * self.broadcast_scale(), np.float32)
 
 
+@dataclass(eq=False)
+class BlockCodes(Codes):
+    """A matrix [K, N] for an operator that reads blocks: value = code * the scale of its block.
+
+    Attributes:
+        values: int8 [K, N], also where the weight lies [N, K]; scale: float32 [K / block, N].
+        bits: of a code, 4 or 8; turned: the weight lies [N, K].
+    """
+
+    bits: int = 8
+    turned: bool = False
+
+    @property
+    def block(self) -> int:
+        return int(self.values.shape[0]) // int(self.scale.shape[0])
+
+    def restored(self) -> NDArray[np.float32]:
+        """The float32 weight, in its own shape."""
+        made = np.asarray(self.values * np.repeat(self.scale, self.block, 0), np.float32)
+        return np.ascontiguousarray(made.T) if self.turned else made
+
+
+def block_bytes(weight: Weight, chosen: Format) -> int:
+    """Bytes of ``weight`` in a format with a float scale per block, with the node that reads it."""
+    return int(weight.elements * (chosen.bits / 8 + 4 / chosen.block)) + UNFOLD_BYTES + 6 * len(weight.name)
+
+
 def round_to_nearest(
     values: NDArray[np.float32],
     axis: int | None,
@@ -75,7 +104,7 @@ def round_to_nearest(
     scale = np.asarray(peak / np.float32(levels), np.float32)
     if smallest_scale is not None:
         scale = np.maximum(scale, smallest_scale)
-    scale = np.where(scale < np.float32(1e-30), np.float32(1.0), scale).astype(np.float32)
+    scale = rounded_up(np.where(scale < np.float32(1e-30), np.float32(1.0), scale))
     codes = Codes(np.zeros((0,), np.int8), scale, axis, levels)
     shape = [1] * values.ndim
     if axis is not None:
@@ -85,9 +114,10 @@ def round_to_nearest(
     return codes
 
 
-def half_bytes(weight: Weight) -> int:
-    """Bytes of ``weight`` as float16 in the file, with the node that unfolds it."""
-    return 2 * prod(weight.shape) + UNFOLD_BYTES // 2 + 3 * len(weight.name)
+def float_bytes(weight: Weight, kind: str = HALF) -> int:
+    """Bytes of ``weight`` as smaller floats in the file, with its share of the nodes that unfold it."""
+    bits = FLOATS[kind][0]
+    return bits // 8 * weight.elements + FLOAT_BYTES + len(weight.name) + (0 if bits > 8 else 60 + 3 * len(weight.name))
 
 
 def stored_bytes(weight: Weight, chosen: Format = INT8, *, groups: int = 1) -> int:
@@ -97,7 +127,7 @@ def stored_bytes(weight: Weight, chosen: Format = INT8, *, groups: int = 1) -> i
         groups: of the convolution that reads it.
     """
     channels = weight.shape[weight.channel_axis] if weight.channel_axis is not None else 1
-    others = 4 * channels + UNFOLD_BYTES + 6 * len(weight.name)
+    others = 2 * channels + UNFOLD_BYTES + 6 * len(weight.name)
     layout, size = layout_of(weight.shape, weight.channel_axis, groups), prod(weight.shape)
     if chosen != INT8:
         size = packed_bytes(chosen, layout)

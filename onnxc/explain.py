@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from onnxc.codes.formats import HALF, INT8
+from onnxc.codes.formats import FLOATS, INT8
 from onnxc.cost import FLOAT
 from onnxc.planner import Plan, Problem, plan, smallest_bytes, stored_bytes
 from onnxc.planning import Planning
@@ -95,7 +95,7 @@ def changes(
         before, added = now[each.kind], 0
         heard = (each.noise or 0.0) - (before.noise or 0.0)
         if each.kind == "storage":
-            if site.name in found.compute and each.mode in (FLOAT, HALF):
+            if site.name in found.compute and each.mode in (FLOAT, *FLOATS):
                 continue
             added = (each.bytes or 0) - (before.bytes or 0)
         elif before.mode == FLOAT and site.weight is not None and site.weight.name not in found.coded:

@@ -20,8 +20,7 @@ from onnxc.codes.moments import Given
 from onnxc.codes.solve import as_groups
 from onnxc.data import Calibration, Sample
 from onnxc.encoding import Codes, round_to_nearest
-from onnxc.equalizing.bias_correction import Place, bias_of
-from onnxc.model import Constant, Model
+from onnxc.model import Model
 from onnxc.planner import Plan
 from onnxc.pruning.jobs import observable, own_bias, reading_of
 from onnxc.rewrite import Context, Rewriter
@@ -56,7 +55,7 @@ class Fitted:
 
 @dataclass
 class Solved:
-    """What was found: the codes of every weight of a plan, and for the nodes of sites how far their results are off."""
+    """What was found: the codes of every weight of a plan, and name of a bias -> [N], what is taken out of it."""
 
     codes: dict[str, Codes] = field(default_factory=dict)
     shifts: dict[str, NDArray[np.float64]] = field(default_factory=dict)
@@ -85,13 +84,7 @@ def possible(context: Context) -> bool:
 
 def build_solved(plan: Plan, solved: Solved, context: Context) -> Model:
     """The model of ``plan`` with what was found."""
-    rewriter = written(context.model, plan, solved.codes)
-    for site in context.sites:
-        if site.name in solved.shifts:
-            place = place_of(rewriter, site)
-            if place is not None:
-                place.correct(solved.shifts[site.name])
-    return rewriter.model
+    return written(context.model, plan, solved.codes, solved.shifts).model
 
 
 def solve(plan: Plan, context: Context, coder: Coder) -> Solved:
@@ -108,7 +101,7 @@ def solve(plan: Plan, context: Context, coder: Coder) -> Solved:
     for name, unit in units.items():
         weight = coder.weights[unit.name]
         start[name] = round_to_nearest(coder.values(name), weight.channel_axis, context.target.weight_levels)
-    rewriter = written(context.model, plan, start)
+    rewriter = written(context.model, plan, start, plain=True)
     samples = Fitted(context.samples)
     walks = [Walk(each, samples, context.options, context.sites.types) for each in (rewriter.model, context.model)]
     for stage in staged(units, context, coder):
@@ -178,32 +171,15 @@ def solve_unit(unit: Unit, met: Met, plan: Plan, coder: Coder, rewriter: Rewrite
     if met.samples < FEWEST:
         codes = coder.codes(name, mode, computed=computed)
     else:
-        site = unit.sites[0]
-        groups, axis = met.halves[0].moment.shape[0], coder.weights[name].channel_axis
-        matrix = as_groups(coder.values(name), axis or 0, groups)
-        place = place_of(rewriter, site) if unit.bias is not None else None
-        factor = Given(factorize(met.moments(centre=place is not None)))
-        target = compensated(matrix, met, centre=place is not None)
+        groups, axis = met.halves[0].moment.shape[0], coder.weights[name].channel_axis or 0
+        matrix = as_groups(coder.values(name), axis, groups)
+        bias = unit.bias if unit.bias is not None and rewriter.has_bias(unit.bias) else None
+        factor = Given(factorize(met.moments(centre=bias is not None)))
+        target = compensated(matrix, met, centre=bias is not None)
         codes = coder.fitted(name, mode, factor, target, computed=computed)
-        if place is not None:
-            found.shifts[site.name] = met.shift(matrix, as_groups(codes.restored(), axis or 0, groups))
+        if bias is not None:
+            found.shifts[bias] = met.shift(matrix, as_groups(codes.restored(), axis, groups))
     found.codes[name] = codes
-    rewriter.recode(name, codes)
-    if (shift := found.shifts.get(unit.sites[0].name)) is not None:
-        place = place_of(rewriter, unit.sites[0])
-        if place is not None:
-            place.correct(shift)
-
-
-def place_of(rewriter: Rewriter, site: Site) -> Place | None:
-    """The bias of ``site`` as it stands in the rewritten model, None where it has none of its own there."""
-    if site.bias is None:
-        return None
-    held = rewriter.bias_as(site.bias.name)
-    if held is None:
-        return None
-    bias, scale = bias_of(held)
-    axis = 1 if site.kind == "convolution" else -1
-    if bias is None or not isinstance(bias, Constant) or len(bias.shape) != 1:
-        return None
-    return Place(site.name, site.result.name, axis, bias, scale)
+    rewriter.recode(name, replace(codes, packed=None))
+    if unit.bias in found.shifts:
+        rewriter.shift_bias(unit.bias, found.shifts[unit.bias])

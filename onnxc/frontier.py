@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnxc.codes.formats import HALF, INT8
+from onnxc.codes.formats import FLOATS, INT8
 from onnxc.compiler import Progress, Run, observed, opened, proposed, receipt, simplified
 from onnxc.cost import PriceFile
 from onnxc.deliver import Delivery, gate
@@ -102,7 +102,7 @@ class Point:
     @property
     def allowed_share(self) -> float:
         """Of the allowed drop: a plan below 8 bits is one of many that were tried on the same items."""
-        return SMALL_SHARE if set(self.formats) - {INT8.name, HALF} else 1.0
+        return SMALL_SHARE if set(self.formats) - {INT8.name, *FLOATS} else 1.0
 
 
 @dataclass
@@ -491,7 +491,7 @@ class Walk:
         quality, total = trial.quality, planning.judge.original.source_bytes
         point.sqnr_db = quality.sqnr_db if math.isfinite(quality.sqnr_db) else None
         point.agreement, point.changed, point.judged = quality.agreement, quality.changed, quality.judged
-        point.damages = {name: self.damage(name, mode) for name, mode in chosen.stored.items() if mode != HALF}
+        point.damages = {name: self.damage(name, mode) for name, mode in chosen.stored.items() if mode not in FLOATS}
         point.damages = {name: value for name, value in point.damages.items() if math.isfinite(value)}
         model = None
         if quality.problem is not None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxc.codes.formats import HALF
+from onnxc.codes.formats import FLOATS
 from onnxc.data import generate
 from onnxc.errors import DataError, InputError, ModelError
 from onnxc.model import Constant, Model
@@ -101,7 +101,7 @@ def inspect(path: str | Path, *, recipe: Recipe = Recipe()) -> Inspection:
     for site in sites:
         if site.weight is None:
             continue
-        storage = [c for c in proposals.storage.get(site.weight.name, []) if c.mode != HALF]
+        storage = [c for c in proposals.storage.get(site.weight.name, []) if c.mode not in FLOATS]
         stored = storage[0] if storage else None
         ways = [*proposals.compute.get(site.name, []), *storage]
         result.rows.append(

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 
 from onnxc.cheapest import Formats
-from onnxc.codes.formats import HALF, INT8
+from onnxc.codes.formats import FLOATS, INT8, is_small
 from onnxc.cost import FLOAT, KERNEL_OVERHEAD, Prices
 from onnxc.flow import SINK, SOURCE, Flow
 from onnxc.model import Node, Tensor
@@ -50,12 +50,12 @@ class Plan:
     @property
     def coded(self) -> set[str]:
         """Names of the weights that are stored as codes."""
-        return {name for name, mode in self.stored.items() if mode != HALF}
+        return {name for name, mode in self.stored.items() if mode not in FLOATS}
 
 
 def small_codes(found: Plan) -> bool:
     """Whether some weight is stored in fewer than 8 bits."""
-    return any(mode not in (INT8.name, HALF) for mode in found.stored.values())
+    return any(is_small(mode) for mode in found.stored.values())
 
 
 @dataclass
@@ -116,7 +116,7 @@ class Problem:
 
     def weight_noise(self, name: str, mode: str) -> float:
         """Predicted noise of a weight in a format."""
-        if mode == HALF:
+        if mode in FLOATS:
             return 0.0
         return self.heard[1] * self.noise.get(weight_key(name), 0.0) * self.ratios.get(name, {}).get(mode, 1.0)
 
@@ -141,26 +141,40 @@ class Problem:
         return known
 
     def half(self, name: str) -> Candidate | None:
-        """The storage in float16."""
-        return next((way for way in self.storage.get(name, ()) if way.mode == HALF), None)
+        """The storage in float16, or in the smaller float that was asked for."""
+        return next((way for way in self.storage.get(name, ()) if way.mode in FLOATS), None)
 
     def bytes_of(self, weight: Weight, mode: str | None) -> int:
         """Bytes of a weight in a format, as float32 where ``mode`` is None."""
         found = next((way.bytes for way in self.storage.get(weight.name, ()) if way.mode == mode), None)
-        return found if found is not None else weight.bytes
+        if found is not None or mode is None:
+            return weight.bytes if found is None else found
+        return self.own_bytes.get((weight.name, mode), weight.bytes)
+
+    @property
+    def own_bytes(self) -> dict[tuple[str, str], int]:
+        """Of weights in the formats that candidates to compute their sites bring with them."""
+        weights = {site.name: site.weight.name for site in self.found if site.weight is not None}
+        ways = [(weights[name], c) for name, found in self.compute.items() for c in found if c.form]
+        return {(weight, c.form): c.bytes for weight, c in ways}
 
     @property
     def has_small_codes(self) -> bool:
         """Whether a weight may be stored in fewer than 8 bits."""
-        return any(way.mode not in (INT8.name, HALF) for ways in self.storage.values() for way in ways)
+        forms = [way.mode for ways in self.storage.values() for way in ways]
+        return any(is_small(form) for form in (*forms, *(form for _, form in self.own_bytes)))
 
     def in_full_codes(self) -> Problem:
         """The same problem without the formats below 8 bits, where there is another."""
         storage = {
-            name: [way for way in ways if way.mode in (INT8.name, HALF)] or list(ways)
+            name: [way for way in ways if way.mode in (INT8.name, *FLOATS)] or list(ways)
             for name, ways in self.storage.items()
         }
-        return replace(self, storage=storage)
+        compute = {
+            name: [way for way in ways if not (way.form and is_small(way.form))] or (list(ways) * (name in self.told))
+            for name, ways in self.compute.items()
+        }
+        return replace(self, storage=storage, compute=compute)
 
 
 def plan(problem: Problem, price: float = 0.0) -> Plan:
@@ -235,7 +249,8 @@ def cut(problem: Problem, price: float, forbidden: set[str]) -> Plan:
     stored = {
         name: (way.mode if (way := problem.coded(name, price)) is not None else INT8.name) for name in sorted(coded)
     }
-    stored |= {name: HALF for name in sorted(problem.storage) if name not in stored and problem.half(name)}
+    stored |= {own.name: c.form for n, c in compute.items() if c.form and (own := sites[n].weight) is not None}
+    stored |= {name: half for name, half in smaller_floats(problem).items() if name not in stored}
     return Plan(compute, stored, predicted_noise(problem, compute, stored), predicted_seconds(problem, compute), price)
 
 
@@ -254,22 +269,41 @@ def noise_parts(problem: Problem, compute: Mapping[str, Candidate], stored: Mapp
 def choices(problem: Problem, price: float) -> dict[str, Candidate]:
     """The mode of every site: the one with the least time and noise. Sites that read one tensor share a mode."""
     several = {name: ways for name, ways in problem.compute.items() if len(ways) > 1}
+    read = {name: next((c.reads[0].tensor for c in ways if c.reads), name) for name, ways in several.items()}
     peers: dict[str, list[str]] = {}
-    for name, ways in several.items():
-        if ways[0].reads:
-            peers.setdefault(ways[0].reads[0].tensor, []).append(name)
+    for name, tensor in read.items():
+        peers.setdefault(tensor, []).append(name)
+    owned = {site.name: site.weight.name for site in problem.found if site.weight is not None}
+    weights = {weight.name: weight for weight in problem.found.weights}
     prices, total = problem.prices, problem.whole
     spent: dict[tuple[str, str], float] = {}
 
-    def cost(candidate: Candidate) -> float:
-        activation = candidate.reads[0]
-        key = (activation.tensor, candidate.mode)
-        if key not in spent:
-            spent[key] = sum(prices.of(peer, candidate.mode) or 0.0 for peer in peers[activation.tensor])
-        crossing = 0.0 if activation.dynamic else prices.crossing(problem.elements.get(activation.tensor, 0))
-        return (spent[key] + crossing) / total + price * problem.activation_noise(activation_key(activation))
+    def stored(name: str, candidate: Candidate) -> float:
+        """What the weight costs in the format that this mode brings with it, or else may have."""
+        if name not in owned or not any(each.form for each in several[name]):
+            return 0.0
+        weight, free = owned[name], problem.coded(owned[name], price)
+        form = candidate.form or (free.mode if free is not None else INT8.name)
+        share = problem.byte_price * problem.bytes_of(weights[weight], form) / smallest_bytes(problem)
+        return share + price * problem.weight_noise(weight, form)
 
-    return {name: min(ways, key=cost) if name in several else ways[0] for name, ways in problem.compute.items() if ways}
+    def cost(name: str, candidate: Candidate) -> float:
+        key = (read[name], candidate.mode)
+        if key not in spent:
+            times = ((prices.of(peer, candidate.mode), prices.of(peer, FLOAT)) for peer in peers[read[name]])
+            spent[key] = sum(int8 or floats or 0.0 for int8, floats in times)
+        if not candidate.reads:
+            return spent[key] / total + stored(name, candidate)
+        activation = candidate.reads[0]
+        crossing = 0.0 if activation.dynamic else prices.crossing(problem.elements.get(activation.tensor, 0))
+        noise = price * problem.activation_noise(activation_key(activation))
+        return (spent[key] + crossing) / total + noise + stored(name, candidate)
+
+    return {
+        name: min(ways, key=partial(cost, name)) if name in several else ways[0]
+        for name, ways in problem.compute.items()
+        if ways
+    }
 
 
 def add_weight(
@@ -297,13 +331,18 @@ def smallest_bytes(problem: Problem) -> int:
     """
     if problem.unit is None:
         sizes = (
-            [way.bytes for way in problem.storage.get(w.name, ()) if way.mode in (INT8.name, HALF)]
+            [way.bytes for way in problem.storage.get(w.name, ()) if way.mode in (INT8.name, *FLOATS)]
             for w in problem.found.weights
         )
         problem.unit = max(
             sum(min(found, default=w.bytes) for found, w in zip(sizes, problem.found.weights, strict=True)), 1
         )
     return problem.unit
+
+
+def smaller_floats(problem: Problem) -> dict[str, str]:
+    """Every weight that may be stored as a smaller float, and as which."""
+    return {name: way.mode for name in sorted(problem.storage) if (way := problem.half(name)) is not None}
 
 
 def stored_bytes(problem: Problem, stored: Mapping[str, str]) -> int:

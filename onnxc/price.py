@@ -61,7 +61,9 @@ def priced(
         applied[mode] = set(compute) if mode != APART else joints
         stored = {site.weight.name for site in context.sites if site.name in compute and site.weight is not None}
         stored |= {weight for candidate in compute.values() for weight in candidate.weights}
-        variants[mode] = partial(build, context.model, Plan(compute, dict.fromkeys(sorted(stored), INT8.name)), codes)
+        formats = dict.fromkeys(sorted(stored), INT8.name)
+        formats |= {s.weight.name: c.form for s in context.sites if s.weight and (c := compute.get(s.name)) and c.form}
+        variants[mode] = partial(build, context.model, Plan(compute, formats), codes)
     sample = samples.take(1)[0]
     shapes = context.observations.shapes
     try:

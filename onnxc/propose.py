@@ -8,7 +8,7 @@ from typing import Any, get_args, get_type_hints
 
 import numpy as np
 
-from onnxc.codes.formats import HALF
+from onnxc.codes.formats import FLOATS
 from onnxc.cost import Prices
 from onnxc.errors import RecipeError
 from onnxc.model import Model
@@ -123,7 +123,7 @@ class Proposals:
             for c in found
             for a in (*c.reads, *((c.writes,) if c.writes else ()))
         }
-        weights = {name for name, found in self.storage.items() if any(c.mode != HALF for c in found)}
+        weights = {name for name, found in self.storage.items() if any(c.mode not in FLOATS for c in found)}
         weights |= {s.weight.name for s in context.sites if s.weight and s.name in self.compute}
         weights |= {name for found in self.compute.values() for c in found for name in c.weights}
         sources = [replace(a, tensor=name) for (name, _), a in activations.items() if name in made]
@@ -150,7 +150,7 @@ def collect(lossy: list[tuple[LossyPass, bool]], context: Context) -> Proposals:
             reason = None
             if answer.place in (sites if answer.kind == "compute" else weights):
                 reason = "its weight or bias holds NaN or infinite values"
-            if answer.mode != HALF and kept & {answer.place, *answer.weights}:
+            if answer.mode not in FLOATS and kept & {answer.place, *answer.weights}:
                 reason = "it stays float, as asked for by name (--keep-float)"
             if context.model.opset < instance.opset:
                 reason = f"it needs opset {instance.opset}, the model has {context.model.opset}"
@@ -163,7 +163,7 @@ def collect(lossy: list[tuple[LossyPass, bool]], context: Context) -> Proposals:
                 ways = found.storage.setdefault(answer.place, [])
                 if answer.mode not in {way.mode for way in ways}:
                     ways.append(answer)
-            if told and answer.mode != HALF:
+            if told and answer.mode not in FLOATS:
                 found.told.add(answer.place)
     return found
 

@@ -10,15 +10,17 @@ sites.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxc.codes.sheets import Sheet, emit_together
-from onnxc.encoding import Codes
+from onnxc.codes.floats import PackedFloats, fits_bfloat16
+from onnxc.codes.formats import FLOATS
+from onnxc.codes.sheets import Packed, Sheet, emit_together
+from onnxc.encoding import BlockCodes, Codes
 from onnxc.model import Constant, Graph, Model, Node, Tensor
 from onnxc.session import Options
 
@@ -28,6 +30,10 @@ if TYPE_CHECKING:
     from onnxc.recipe import Recipe
     from onnxc.sites import Site, Sites, Weight
     from onnxc.targets import Target
+
+
+LONG_BIAS = 32  # values from which on a bias's scale is not stored
+FEW_SCALES = 128  # in a model: their unfolding would take as many bytes as it saves
 
 
 @dataclass(frozen=True)
@@ -118,7 +124,8 @@ class Candidate:
         reads: activations that must be quantized for it, empty for storage.
         writes: the activation its result is quantized to, None where the result stays float.
         weights: weights that it needs as codes besides the site's own: the recurrent one of an LSTM.
-        bytes: of the stored weight (storage candidates).
+        form: the format of its weight, where the operator reads none but that.
+        bytes: of the stored weight (storage candidates, and compute candidates with a form).
         apply: writes the candidate into a model; storage is applied by the Rewriter itself.
     """
 
@@ -130,6 +137,7 @@ class Candidate:
     reads: tuple[Activation, ...] = ()
     writes: Activation | None = None
     weights: tuple[str, ...] = ()
+    form: str = ""
     bytes: int = 0
     apply: Callable[[Rewriter], None] | None = None
 
@@ -214,6 +222,7 @@ class Rewriter:
     """Writes chosen candidates into one copy of the model.
 
     Codes of a weight, the Q/DQ pair of an activation and a dynamic quantization are made once and shared.
+    ``plain``: nothing is packed, so that codes can be changed after they were written.
     """
 
     model: Model
@@ -222,12 +231,13 @@ class Rewriter:
     tensors: dict[str, Tensor] = field(default_factory=dict)
     homes: dict[int, Graph] = field(default_factory=dict)
     _codes: dict[str, Tensor] = field(default_factory=dict)
-    _scales: dict[tuple[str, str], Constant] = field(default_factory=dict)
+    _scales: dict[tuple[str, str], Tensor] = field(default_factory=dict)
     _pairs: dict[str, Tensor] = field(default_factory=dict)
+    _steps: dict[str, Tensor] = field(default_factory=dict)
     _dynamic: dict[tuple[str, int], list[Tensor]] = field(default_factory=dict)
     _weights: dict[str, Tensor] = field(default_factory=dict)
-    _biases: dict[str, list[Bias]] = field(default_factory=dict)
-    _coded_biases: dict[str, Tensor] = field(default_factory=dict)
+    _biases: dict[str, Bias] = field(default_factory=dict)
+    plain: bool = False
     sheet: Sheet = field(init=False)
 
     def __post_init__(self) -> None:
@@ -257,23 +267,40 @@ class Rewriter:
                 self._codes[names[key]] = made
         return self._codes[weight]
 
-    def weight_scale(self, weight: str, form: str = "flat") -> Constant:
-        """Its scale: "flat" [channels], "broadcast" in the weight's rank, or "zero" the int8 zero points."""
-        key = (weight, form)
-        if key not in self._scales:
-            codes = self.codes[weight]
-            if form == "broadcast" and codes.axis == codes.values.ndim - 1:
-                return self.weight_scale(weight)
-            name = f"{weight}_zero" if form == "zero" else f"{weight}_scale"
-            self._scales[key] = self.model.constant(name, self.scale_values(weight, form))
-        return self._scales[key]
+    def weight_scale(self, weight: str, form: str = "flat") -> Tensor:
+        """Its scale: "flat" [channels], "broadcast" in the weight's rank, or "zero" the int8 zero points.
 
-    def scale_values(self, weight: str, form: str) -> NDArray[np.generic]:
-        """What weight_scale() holds."""
+        Scales lie in the file as bfloat16, all of them together; zero points of one length are one tensor.
+        """
         codes = self.codes[weight]
         if form == "zero":
-            return np.zeros(codes.scale.shape, np.int8)
-        return codes.broadcast_scale() if form == "broadcast" else codes.scale
+            label = f"zero_{codes.scale.size}" if codes.scale.ndim else "zero"
+            return self.sheet.shared(label, np.zeros(codes.scale.shape, np.int8))
+        if form == "broadcast" and codes.axis not in (None, codes.values.ndim - 1):
+            if (weight, form) not in self._scales:
+                shape = codes.broadcast_scale().shape
+                self._scales[weight, form] = self.sheet.reshaped(self.weight_scale(weight), shape, f"{weight}_scales")
+            return self._scales[weight, form]
+        if (weight, "flat") not in self._scales:
+            self._scales |= {(name, "flat"): made for name, made in self.scales().items()}
+        return self._scales[weight, "flat"]
+
+    def scales(self) -> dict[str, Tensor]:
+        """The scale of every weight: those that bfloat16 holds and that are many unfold together."""
+        flat = {name: codes for name, codes in self.codes.items() if not isinstance(codes, BlockCodes)}
+        short = [name for name, codes in flat.items() if codes.scale.ndim and fits_bfloat16(codes.scale)]
+        forms = {f"{name}_scale": PackedFloats.of(self.codes[name].scale, "bfloat16") for name in short}
+        if (
+            self.plain
+            or self.model.opset < FLOATS["bfloat16"][1]
+            or sum(form.size for form in forms.values()) < FEW_SCALES
+        ):
+            forms = {}
+        made = {label.removesuffix("_scale"): tensor for label, tensor in emit_together(self.sheet, forms).items()}
+        for name, codes in flat.items():
+            if name not in made:
+                made[name] = self.model.constant(f"{name}_scale", codes.scale)
+        return made
 
     def dequantized(self, weight: str) -> Tensor:
         """DequantizeLinear of the codes, for operators that fuse with it. Zero points are always written:
@@ -319,14 +346,19 @@ class Rewriter:
         scaled.dtype, scaled.shape = np.dtype(np.float32), list(self.codes[weight].values.shape)
         self.model.redirect(tensor, scaled)
 
-    def halve(self, weight: str) -> None:
-        """Let every reader of ``weight`` read Cast(float16), which ONNX Runtime folds at load."""
-        tensor = self.tensors[weight]
-        values = np.asarray(self.model.values(tensor)).astype(np.float16)
-        half = self.model.constant(f"{weight}_half", values)
-        cast = self.model.insert("Cast", [half], [f"{weight}_unfolded"], name=f"{weight}_unfolded", to=1).outputs[0]
-        cast.dtype, cast.shape = np.dtype(np.float32), list(values.shape)
-        self.model.redirect(tensor, cast)
+    def shorten(self, types: Mapping[str, str]) -> None:
+        """Let every remaining reader of these weights read a Cast of a smaller float, which ONNX Runtime folds at load.
+
+        Those of one type unfold together; 8-bit ones have a scale per channel.
+        """
+        left = {name: kind for name, kind in types.items() if self.tensors[name].outputs}
+        forms: dict[str, Packed] = {}
+        for name, kind in left.items():
+            forms[f"{name}_unfolded"] = PackedFloats.of(np.asarray(self.model.values(self.tensors[name])), kind)
+        for label, made in emit_together(self.sheet, forms).items():
+            tensor = self.tensors[label.removesuffix("_unfolded")]
+            made.dtype, made.shape = np.dtype(np.float32), list(np.asarray(self.model.values(tensor)).shape)
+            self.model.redirect(tensor, made)
 
     def quantized(self, activation: Activation) -> Tensor:
         """DequantizeLinear(QuantizeLinear(tensor)), made once per tensor."""
@@ -336,6 +368,7 @@ class Rewriter:
                 self.model.constant(f"{name}_scale", np.asarray(activation.scale, np.float32)),
                 self.model.constant(f"{name}_zero", np.asarray(activation.zero_point)),
             ]
+            self._steps[name] = parameters[0]
             quantize = self.model.insert(
                 "QuantizeLinear", [self.tensors[name], *parameters], [f"{name}_q"], name=f"{name}_q"
             )
@@ -380,48 +413,87 @@ class Rewriter:
     def bias(self, tensor: Tensor, weight: str, activation: Activation) -> Tensor:
         """The bias [N] as DequantizeLinear(int32, scale of the input times scale of the weight)."""
         base = f"{weight}_bias" if not tensor.name else tensor.name
-        values, nothing = np.asarray(self.model.values(tensor), np.float64), np.zeros(0, np.float32)
-        codes, scale = self.model.constant(f"{base}_q", nothing), self.model.constant(f"{base}_scale", nothing)
-        made = Bias(values, activation, codes, scale)
+        values = np.asarray(self.model.values(tensor), np.float64)
+        made = Bias(values, weight, activation, self.model.constant(f"{base}_q", np.zeros(values.shape, np.int32)))
+        step: Tensor
+        if values.size >= LONG_BIAS and activation.tensor in self._steps and not self.plain:
+            # made at load: it takes fewer bytes
+            factors = [self.weight_scale(weight), self._steps[activation.tensor]]
+            step = self.sheet.node("Mul", factors, f"{base}_scale")
+        else:
+            step = made.step = self.model.constant(f"{base}_scale", made.scale(self.codes[weight]))
         made.write(self.codes[weight])
-        self._biases.setdefault(weight, []).append(made)
-        axis = 0 if scale.values.ndim else None
-        node = self.model.insert("DequantizeLinear", [codes, scale], [f"{base}_dq"], name=f"{base}_dq", axis=axis)
-        self._coded_biases[tensor.name] = node.outputs[0]
-        return node.outputs[0]
+        self._biases[tensor.name] = made
+        axis = 0 if self.codes[weight].scale.ndim else None
+        return self.model.insert(
+            "DequantizeLinear", [made.codes, step], [f"{base}_dq"], name=f"{base}_dq", axis=axis
+        ).outputs[0]
 
     def recode(self, weight: str, codes: Codes) -> None:
-        """``codes`` in place of those that were written for ``weight``, unpacked, with all that depends on them."""
+        """``codes`` in place of those that were written for ``weight``, with all that depends on them; only where
+        nothing is packed.
+        """
         self.codes[weight] = codes
-        written = self._codes.get(weight)
-        if isinstance(written, Constant):
-            written.values = codes.values
-        for form in ("flat", "broadcast", "zero"):
-            if (constant := self._scales.get((weight, form))) is not None:
-                constant.values = self.scale_values(weight, form)
-        for bias in self._biases.get(weight, []):
-            bias.write(codes)
+        for held, values in (
+            (self._codes.get(weight), codes.values),
+            (self._scales.get((weight, "flat")), codes.scale),
+        ):
+            if isinstance(held, Constant):
+                held.values = values
+        for bias in self._biases.values():
+            if bias.weight == weight:
+                bias.write(codes)
 
     def read_as(self, tensor: str) -> str:
-        """The name of what reads ``tensor`` in int8 really see: the tensor itself, or its quantized form."""
+        """The name of what int8 readers of ``tensor`` really see: its quantized form, or itself."""
         pair = self._pairs.get(tensor)
         return str(pair.name) if pair is not None else tensor
 
-    def bias_as(self, name: str) -> Tensor | None:
-        """What stands for the bias called ``name``: its DequantizeLinear, or itself."""
-        return self._coded_biases.get(name, self.tensors.get(name))
+    def has_bias(self, name: str) -> bool:
+        """Whether the bias called ``name`` can be shifted: it is coded, or a vector of floats that one node reads."""
+        held = self.tensors.get(name)
+        return name in self._biases or (
+            isinstance(held, Constant)
+            and len(held.outputs) == 1
+            and held.dtype is not None
+            and np.dtype(held.dtype) == np.float32
+        )
+
+    def shift_bias(self, name: str, error: NDArray[np.float64]) -> None:
+        """Take ``error`` [N] out of the bias called ``name``."""
+        if name in self._biases:
+            made = self._biases[name]
+            made.values = made.values - error.reshape(made.values.shape)
+            made.write(self.codes[made.weight])
+            return
+        held = self.tensors[name]
+        if isinstance(held, Constant):
+            values = np.asarray(self.model.values(held))
+            held.values = (values.astype(np.float64) - error.reshape(values.shape)).astype(values.dtype)
 
 
 @dataclass(eq=False)
 class Bias:
-    """An int32 bias as written: its values [N], and the constants that hold codes and scale."""
+    """An int32 bias as written.
+
+    Attributes:
+        values: [N], in float; weight: whose codes it is added to the products of; activation: the other factor.
+        codes: the constant of its codes; step: that of their scale, None where it is made at load.
+    """
 
     values: NDArray[np.float64]
+    weight: str
     activation: Activation
     codes: Constant
-    scale: Constant
+    step: Constant | None = None
+
+    def scale(self, weight: Codes) -> NDArray[np.float32]:
+        """The input's scale times the weight's."""
+        return np.asarray(self.activation.scale * weight.scale, np.float32)
 
     def write(self, weight: Codes) -> None:
-        """In units of the input's scale times ``weight``'s."""
-        scale = np.asarray(self.activation.scale * weight.scale, np.float32)
-        self.scale.values, self.codes.values = scale, np.rint(self.values / scale).astype(np.int32)
+        """Codes and scale, in units of ``weight``."""
+        scale, limits = self.scale(weight), np.iinfo(np.int32)
+        self.codes.values = np.clip(np.rint(self.values / scale), limits.min, limits.max).astype(np.int32)
+        if self.step is not None:
+            self.step.values = scale

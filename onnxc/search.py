@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from onnx import helper
 
-from onnxc.codes.formats import HALF, INT8
+from onnxc.codes.formats import FLOATS, INT8
 from onnxc.model import Model
-from onnxc.planner import Plan, Problem, noise_parts, plan, predicted_noise, stored_bytes, stored_share
+from onnxc.planner import Plan, Problem, noise_parts, plan, predicted_noise, smaller_floats, stored_bytes, stored_share
 from onnxc.quality import Quality
 from onnxc.sensitivity import activation_key
 
@@ -224,7 +224,7 @@ def storage_only(problem: Problem) -> Plan:
 
 def halves(problem: Problem) -> Plan:
     """Every operator as it was, every weight that may be in float16."""
-    return Plan(stored={name: HALF for name in sorted(problem.storage) if problem.half(name)})
+    return Plan(stored=smaller_floats(problem))
 
 
 def worth(problem: Problem, candidate: Plan) -> float:
@@ -269,7 +269,7 @@ def filled(problem: Problem, computing: Plan, below: Plan, above: Plan, noise: f
     for name in sorted({*below.stored, *above.stored}):
         modes = [found.stored.get(name) for found in (below, above)]
         if name in needed:
-            modes = [mode for mode in modes if mode not in (None, HALF)]
+            modes = [mode for mode in modes if mode is not None and mode not in FLOATS]
         ways = [
             (0.0 if mode is None else problem.weight_noise(name, mode), problem.bytes_of(weights[name], mode), mode)
             for mode in dict.fromkeys(modes)

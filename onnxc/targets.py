@@ -35,7 +35,8 @@ class Target:
         weight_levels: largest magnitude of a weight code.
         safe_weight_levels: the same where the pair sums of one site would saturate without dot-product instructions.
         opset: lowest default-domain opset that has per-channel Q/DQ.
-        ways: how sites may compute in int8 there: with static ranges, or with ranges taken at run time.
+        ways: how sites may compute on codes there: with static ranges, with ranges taken at run time, or only weights
+            are codes (decode).
         signed: activations are int8 around zero, as TensorRT wants them; otherwise uint8 with any zero point.
         saturates: whether pair sums are added in 16 bits there; None: as on the machine that compresses.
         measured: whether the machine that compresses can run it.
@@ -56,7 +57,7 @@ class Target:
     weight_levels: int = 127
     safe_weight_levels: int = 63
     opset: int = 13
-    ways: frozenset[str] = frozenset({"static", "dynamic"})
+    ways: frozenset[str] = frozenset({"static", "dynamic", "decode"})
     signed: bool = False
     saturates: bool | None = None
     measured: bool = True

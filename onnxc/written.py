@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from onnxc.codes.formats import HALF
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxc.codes.formats import FLOATS
 from onnxc.encoding import Codes
 from onnxc.file.storage import drop_pages
 from onnxc.model import Model
@@ -12,18 +15,31 @@ from onnxc.planner import Plan
 from onnxc.rewrite import Rewriter
 
 
-def written(model: Model, plan: Plan, codes: Mapping[str, Codes]) -> Rewriter:
-    """``plan`` applied to a copy of ``model``. The order of sites is the file's, so names come out the same."""
+def written(
+    model: Model,
+    plan: Plan,
+    codes: Mapping[str, Codes],
+    shifts: Mapping[str, NDArray[np.float64]] | None = None,
+    *,
+    plain: bool = False,
+) -> Rewriter:
+    """``plan`` applied to a copy of ``model``. The order of sites is the file's, so names come out the same.
+
+    Args:
+        shifts: name of a bias -> [N], what is taken out of it.
+        plain: nothing is packed, so that codes can be changed afterwards.
+    """
     copy = model.copy()
-    rewriter = Rewriter(copy, dict(codes))
+    rewriter = Rewriter(copy, dict(codes), plain=plain)
     for candidate in plan.compute.values():
         if candidate.apply is not None:
             candidate.apply(rewriter)
-    for name, mode in sorted(plan.stored.items()):
-        if mode == HALF:
-            rewriter.halve(name)
-        else:
-            rewriter.unfold(name)
+    for name, error in (shifts or {}).items():
+        rewriter.shift_bias(name, error)
+    for name in sorted(plan.coded):
+        rewriter.unfold(name)
+    if not plain:
+        rewriter.shorten({name: mode for name, mode in sorted(plan.stored.items()) if mode in FLOATS})
     copy.tidy()
     drop_pages()
     return rewriter

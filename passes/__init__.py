@@ -6,8 +6,10 @@ from .factor_matmul import FactorMatmul
 from .flush_subnormals import FlushSubnormals
 from .fold_sparse import FoldSparse
 from .merge_duplicates import MergeDuplicates
+from .plain_linears import PlainLinears
 from .prune_channels import PruneChannels
 from .prune_weights import PruneWeights
+from .quantize_decode import QuantizeDecode
 from .quantize_dynamic import QuantizeDynamic
 from .quantize_embedding import QuantizeEmbedding
 from .quantize_lstm import QuantizeLstm
@@ -20,11 +22,13 @@ from .store_float16 import StoreFloat16
 from .store_int8 import StoreInt8
 from .store_low_bit import StoreLowBit
 from .strip_debug import StripDebug
+from .strip_shapes import StripShapes
 from .unfold_frames import UnfoldFrames
 
 PASSES: tuple[type, ...] = (
     Simplify,
     UnfoldFrames,
+    PlainLinears,
     StripDebug,
     RaiseOpset,
     FlushSubnormals,
@@ -37,6 +41,7 @@ PASSES: tuple[type, ...] = (
     SmoothActivations,
     QuantizeStatic,
     QuantizeDynamic,
+    QuantizeDecode,
     QuantizeLstm,
     QuantizeEmbedding,
     StoreInt8,
@@ -44,4 +49,5 @@ PASSES: tuple[type, ...] = (
     StoreCodebook,
     StoreFloat16,
     FoldSparse,
+    StripShapes,
 )

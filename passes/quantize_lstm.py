@@ -101,12 +101,15 @@ def apply(rewriter: Rewriter, site: Site) -> None:
 def parts(rewriter: Rewriter, tensor: Tensor, graph: Graph) -> tuple[Tensor, Tensor, Tensor]:
     """Codes [D, K, 4H], transposed once at load, scales and zero points [D, 4H] of a weight [D, 4H, K]."""
     model, name, codes = rewriter.model, tensor.name, rewriter.codes[tensor.name]
-    scale = np.tile(codes.scale, (codes.values.shape[0], 1))
+    directions, outputs = codes.values.shape[0], codes.scale.size
+    label = f"{directions}x{outputs}"
+    shape = rewriter.sheet.shared(f"shape_{label}", np.asarray([directions, outputs], np.int64))
+    scale = rewriter.sheet.node("Expand", [rewriter.weight_scale(name), shape], f"{name}_scales")
     turned = model.insert(
         "Transpose", [rewriter.weight_codes(name)], [f"{name}_transposed"], graph=graph, perm=[0, 2, 1]
     ).outputs[0]
     return (
         turned,
-        model.constant(f"{name}_scale", scale),
-        model.constant(f"{name}_zero", np.zeros(scale.shape, np.int8)),
+        scale,
+        rewriter.sheet.shared(f"zero_{label}", np.zeros((directions, outputs), np.int8)),
     )

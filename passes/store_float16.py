@@ -1,4 +1,4 @@
-"""Weights that int8 would hurt too much are stored in float16 and unfold at load: half the bytes, 70 dB.
+"""Weights that int8 would hurt too much are stored as smaller floats that unfold at load: half the bytes, 70 dB.
 
     W (float32)    becomes    Cast(W_half (float16)), which ONNX Runtime folds into a float weight at load
 
@@ -9,38 +9,66 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 
-from onnxc.encoding import half_bytes
+from onnxc.codes.formats import FLOATS
+from onnxc.encoding import float_bytes
 from onnxc.rewrite import Candidate, Context, LossyPass, Refusal
 from onnxc.sites import Weight
+
+# Operator -> the first input at which it reads a vector as a bias or a normalization's parameters. Others may hold
+# anything: positions, bounds, constants of a formula.
+VECTORS = {
+    **dict.fromkeys(("Add", "Sub", "Mul"), 0),
+    **dict.fromkeys(("LayerNormalization", "InstanceNormalization", "GroupNormalization", "RMSNormalization"), 1),
+    **dict.fromkeys(("Conv", "ConvTranspose", "Gemm"), 2),
+    **dict.fromkeys(("LSTM", "GRU", "RNN"), 3),
+    "PRelu": 1,
+}
 
 
 @dataclass(frozen=True)
 class StoreFloat16(LossyPass):
-    """What a weight falls back to where its int8 codes are put back.
+    """What a weight falls back to where its int8 codes are put back, and what biases and normalization are stored in.
 
-    1. Every float32 weight whose halves and Cast are smaller than itself, also in the bodies of If, Loop and Scan.
-    2. It must not act on values beyond 65504, or below the smallest half where that would lose a channel.
-    3. It must not act on vectors (biases, normalization): few bytes.
+    1. Every float32 weight whose halves are smaller than itself, also in the bodies of If, Loop and Scan.
+    2. It must not act on values beyond the type's largest, or below its smallest where that would lose the weight.
+    3. Of vectors only biases and the parameters of normalization.
+
+    Attributes:
+        type: bfloat16 has the range of float32 and 3 bits of fraction less than float16: nothing is smaller for it. The
+            8-bit floats have a scale each and are less exact than int8 with a scale per channel, which is as small.
     """
 
     name: ClassVar[str] = "store-float16"
 
+    type: Literal["float16", "bfloat16", "float8e4m3fn", "float8e5m2"] = "float16"
+
     def store(self, weight: Weight, context: Context) -> Iterable[Candidate | Refusal]:
         """One candidate for a weight."""
-        if max(weight.shape, default=0) == weight.elements:
-            yield Refusal(self.name, weight.name, "a vector: few bytes, much accuracy")
+        reason, stored = self.refused(weight, context), float_bytes(weight, self.type)
+        if reason is None and stored >= weight.bytes and not context.told:
+            reason = "too small: what unfolds it would take more bytes"
+        if reason is not None:
+            yield Refusal(self.name, weight.name, reason)
             return
-        stored = half_bytes(weight)
-        if stored >= weight.bytes and not context.told:
-            yield Refusal(self.name, weight.name, "too small: the unfolding node would take more bytes")
-            return
+        yield Candidate(self.name, "storage", weight.name, self.type, f"{self.type}, unfolded at load", bytes=stored)
+
+    def refused(self, weight: Weight, context: Context) -> str | None:
+        """Why a weight is not stored so, None where it may be."""
+        bits, opset, largest = FLOATS[self.type]
+        if context.model.opset < opset:
+            return f"{self.type} needs opset {opset}, the model has {context.model.opset}"
+        if not weight.shape:
+            return "a single number"
+        vector = max(weight.shape, default=0) == weight.elements
+        if vector and not all(place >= VECTORS.get(node.op, place + 1) for node, place in weight.readers):
+            return "a vector that is no bias: few bytes, much accuracy"
         values = np.abs(context.model.values(weight.tensor))
         peak = float(values.max(initial=0.0))
-        if not peak < float(np.finfo(np.float16).max) or peak < float(np.finfo(np.float16).tiny):
-            yield Refusal(self.name, weight.name, "values outside the range of float16")
-            return
-        yield Candidate(self.name, "storage", weight.name, "float16", "float16, unfolded at load", bytes=stored)
+        smallest = float(np.finfo(np.float16).tiny) if self.type == "float16" else 1e-30
+        if bits > 8 and (not peak < largest or peak < smallest):
+            return f"values outside the range of {self.type}"
+        return None

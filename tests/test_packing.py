@@ -89,7 +89,7 @@ def test_weights_unfold_together(opset: int) -> None:
         rewriter.unfold(name)
     loaded.tidy()
     unfolding = [each.op for each in loaded.nodes() if each.op != "Add"]
-    assert len(unfolding) < 80 + 4 * len(codes), "Cast and Mul of a weight, and what all share"
+    assert len(unfolding) < 150 + 3 * len(codes), "Cast, Mul and a scale of each, and what all share"
     session = Session(loaded, Options(), dump=True)
     assert {each.op_type for each in session.optimized().graph.node} == {"Add"}
     results = session.run({f"x{name}": np.zeros(s, np.float32) for name, s in shapes.items()})
@@ -119,7 +119,7 @@ def test_the_bytes_are_those_announced(chosen: Format) -> None:
         sizes.append(len(loaded.serialized()) - empty)
     announced = stored_bytes(weights[0], chosen)
     assert abs(sizes[2] - sizes[1] - announced) < 120
-    assert sizes[0] - announced < 2000
+    assert sizes[0] - announced < 2200
     assert announced < weights[0].bytes * (chosen.bits / 32 + 0.04)
 
 

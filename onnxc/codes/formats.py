@@ -25,7 +25,14 @@ FULL = 255  # levels of int8: one code a byte, no table
 CODE_WORDS = 256  # entries of a vector codebook: one byte each
 DIMENSIONS = (2, 4, 8)
 HALF = "float16"
-NAME = re.compile(r"levels(\d+)(?:/(\d+))?|codebook(\d+)")
+# Smaller floats: type -> (bits, first opset that can cast it, largest value).
+FLOATS: dict[str, tuple[int, int, float]] = {
+    HALF: (16, 7, 65504.0),
+    "bfloat16": (16, 13, 3.38e38),
+    "float8e4m3fn": (8, 19, 448.0),
+    "float8e5m2": (8, 19, 57344.0),
+}
+NAME = re.compile(r"levels(\d+)(?:/(\d+))?|codebook(\d+)|int([48])/(\d+)")
 
 
 @dataclass(frozen=True)
@@ -36,17 +43,21 @@ class Format:
         levels: values that a code may take.
         block: inputs of one output that share a step and an offset; 0: all of them share the output's scale.
         dimension: of a vector codebook: neighbouring outputs that one byte stands for; 0: no codebook.
+        scaled: blocks have a float scale each, and an operator reads them as they are: nothing unfolds at load.
     """
 
     levels: int = FULL
     block: int = 0
     dimension: int = 0
+    scaled: bool = False
 
     @property
     def name(self) -> str:
         """What plans, reports and the command line call it."""
         if self.dimension:
             return f"codebook{self.dimension}"
+        if self.scaled:
+            return f"int{4 if self.levels == 16 else 8}/{self.block}"
         if self.levels == FULL:
             return "int8"
         return f"levels{self.levels}" + (f"/{self.block}" if self.block else "")
@@ -61,32 +72,33 @@ class Format:
         word, count = WORDS[self.levels]
         return 8.0 * np.dtype(word).itemsize / count
 
-    @property
-    def nodes(self) -> int:
-        """About how many nodes unfold it."""
-        if self == Format():
-            return 0
-        return 12 if self.block else 4
-
-    @property
-    def load_seconds(self) -> float:
-        """About what a weight more costs at load in this format, per weight; measured with ONNX Runtime 1.32, AVX2."""
-        if self == Format():
-            return 1e-9
-        return 9e-9 if self.block else 5e-9
+    def load_seconds(self, elements: int) -> float:
+        """About what a weight of so many elements more costs at load, beside others of the format; measured with ONNX
+        Runtime 1.32, AVX2 and AVX512. The first one of a format takes up to a millisecond more: its nodes and table.
+        """
+        if self == INT8 or self.scaled:
+            return 1e-9 * elements
+        return PIECE_SECONDS + elements * (6.5e-9 if self.block else 3.5e-9)
 
     @property
     def words(self) -> str:
         """In a sentence of the report."""
         if self.dimension:
             return f"{self.bits:g}-bit codebook of {self.dimension} weights"
+        if self.scaled:
+            return f"int{self.bits:.0f} codes, block {self.block}, multiplied as they are"
         if self.levels == FULL:
             return "int8 codes"
         return f"{self.bits:.3g}-bit codes" + (f", block {self.block}" if self.block else "")
 
 
-NODE_SECONDS = 8e-5  # what one more node costs at load: it is parsed, sorted and folded
+PIECE_SECONDS = 2e-5  # what one more weight costs at load in any form: it is split off and copied
 INT8 = Format()
+
+
+def float_seconds(elements: int) -> float:
+    """About what a weight stored as smaller floats costs at load."""
+    return PIECE_SECONDS + elements * 1.5e-9
 
 
 def parse_format(name: str) -> Format:
@@ -96,8 +108,15 @@ def parse_format(name: str) -> Format:
     found = NAME.fullmatch(name)
     if found is None:
         raise ValueError(f"no format '{name}'")
-    levels, block, dimension = (int(part or 0) for part in found.groups())
+    levels, block, dimension, bits, scaled = (int(part or 0) for part in found.groups())
+    if scaled:
+        return Format(16 if bits == 4 else FULL, scaled, scaled=True)
     return Format(FULL, 0, dimension) if dimension else Format(levels, block)
+
+
+def is_small(mode: str) -> bool:
+    """Whether a weight stored so has fewer than 8 bits for codes."""
+    return mode not in FLOATS and parse_format(mode).bits < 8
 
 
 def fitting_block(depth: int, block: int) -> int:

@@ -9,6 +9,7 @@ blocks are fixed before, from the weight itself, so that any order of columns ke
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,7 +88,7 @@ def factorize(moment: Matrix, damping: float = DAMPING) -> Factor:
     return Factor(order, inverse_factor(damped), moment)
 
 
-def gptq(weight: Matrix, factor: Factor | None, grid: Grid) -> tuple[NDArray[np.int8], NDArray[np.uint8]]:
+def gptq(weight: Matrix, factor: Factor | None, grid: Grid) -> tuple[NDArray[Any], NDArray[np.uint8]]:
     """Codes of W [G, K, N] that minimize tr((W - W')T H (W - W')) of every group, column by column.
 
     Args:
@@ -97,11 +98,13 @@ def gptq(weight: Matrix, factor: Factor | None, grid: Grid) -> tuple[NDArray[np.
         grid: the values that the weight may take.
 
     Returns:
-        The values [G, K, N], and the digits that are stored for them [G, K, N or words of N].
+        The values [G, K, N] (int8; float32 of a grid with scales of its own), and the digits that are stored for them
+        [G, K, N or words of N].
     """
     groups, depth, outputs = weight.shape
-    values = np.empty(weight.shape, np.int8)
     digits = np.empty((groups, depth, grid.width(outputs)), np.uint8)
+    kind = grid.snap(np.zeros(groups, np.intp), weight[:, 0])[1].dtype if depth else np.int8
+    values = np.empty(weight.shape, kind)
     if factor is None:
         every = np.empty(groups, np.intp)
         for row in range(depth):

@@ -7,7 +7,7 @@ kernels read it. A grid knows how; solvers only ask it for the nearest value.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +27,7 @@ class Grid(Protocol):
     def width(self, outputs: int) -> int:
         """Digits stored for one row of ``outputs`` weights."""
 
-    def snap(self, rows: NDArray[np.intp], target: Matrix) -> tuple[NDArray[np.uint8], NDArray[np.int8]]:
+    def snap(self, rows: NDArray[np.intp], target: Matrix) -> tuple[NDArray[np.uint8], NDArray[Any]]:
         """The digits and values nearest to ``target`` [G, N]; ``rows`` [G]: the input that each group's row meets."""
 
 
@@ -75,6 +75,28 @@ class BlockGrid:
 
 
 @dataclass(frozen=True)
+class ScaledGrid:
+    """code * scale, codes evenly spaced around zero, with a float scale for every block of inputs.
+
+    Attributes:
+        scales: [G, K / block, N] float32.
+    """
+
+    levels: int
+    block: int
+    scales: Matrix
+
+    def width(self, outputs: int) -> int:
+        return outputs
+
+    def snap(self, rows: NDArray[np.intp], target: Matrix) -> tuple[NDArray[np.uint8], Matrix]:
+        """Digits and real values."""
+        scale = self.scales[np.arange(len(rows)), rows // self.block]
+        codes = EvenGrid(self.levels).snap(rows, target / scale)[1].astype(np.float32)
+        return (codes - lowest_digit(self.levels)).astype(np.uint8), np.asarray(codes * scale, np.float32)
+
+
+@dataclass(frozen=True)
 class CodebookGrid:
     """Code words of ``dimension`` neighbouring outputs each.
 
@@ -95,6 +117,15 @@ class CodebookGrid:
             target.reshape(-1, dimension), self.importance.reshape(-1, dimension), self.table.astype(np.float32)
         )
         return nearest.reshape(shape[0], -1), self.table[nearest].reshape(shape)
+
+
+def rounded_up(scale: NDArray[np.floating[Any]]) -> Matrix:
+    """Scales as bfloat16 holds them, none smaller than it was: what is scaled fits where it did. They are stored so;
+    codes are solved for the scale that is stored, so its few bits cost nothing.
+    """
+    exact = np.asarray(scale, np.float32)
+    words = (exact.view(np.uint32) + np.uint32(0xFFFF)) & np.uint32(0xFFFF0000)
+    return np.asarray(words.view(np.float32), np.float32)
 
 
 def lowest_digit(levels: int) -> int:
@@ -243,6 +274,13 @@ def make_grid(
         levels: largest magnitude of an int8 code.
         smallest: [G, N], the least scale that keeps a bias in range.
     """
+    if chosen.scaled:
+        depth = matrix.shape[1] // chosen.block
+        blocks = [matrix[:, start * chosen.block : (start + 1) * chosen.block] for start in range(depth)]
+        weights = [importance[:, start * chosen.block : (start + 1) * chosen.block] for start in range(depth)]
+        count = 2 * levels + 1 if chosen.levels == FULL else chosen.levels
+        scales = [even_scale(block, count, share) for block, share in zip(blocks, weights, strict=True)]
+        return ScaledGrid(count, chosen.block, np.stack(scales, 1)), np.ones((len(matrix), matrix.shape[2]), np.float32)
     if not chosen.block and not chosen.dimension:
         count = 2 * levels + 1 if chosen.levels == FULL else chosen.levels
         scale = even_scale(matrix, count, importance)
@@ -256,6 +294,7 @@ def make_grid(
     scale = np.where(scale < np.float32(1e-30), np.float32(1.0), scale).astype(np.float32)
     if smallest is not None:
         scale = np.maximum(scale, smallest)
+    scale = rounded_up(scale)
     if not chosen.block and not chosen.dimension:
         return EvenGrid(count), scale
     scaled = matrix / scale[:, None]

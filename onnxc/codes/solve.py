@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxc.codes.descent import descend
-from onnxc.codes.formats import INT8, Format
+from onnxc.codes.formats import FULL, INT8, Format
 from onnxc.codes.gptq import Factor, damage, gptq
-from onnxc.codes.grids import Grid, make_grid
+from onnxc.codes.grids import Grid, ScaledGrid, lowest_digit, make_grid
 from onnxc.codes.moments import Factors, Given
 from onnxc.codes.packing import NATIVE_OPSET, layout_of, packed
-from onnxc.encoding import Codes, round_to_nearest
+from onnxc.encoding import BlockCodes, Codes, round_to_nearest
 from onnxc.rewrite import Context
 from onnxc.sites import Weight
 
@@ -62,8 +62,14 @@ def solved(
         nearest = gptq(scaled, None, grid)
         if damage(matrix, nearest[0] * scale[:, None], moment) < damage(matrix, found * scale[:, None], moment):
             found, digits = nearest
-    elif chosen != INT8 and moment is not None:
+    elif chosen != INT8 and moment is not None and not chosen.scaled:
         found, digits = gptq(settled(scaled, found, moment, grid), None, grid)
+    if isinstance(grid, ScaledGrid):
+        whole = (digits[0].astype(np.int16) + lowest_digit(grid.levels)).astype(np.int8)
+        bits, turned = (4 if chosen.levels < FULL else 8), axis == 0
+        blocks = BlockCodes(whole, grid.scales[0], None, levels, bits=bits, turned=turned)
+        blocks.damage = damage(matrix, found, moment)
+        return blocks
     codes = Codes(from_groups(found, values.shape, axis), scale.reshape(-1), axis, levels)
     codes.damage = damage(matrix, found * scale[:, None], moment)
     if chosen != INT8:

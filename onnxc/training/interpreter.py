@@ -85,7 +85,7 @@ class Program:
                     (each in known) or (is_constant(each) and each not in self.trainable) for each in outside
                 ) and not any(each in self.trainable for each in (*reads, *inner))
                 if fixed and node.op not in RANDOM:
-                    self._run_node(node, self._constants)
+                    self.compute(node, self._constants)
                     folded.add(node)
                     known.update(node.outputs)
         return frozenset(folded)
@@ -127,7 +127,7 @@ class Program:
         for index in range(start, stop):
             node = self.nodes[index]
             if node not in self._folded:
-                self._run_node(node, scope)
+                self.compute(node, scope)
             for tensor in last.get(index, ()):
                 if tensor not in kept and tensor not in self.trainable and not is_constant(tensor):
                     scope.pop(tensor, None)
@@ -136,7 +136,7 @@ class Program:
         """Compute some nodes in order; everything stays in ``scope``."""
         for node in nodes:
             if node not in self._folded:
-                self._run_node(node, scope)
+                self.compute(node, scope)
 
     def from_data(self) -> set[Tensor]:
         """The tensors of the main graph that depend on the inputs."""
@@ -177,7 +177,8 @@ class Program:
             self._constants[tensor] = from_numpy(tensor.values, self.device)
         return self._constants[tensor]
 
-    def _run_node(self, node: Node, scope: Scope) -> None:
+    def compute(self, node: Node, scope: Scope) -> None:
+        """Run one node in ``scope``."""
         if node.outputs and node.outputs[0] in self.trainable and node.outputs[0] in scope:
             return
 
@@ -185,7 +186,7 @@ class Program:
             inner = _Layer(scope)
             inner.update(zip(graph.inputs, values, strict=True))
             for each in graph.nodes:
-                self._run_node(each, inner)
+                self.compute(each, inner)
             return [self.value(each, inner) for each in graph.outputs]
 
         call = Call(node, self.opsets.get(domain_of(node), 1), self.device, body)

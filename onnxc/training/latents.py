@@ -5,7 +5,7 @@ Rounding passes the gradient straight through (Bengio et al., 2013); scales lear
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -136,21 +136,27 @@ class BiasLatent(Latent):
     Attributes:
         source, scale: initializers: the codes and their scale.
         factors: the scales of input and weight whose product the scale is, where it is.
+        made: gives the scale where nodes of the model make it.
     """
 
     source: Constant | None = None
     scale: Constant | None = None
     factors: tuple[Constant, Constant] | None = None
+    made: Callable[[], np.ndarray] | None = None
 
     def write(self) -> None:
         assert self.source is not None
-        assert self.scale is not None
-        if self.factors is not None:
-            first, second = (np.asarray(each.values, np.float32) for each in self.factors)
-            product = np.asarray(first * second, np.float32)
-            assign(self.scale, np.broadcast_to(product.reshape(-1), self.scale.shape or (1,)))
+        if self.made is not None:
+            scale = self.made()
+        else:
+            assert self.scale is not None
+            if self.factors is not None:
+                first, second = (np.asarray(each.values, np.float32) for each in self.factors)
+                product = np.asarray(first * second, np.float32)
+                assign(self.scale, np.broadcast_to(product.reshape(-1), self.scale.shape or (1,)))
+            scale = self.scale.values
         real = self.parameter.detach().cpu().double().numpy()
-        codes = np.rint(real / np.asarray(self.scale.values, np.float64))
+        codes = np.rint(real / np.asarray(scale, np.float64))
         assign(self.source, np.clip(codes, -(2**31), 2**31 - 1))
 
 

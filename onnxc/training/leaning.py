@@ -17,7 +17,6 @@ from onnxc.training.latents import Latent, values_of
 from onnxc.training.operators.table import from_numpy
 from onnxc.training.weights import FLOATS
 
-WORD = 16  # most codes in a word, which may be filled up
 ROUNDED = 0.5  # squared error over power up to which a weight is a rounded form of another
 
 
@@ -34,24 +33,26 @@ def lean(program: Program, found: Sequence[Latent], original: Model) -> int:
     scope = dict(values_of(found))
     nodes = [node for node in program.nodes if not any(each in data for each in node.outputs)]
     program.run_nodes(nodes, scope)
-    count = 0
+    near: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}  # of a weight the last form that is made of it
     for tensor in [each for node in nodes for each in node.outputs if each in scope]:
         value = scope[tensor]
-        weight = _closest(tensor.name, value, exact)
-        some = [each for each in coded if 0 <= each.parameter.numel() - value.numel() < WORD]
-        if weight is None or not some or not value.requires_grad:
-            continue
-        rest = (weight - value).detach()
-        parameters = [each.parameter for each in some]
-        slopes = torch.autograd.grad(value.sum(), parameters, retain_graph=True, allow_unused=True)
-        pulls = torch.autograd.grad((value * rest).sum(), parameters, retain_graph=True, allow_unused=True)
+        name = _closest(tensor.name, value, exact)
+        if name is not None and value.requires_grad:
+            weight = from_numpy(np.asarray(exact[name].values).astype(np.float32), value.device)
+            near[name] = value, (weight - value).detach()
+    count, parameters = 0, [each.parameter for each in coded]
+    if near and parameters:  # a code is of one weight: one backward pass for all of them
+        whole = torch.stack([value.sum() for value, _ in near.values()]).sum()
+        toward = torch.stack([(value * rest).sum() for value, rest in near.values()]).sum()
+        slopes = torch.autograd.grad(whole, parameters, retain_graph=True, allow_unused=True)
+        pulls = torch.autograd.grad(toward, parameters, allow_unused=True)
         with torch.no_grad():
-            for latent, slope, pull in zip(some, slopes, pulls, strict=True):
+            for latent, slope, pull in zip(coded, slopes, pulls, strict=True):
                 if slope is None or pull is None:
                     continue
-                step = torch.where(slope == 0, torch.zeros_like(slope), pull / (slope * slope))
-                latent.parameter.copy_(torch.round(latent.parameter) + step.nan_to_num(0.0).clamp(-0.49, 0.49))
-                count += latent.parameter.numel()
+                step = torch.round(latent.parameter) + (pull / (slope * slope)).nan_to_num(0.0).clamp(-0.49, 0.49)
+                latent.parameter.copy_(torch.where(slope == 0, latent.parameter, step))
+                count += int((slope != 0).sum())
     for latent in coded:
         latent.parameter.requires_grad_(False)
     return count
@@ -61,11 +62,12 @@ def _weights_of(original: Model) -> dict[str, Constant]:
     return {each.name: each for graph in original.graphs() for each in graph.weights if each.dtype.name in FLOATS}
 
 
-def _closest(name: str, value: torch.Tensor, exact: Mapping[str, Constant]) -> torch.Tensor | None:
-    """The original weight that ``value``, called ``name``, is a rounded form of."""
+def _closest(name: str, value: torch.Tensor, exact: Mapping[str, Constant]) -> str | None:
+    """The name of the original weight that ``value``, called ``name``, is a rounded form of."""
     names = [each for each in exact if name.startswith(each) and exact[each].shape == tuple(value.shape)]
     if not names or not value.dtype.is_floating_point:
         return None
-    weight = from_numpy(np.asarray(exact[max(names, key=len)].values).astype(np.float32), value.device)
+    found = max(names, key=len)
+    weight = from_numpy(np.asarray(exact[found].values).astype(np.float32), value.device)
     apart = (weight - value.detach()).square().sum() / weight.square().sum().clamp(min=1e-30)
-    return weight if float(apart) < ROUNDED else None
+    return found if float(apart) < ROUNDED else None

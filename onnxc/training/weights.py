@@ -12,6 +12,7 @@ What rounding does to the gradient, and how scales learn, is in latents.py.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from onnxc.file.shell import is_constant
 from onnxc.model import Constant, Model, Node, Tensor
 from onnxc.training.interpreter import Program
 from onnxc.training.latents import BiasLatent, CodesLatent, FloatLatent, Latent, ScaleLatent, WordsLatent
-from onnxc.training.operators.table import from_numpy
+from onnxc.training.operators.table import Value, from_numpy
 
 FLOATS = frozenset({"float32", "float16", "float64", "bfloat16"})
 CODES = frozenset({"int8", "uint8", "int4", "uint4", "int2", "uint2"})
@@ -240,10 +241,14 @@ def _bias(node: Node, program: Program) -> BiasLatent | None:
         return None
     codes, scale = node.inputs[0], node.inputs[1]
     made = program.folded(node.outputs[0])
-    if made is None or not is_constant(scale) or len(codes.outputs) != 1 or len(scale.outputs) != 1:
+    if made is None or len(codes.outputs) != 1 or len(scale.outputs) != 1 or uses(node.outputs[0]) - {"weight"}:
         return None
-    if uses(node.outputs[0]) - {"weight"}:
-        return None
+    if not is_constant(scale):
+        if program.folded(scale) is None:
+            return None
+        step = float(made.double().square().mean().sqrt()) or 1e-2
+        again = partial(_computed, scale, program)
+        return BiasLatent([node.outputs[0]], made.float().clone(), step, "bias", codes, made=again)
     factors = None
     for reader in node.outputs[0].outputs:
         sides = [_scale_of(each) for each in reader.inputs[:2]]
@@ -253,6 +258,23 @@ def _bias(node: Node, program: Program) -> BiasLatent | None:
                 factors = (sides[0], sides[1])
     step = float(made.double().square().mean().sqrt()) or 1e-2
     return BiasLatent([node.outputs[0]], made.float().clone(), step, "bias", codes, scale, factors)
+
+
+def _computed(tensor: Tensor, program: Program) -> np.ndarray:
+    """The value that a tensor made of constants has now that they may be others."""
+    chain, scope = list[Node](), dict[Tensor, Value]()
+    waiting = [tensor]
+    while waiting:
+        each = waiting.pop()
+        if is_constant(each):
+            scope[each] = program.moved(each.values)
+        elif each.inputs:
+            chain.append(each.inputs[0])
+            waiting += [other for other in each.inputs[0].inputs if other.name or is_constant(other)]
+    for node in dict.fromkeys(reversed(chain)):
+        program.compute(node, scope)
+    value: np.ndarray = program.value(tensor, scope).detach().cpu().numpy()
+    return value
 
 
 def _scale_of(tensor: Tensor) -> Constant | None:
