@@ -29,7 +29,7 @@ LAYERS = """
     quality answers kernels
     recipe
     registry
-    targets progress
+    targets progress streams
     data samples
     session runtime
     model file
