@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from onnxc.errors import BudgetError, OnnxcError, UsageError
+from onnxc.streams import console, open_streams
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from onnxc.recipe import Recipe
     from onnxc.session import Options
 
@@ -42,6 +41,7 @@ class Parser(argparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     debug = False
+    open_streams()
     pressed = _note_interrupts()
     try:
         parsed = parser().parse_args(arguments)
@@ -342,13 +342,6 @@ def positive(text: str) -> float:
 def minutes(text: str) -> float:
     """``10``, ``10m`` or ``10min`` as minutes."""
     return positive(text.removesuffix("min").removesuffix("m"))
-
-
-def console() -> Console:
-    """Where results go."""
-    from rich.console import Console
-
-    return Console(file=sys.stdout, highlight=False)
 
 
 def _names(text: str | None) -> tuple[str, ...] | None:

@@ -124,7 +124,9 @@ def gate(
     the limits of size and speed; the first of those before these limits where none is within them; else the input.
 
     A model in which ONNX Runtime runs the same kernels as in the original, or fewer, is not slower whatever a busy
-    machine measures. What was ``told`` is done whether or not it pays; a target that is not ``measured`` is not timed.
+    machine measures, unless nearly every round says so: where tiny weights unfold at load, they may lie in memory less
+    well (0.85 times the speed for 250 matrices of 32 x 32). What was ``told`` is done whether or not it pays; a target
+    that is not ``measured`` is not timed.
     """
     rejected: list[str] = []
     limit, found = judge.original.source_bytes, list[Delivery]()
@@ -144,7 +146,8 @@ def gate(
             if measured:
                 say("measuring speed")
                 ratio = speed_of(judge, path, prices)
-            if ratio is not None and ratio.median < SLOWEST and not told and not same_kernels(judge, path):
+            slower = ratio is not None and ratio.median < SLOWEST and not told
+            if ratio is not None and slower and (ratio.high < SLOWEST or not same_kernels(judge, path)):
                 rejected.append(f"{what} runs {ratio.median:.2f} times as fast as the input")
                 continue
             loads = loads_of(judge, path, prices)

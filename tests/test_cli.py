@@ -343,3 +343,24 @@ def test_an_uninstalled_checkout_has_its_passes(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(registry, "entry_points", lambda group: [])
     builtin = importlib.import_module("onnxc.passes").PASSES
     assert list(registry.load_passes().values()) == list(builtin)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="file descriptors of POSIX shells")
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_closed_stream_is_no_reason_to_fail(model: Path, closed: str) -> None:
+    """Started by a daemon or a cron job; the number of a closed stream must not go to the file that is written."""
+    out = model.with_name("out.onnx")
+    command = f"'{sys.executable}' -m onnxc optimize '{model}' '{out}' --prices '{model.with_name('prices')}' {closed}"
+    assert subprocess.run(["sh", "-c", command], check=False).returncode == 0
+    onnx.checker.check_model(onnx.load(out), full_check=True)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="file descriptors of POSIX shells")
+def test_a_reader_that_leaves_early_is_no_reason_to_fail(model: Path) -> None:
+    command = [sys.executable, "-m", "onnxc", "inspect", str(model)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        child.stdout.close()
+        assert child.stderr is not None
+        assert child.stderr.read() == b""
+    assert child.returncode == 0

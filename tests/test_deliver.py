@@ -125,6 +125,20 @@ def test_a_table_whose_rows_are_slow_to_unfold_is_unfolded_at_load(
     assert (tmp_path / "out.onnx").stat().st_size < 0.35 * (tmp_path / "in.onnx").stat().st_size
 
 
+@pytest.mark.parametrize(("low", "high", "kept"), [(0.3, 1.8, True), (0.8, 0.9, False)])
+def test_the_same_kernels_are_slower_only_if_every_round_says_so(
+    low: float, high: float, kept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A busy machine spreads; a model that really is slower does not."""
+    pretend_everything_pays(monkeypatch)
+    onnx.save(linears(), tmp_path / "in.onnx")
+    monkeypatch.setattr(deliver, "speed_of", lambda *_: Ratio(0.85, low, high, 1.0, 1.2))
+    report = onnxc.optimize(
+        tmp_path / "in.onnx", tmp_path / "out.onnx", passes="store-int8", prices=tmp_path / "prices"
+    )
+    assert report.changed == kept
+
+
 def test_real_load_times() -> None:
     """The same file against itself, in fresh processes."""
     path = MODELS / "mixer.onnx"

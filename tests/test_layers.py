@@ -32,7 +32,7 @@ LAYERS = """
     quality answers kernels
     recipe
     registry
-    targets progress
+    targets progress streams
     data samples
     session runtime
     model file flow

@@ -1,4 +1,4 @@
-"""Grids and damages of large tables: in parts, with the same result, without copies of the table."""
+"""Solvers in bounded memory: large tables in parts, factors kept while there is room; the same results."""
 
 from __future__ import annotations
 
@@ -9,9 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from onnxc.codes import grids
+from onnxc.codes import grids, moments
 from onnxc.codes.gptq import damage
-from onnxc.codes.grids import BlockGrid, block_grid, even_scale
+from onnxc.codes.grids import BlockGrid, block_grid, even_scale, nearest_words
+from onnxc.model import Model
+from onnxc.observe import Observations
+from onnxc.sites import Sites, find
+from onnxc.targets import target
+from tests.emission import model, node, weight
 
 ROWS, WIDTH = 20_000, 256
 
@@ -70,3 +75,42 @@ def test_parts_change_nothing(monkeypatch: pytest.MonkeyPatch, elements: int) ->
     np.testing.assert_array_equal(whole[1].steps, apart[1].steps)
     np.testing.assert_array_equal(whole[1].offsets, apart[1].offsets)
     assert whole[2] == pytest.approx(apart[2], rel=1e-6)
+
+
+def chain(count: int) -> tuple[Sites, Observations]:
+    """``count`` linears in a row with inputs of their own, and random rows for each."""
+    nodes = [node("MatMul", f"t{i} w{i}", f"t{i + 1}") for i in range(count)]
+    weights = {f"w{i}": weight(32, 32) for i in range(count)}
+    loaded = Model.load(model(nodes, {"t0": [8, 32]}, {f"t{count}": None}, weights))
+    seen, random = Observations(samples=1), np.random.default_rng(3)
+    seen.rows = {f"t{i}": random.standard_normal((50, 32), np.float32) for i in range(count)}
+    return find(loaded, target("cpu")), seen
+
+
+@pytest.mark.parametrize(("room", "made"), [(1 << 20, 6), (0, 18), (3 * 32 * (32 * 2 + 2) * 4, 12)])
+def test_factors_are_made_once_while_there_is_room(monkeypatch: pytest.MonkeyPatch, room: int, made: int) -> None:
+    """Trials ask for all of them in the same order again; without room every one is made anew, within it none is."""
+    calls: list[int] = []
+    real = moments.factorize
+    monkeypatch.setattr(moments, "factorize", lambda found: calls.append(1) or real(found))
+    monkeypatch.setattr(moments, "KEPT_BYTES", room)
+    sites, seen = chain(6)
+    factors = moments.Factors(sites, seen)
+    first = [factors.of(each) for each in sites.weights]
+    for _ in range(2):
+        again = [factors.of(each) for each in sites.weights]
+    assert len(calls) == made
+    for one, other in zip(first, again, strict=True):
+        assert one is not None
+        assert other is not None
+        np.testing.assert_array_equal(one.upper, other.upper)
+
+
+@pytest.mark.parametrize("dimension", [2, 4, 8])
+def test_nearest_words_are_the_nearest(dimension: int) -> None:
+    random = np.random.default_rng(4)
+    vectors, table = random.standard_normal((1300, dimension)), random.standard_normal((256, dimension))
+    importance = random.random((1300, dimension)) + 0.1
+    wanted = (importance[:, None] * (vectors[:, None] - table) ** 2).sum(2).argmin(1)
+    found = nearest_words(*(each.astype(np.float32) for each in (vectors, importance, table)))
+    assert (found == wanted).mean() > 0.998  # ties, and the last bit of float32

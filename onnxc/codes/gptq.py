@@ -69,6 +69,11 @@ class Factor:
     upper: Matrix
     moment: Matrix
 
+    @property
+    def nbytes(self) -> int:
+        """Memory that it takes."""
+        return self.order.nbytes + self.upper.nbytes + self.moment.nbytes
+
 
 def factorize(moment: Matrix, damping: float = DAMPING) -> Factor:
     """The factor of second moments H [G, K, K], with ``damping`` times the mean of H's diagonal added to it.

@@ -19,7 +19,8 @@ from onnxc.sites import Site, Sites, Weight, clip_range
 
 SPATIAL = 0.8  # assumed correlation of two kernel positions of one channel
 SHARED_MEAN = 0.3  # assumed correlation of two non-negative channels: their means
-KEPT = 2
+KEPT = 2  # of the last factors, and as many of the first as fit into KEPT_BYTES: trials ask in the same order again
+KEPT_BYTES = 144 << 20
 LARGEST_ASSUMED = 2048  # K above which a moment is not worth assuming
 NON_NEGATIVE = frozenset({"Relu", "Sigmoid", "HardSigmoid", "Softmax", "Abs", "Exp", "Sqrt", "Softplus"})
 KEEPING = frozenset(
@@ -31,20 +32,31 @@ Moments = NDArray[np.float32]
 
 
 class Factors:
-    """The factors of the last few moments: Q, K and V read one tensor, and share its factor."""
+    """The factors of moments, the last few and as many of the first as memory allows: Q, K and V read one tensor, and
+    share its factor; every plan that is tried asks for all of them again.
+    """
 
     def __init__(self, sites: Sites, seen: Observations) -> None:
         self.sites, self.seen = sites, seen
         self.kept: dict[tuple[str, ...], Factor | None] = {}
+        self.first: dict[tuple[str, ...], Factor] = {}
+        self.held = 0
 
     def of(self, weight: Weight) -> Factor | None:
         """The factor of what meets ``weight``; None where rounding to nearest is all that can be said."""
         key = factor_key(weight, self.sites)
+        if key in self.first:
+            return self.first[key]
         if key not in self.kept:
             while len(self.kept) >= KEPT:
                 self.kept.pop(next(iter(self.kept)))
             moments = weight_moments(weight, self.sites, self.seen)
-            self.kept[key] = factorize(moments) if moments is not None else None
+            found = factorize(moments) if moments is not None else None
+            if found is not None and self.held + found.nbytes <= KEPT_BYTES:
+                self.held += found.nbytes
+                self.first[key] = found
+                return found
+            self.kept[key] = found
         return self.kept[key]
 
 

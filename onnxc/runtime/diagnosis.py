@@ -6,6 +6,7 @@ In: an exception raised while a session was created or run. Out: the sentence (o
 from __future__ import annotations
 
 import re
+import tempfile
 from collections.abc import Callable, Iterator
 
 import onnx
@@ -40,6 +41,10 @@ def load_failure(error: BaseException, where: str, proto: Callable[[], onnx.Mode
         proto: reads the model (weights not needed); called only to find the name of a node.
     """
     text = one_line(error)
+    if "Failed to write external initializers" in text or "No space left" in text:
+        return (
+            f"ONNX Runtime cannot write to the temporary folder {tempfile.gettempdir()}: make room there or set TMPDIR"
+        )
     advice = "register it with --custom-ops LIB"
     if found := re.search(r"([\w.\-]*):(\w+)\(-?\d+\) is not a registered function/op", text):
         domain, op = found.groups()
