@@ -445,7 +445,7 @@ def run_frontier(parsed: argparse.Namespace) -> int:
 
         print(json.dumps(made.to_dict(), indent=2))
     elif not parsed.quiet:
-        from onnxc.reports.tables import print_frontier
+        from onnxc.reports.frontier_page import print_frontier
 
         print_frontier(made, console())
     return 0
@@ -557,7 +557,7 @@ def run_compare(parsed: argparse.Namespace) -> int:
 
         print(json.dumps(plain(result), indent=2))
     elif not parsed.quiet:
-        from onnxc.reports.tables import print_comparison
+        from onnxc.reports.comparison_page import print_comparison
 
         print_comparison(result, console())
     return 0
@@ -569,7 +569,7 @@ def run_inspect(parsed: argparse.Namespace) -> int:
 
     from onnxc.inspection import inspect
     from onnxc.recipe import Recipe
-    from onnxc.reports.tables import print_inspection
+    from onnxc.reports.listings import print_inspection
 
     found = inspect(parsed.model, recipe=Recipe(custom_ops=tuple(parsed.custom_ops or ())))
     if parsed.json:
@@ -582,7 +582,7 @@ def run_inspect(parsed: argparse.Namespace) -> int:
 def run_passes(parsed: argparse.Namespace) -> int:
     """``onnxc passes``."""
     from onnxc.registry import load_passes
-    from onnxc.reports.tables import print_passes
+    from onnxc.reports.listings import print_passes
 
     print_passes(load_passes(), console())
     return 0

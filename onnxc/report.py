@@ -203,7 +203,7 @@ class Report:
 
     def render(self, console: Console) -> None:
         """Print the report's page."""
-        from onnxc.reports.tables import print_report
+        from onnxc.reports.report_page import print_report
 
         print_report(self, console)
 

@@ -14,7 +14,9 @@ from rich.console import Console
 from onnxc.kernels import fused
 from onnxc.quality import OutputError
 from onnxc.report import Report, SiteRow, plain
-from onnxc.reports.tables import amount, decibels, operations, percent, print_comparison, print_table
+from onnxc.reports.comparison_page import print_comparison
+from onnxc.reports.figures import amount, decibels, operations, percent
+from onnxc.reports.tables import print_table
 from onnxc.runtime.timing import LoadCost, Ratio
 from onnxc.validate import Comparison, SiteDamage
 

@@ -15,7 +15,8 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from onnxc.errors import MissingExtraError
-from onnxc.reports.tables import FRONTIER_HEADING, amount, frontier_cells
+from onnxc.reports.figures import amount
+from onnxc.reports.frontier_page import FRONTIER_HEADING, frontier_cells
 
 if TYPE_CHECKING:
     from onnxc.frontier import Frontier, Point
