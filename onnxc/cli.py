@@ -153,7 +153,7 @@ def _add_optimize(verbs: Any) -> None:
     _add_where(made)
     made.add_argument("--target", help="what the model is to run on (cpu)")
     output = made.add_argument_group("output")
-    output.add_argument("--report", metavar="FILE.json", help="write the whole report")
+    output.add_argument("--report", metavar="FILE.json|.html", help="write the whole report, as data or as a page")
     output.add_argument("--external-data", action="store_true", help="weights in a file beside OUT")
     output.add_argument("--dry-run", action="store_true", help="do everything but write OUT")
     _add_output(output)
@@ -454,13 +454,18 @@ def run_frontier(parsed: argparse.Namespace) -> int:
 def show_report(report: Any, parsed: argparse.Namespace) -> None:
     """The page or the JSON document, and the file of --report."""
     if parsed.report:
-        write_text(parsed.report, report.to_json() + "\n")
+        write_text(parsed.report, report.to_html() if is_page(parsed.report) else report.to_json() + "\n")
     if parsed.json:
         print(report.to_json())
     elif not parsed.quiet:
         report.render(console())
         if parsed.dry_run:
             print(f"dry run: {parsed.output} was not written")
+
+
+def is_page(path: str) -> bool:
+    """Whether a report goes to ``path`` as HTML."""
+    return Path(path).suffix.lower() in (".html", ".htm")
 
 
 def check_writable(path: str) -> None:

@@ -38,6 +38,7 @@ def summarize(planning: Planning, delivery: Delivery, notes: list[str]) -> Repor
         report.predicted_bytes = predicted_bytes(planning, plan)
         noise = predicted_noise(problem, plan.compute, plan.stored)  # the plan may be older than the prediction
         report.predicted_sqnr_db = -10 * log10(noise) if noise > 0 else None
+        report.allowed_noise = planning.allowed
         report.further = further(planning, plan)
     int8 = [site for site in context.sites if site.name in plan.compute]
     for refusal in proposals.refusals:
@@ -173,7 +174,7 @@ def site_row(
     if after is not None and before is not None:
         faster = after < before
         row.reason = "int8 would cost more accuracy than allowed, or leave its island" if faster else ""
-        row.reason = row.reason or f"int8 is not faster here ({before * 1e6:.0f} to {after * 1e6:.0f} microseconds)"
+        row.reason = row.reason or f"int8 is not faster here ({before * 1e6:.3g} to {after * 1e6:.3g} microseconds)"
     return row
 
 

@@ -18,6 +18,20 @@ if TYPE_CHECKING:
 
 def print_totals(result: Comparison, console: Console, before: int = 0, after: int = 0) -> None:
     """Both models side by side: size, speed, quality, the user's metric, load and kernels."""
+    rows = total_rows(result, before, after)
+    print_table(console, ["", "original", "new", ""], rows, right=[1, 2], title="Totals")
+    if result.leftover:
+        names = ", ".join(f"'{name}'" for name in result.leftover[:3])
+        console.print(
+            f"- {len(result.leftover)} weights are unfolded at every run: nothing fused with them: {names}",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
+
+
+def total_rows(result: Comparison, before: int = 0, after: int = 0) -> list[list[str]]:
+    """What is measured, of the original, of the new model, and a word on it."""
     before, after = before or result.size_reference, after or result.size_new
     rows = [["size", amount(before), amount(after), f"{percent(after / before)} of the bytes" if before else ""]]
     if result.ratio is not None:
@@ -45,15 +59,7 @@ def print_totals(result: Comparison, console: Console, before: int = 0, after: i
         rows.append(["memory at load", amount(old.peak_bytes), amount(new.peak_bytes), ""])
     if result.kernels_new:
         rows.append(["kernels", *_kernel_cells(result)])
-    print_table(console, ["", "original", "new", ""], rows, right=[1, 2], title="Totals")
-    if result.leftover:
-        names = ", ".join(f"'{name}'" for name in result.leftover[:3])
-        console.print(
-            f"- {len(result.leftover)} weights are unfolded at every run: nothing fused with them: {names}",
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
-        )
+    return rows
 
 
 def _kernel_cells(result: Comparison) -> list[str]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from onnxc.reports.choices import next_best
 from onnxc.reports.comparison_page import print_totals
 from onnxc.reports.figures import amount, decibels, milliseconds, operations, percent
 from onnxc.reports.tables import print_sentences, print_table
@@ -23,7 +24,7 @@ def print_report(report: Report, console: Console) -> None:
     """The page of optimize: what was done, what was refused, the totals, and what the user should know."""
     changed = [row for row in report.rows if row.changed]
     if changed:
-        _print_sites(changed, console)
+        _print_sites(changed, console, report.allowed_noise)
     print_refusals(report.refusals, console)
     if report.comparison is not None:
         print_totals(report.comparison, console, report.bytes_before, report.bytes_after)
@@ -40,7 +41,6 @@ def print_report(report: Report, console: Console) -> None:
 
 def print_refusals(refusals: Sequence[RefusalRow], console: Console) -> None:
     """One row per reason, with how many places it kept a pass from, and one of them."""
-    """One row per reason, with how many places it kept a pass from, and one of them."""
     rows = [
         [row.pass_name, str(row.count), row.reason, row.examples[0] if row.examples else ""]
         for row in sorted(refusals, key=lambda row: (row.pass_name, -row.count))
@@ -49,9 +49,9 @@ def print_refusals(refusals: Sequence[RefusalRow], console: Console) -> None:
         print_table(console, ["refused by", "places", "reason", "example"], rows, right=[1], title="Refused")
 
 
-def _print_sites(rows: Sequence[SiteRow], console: Console) -> None:
+def _print_sites(rows: Sequence[SiteRow], console: Console, allowed: float | None) -> None:
     if len(rows) <= MOST_ROWS:
-        heading = ["site", "operator", "weight", "bytes", "after", "MACs", "ms", "after", "SQNR", "done"]
+        heading = ["site", "operator", "weight", "bytes", "after", "MACs", "ms", "after", "SQNR", "done", "next best"]
         cells = [
             [
                 row.site,
@@ -64,6 +64,7 @@ def _print_sites(rows: Sequence[SiteRow], console: Console) -> None:
                 milliseconds(row.milliseconds_after),
                 decibels(row.damage_db),
                 f"{row.choice}: {row.specification}" if row.specification else row.choice,
+                next_best(row.runner_up, allowed),
             ]
             for row in rows
         ]
@@ -90,7 +91,9 @@ def _print_sites(rows: Sequence[SiteRow], console: Console) -> None:
                 members[0].site,
             ]
         )
-    print_table(console, heading, cells, right=[1, 2, 3, 4, 5, 6], title="Done (--report FILE.json lists every site)")
+    print_table(
+        console, heading, cells, right=[1, 2, 3, 4, 5, 6], title="Done (--report FILE.html or FILE.json has every site)"
+    )
 
 
 def _total(values: Sequence[float | None]) -> float | None:
