@@ -28,7 +28,7 @@ def share_of_noise(noise: float | None, allowed: float | None) -> str:
         return ""
     share = noise / allowed
     if abs(share) < UNSEEN:
-        return "0 %"
+        return f"under {100 * UNSEEN:g} %" if noise else "none"
     return f"{100 * share:.2g} %" if abs(share) < 10 else f"{share:,.0f} times"
 
 

@@ -27,7 +27,6 @@ STYLE = """
 .why { border-left: 4px solid var(--accent); }
 .bars { display: grid; grid-template-columns: minmax(90px, 260px) 1fr max-content; gap: 5px 12px; align-items: center; }
 .bars span { font-size: 13px; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
-.bars .quiet { color: var(--quiet); }
 .track { background: var(--mark); border-radius: 4px; height: 14px; }
 .fill { background: var(--accent); border-radius: 4px; height: 14px; min-width: 2px; }
 details { border-bottom: 1px solid var(--line); }
@@ -41,19 +40,6 @@ details[open] summary span:first-child::before { content: "\\25BE\\00A0"; }
 .line span { overflow-wrap: anywhere; }
 .head { color: var(--quiet); font-weight: 600; border-bottom: 1px solid var(--line); }
 .quiet { color: var(--quiet); }
-.track { background: var(--mark); border-radius: 4px; height: 14px; }
-.fill { background: var(--accent); border-radius: 4px; height: 14px; min-width: 2px; }
-details { border-bottom: 1px solid var(--line); }
-details:last-of-type { border-bottom: 0; }
-summary { display: grid; grid-template-columns: minmax(120px, 1.3fr) minmax(150px, 1.6fr) 150px 150px minmax(160px, 2fr);
-  gap: 12px; padding: 8px 4px; cursor: pointer; font-size: 14px; font-variant-numeric: tabular-nums; }
-summary::marker { content: ""; }
-summary span { overflow-wrap: anywhere; }
-summary span:first-child::before { content: "\\25B8\\00A0"; color: var(--quiet); }
-details[open] summary span:first-child::before { content: "\\25BE\\00A0"; }
-.head { color: var(--quiet); font-weight: 600; cursor: default; border-bottom: 1px solid var(--line); }
-.head span:first-child::before { content: "" !important; }
-.quiet { color: var(--quiet); }
 .inside { padding: 2px 4px 14px 22px; }
 .inside p { margin: 4px 0 8px; color: var(--quiet); font-size: 14px; }
 tr.chosen td { background: var(--mark); font-weight: 600; }
@@ -65,8 +51,8 @@ def page(report: Report) -> str:
     """The whole page."""
     name = Path(report.input).name or "model"
     written = report.output or "nothing written"
-    lead = f"{report.input} -> {written}. Samples: {report.data or 'none'}. It took {report.seconds:.0f} s."
-    why = [each for each in (report.further, *(f"not met: {each}" for each in report.missed)) if each]
+    lead = f"{report.input} → {written}. Samples: {report.data or 'none'}. It took {report.seconds:.0f} s."
+    why = [*(f"not met: {each}" for each in report.missed), *([report.further] if report.further else [])]
     notes = [each for each in report.sentences if each not in why]
     parts = [
         tiles(report),
@@ -135,7 +121,8 @@ def sites(report: Report) -> str:
         time = f"{before} → {after}" if before and after else ""
         cells = (row.site, done, size, time, next_best(row.runner_up, report.allowed_noise))
         shown = "".join(f"<span>{escape(each)}</span>" for each in cells)
-        lines.append(f"<details><summary class="line">{shown}</summary>{inside(row, report.allowed_noise)}</details>")
+        opened = inside(row, report.allowed_noise)
+        lines.append(f'<details><summary class="line">{shown}</summary>{opened}</details>')
     return "\n".join(lines)
 
 
