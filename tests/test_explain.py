@@ -100,7 +100,9 @@ def test_the_report_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         ROOT / "models" / "sklearn_mlp.onnx",
         tmp_path / "out.onnx",
         calib=ROOT / "models" / "data" / "sklearn_mlp_calib.npz",
-        recipe=Recipe(Budget(min_sqnr=45.0, min_agreement=0.0), parse_passes("quantize-dynamic,store-int8,store-low-bit")),
+        recipe=Recipe(
+            Budget(min_sqnr=45.0, min_agreement=0.0), parse_passes("quantize-dynamic,store-int8,store-low-bit")
+        ),
         prices=tmp_path / "prices.json",
     )
     values = json.loads(report.to_json())
