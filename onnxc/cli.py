@@ -153,7 +153,7 @@ def _add_optimize(verbs: Any) -> None:
     _add_where(made)
     made.add_argument("--target", help="what the model is to run on (cpu)")
     output = made.add_argument_group("output")
-    output.add_argument("--report", metavar="FILE.json", help="write the whole report")
+    output.add_argument("--report", metavar="FILE.json|.html", help="write the whole report, as data or as a page")
     output.add_argument("--external-data", action="store_true", help="weights in a file beside OUT")
     output.add_argument("--dry-run", action="store_true", help="do everything but write OUT")
     _add_output(output)
@@ -438,7 +438,7 @@ def run_frontier(parsed: argparse.Namespace) -> int:
 
         print(json.dumps(made.to_dict(), indent=2))
     elif not parsed.quiet:
-        from onnxc.reports.tables import print_frontier
+        from onnxc.reports.frontier_page import print_frontier
 
         print_frontier(made, console())
     return 0
@@ -447,13 +447,18 @@ def run_frontier(parsed: argparse.Namespace) -> int:
 def show_report(report: Any, parsed: argparse.Namespace) -> None:
     """The page or the JSON document, and the file of --report."""
     if parsed.report:
-        write_text(parsed.report, report.to_json() + "\n")
+        write_text(parsed.report, report.to_html() if is_page(parsed.report) else report.to_json() + "\n")
     if parsed.json:
         print(report.to_json())
     elif not parsed.quiet:
         report.render(console())
         if parsed.dry_run:
             print(f"dry run: {parsed.output} was not written")
+
+
+def is_page(path: str) -> bool:
+    """Whether a report goes to ``path`` as HTML."""
+    return Path(path).suffix.lower() in (".html", ".htm")
 
 
 def check_writable(path: str) -> None:
@@ -550,7 +555,7 @@ def run_compare(parsed: argparse.Namespace) -> int:
 
         print(json.dumps(plain(result), indent=2))
     elif not parsed.quiet:
-        from onnxc.reports.tables import print_comparison
+        from onnxc.reports.comparison_page import print_comparison
 
         print_comparison(result, console())
     return 0
@@ -562,7 +567,7 @@ def run_inspect(parsed: argparse.Namespace) -> int:
 
     from onnxc.inspection import inspect
     from onnxc.recipe import Recipe
-    from onnxc.reports.tables import print_inspection
+    from onnxc.reports.listings import print_inspection
 
     found = inspect(parsed.model, recipe=Recipe(custom_ops=tuple(parsed.custom_ops or ())))
     if parsed.json:
@@ -575,7 +580,7 @@ def run_inspect(parsed: argparse.Namespace) -> int:
 def run_passes(parsed: argparse.Namespace) -> int:
     """``onnxc passes``."""
     from onnxc.registry import load_passes
-    from onnxc.reports.tables import print_passes
+    from onnxc.reports.listings import print_passes
 
     print_passes(load_passes(), console())
     return 0

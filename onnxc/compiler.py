@@ -32,7 +32,6 @@ import onnx
 from onnxc import __version__
 from onnxc.coder import Coder
 from onnxc.codes.sparse_tensors import unfold
-from onnxc.convergence import convergence_note
 from onnxc.cost import PriceFile
 from onnxc.data import Calibration, generate
 from onnxc.deliver import gate, write
@@ -233,8 +232,6 @@ def simplified(run: Run) -> Model:
 def proposed(run: Run, model: Model) -> Planning:
     """Find the sites, observe them on real data, ask every lossy pass, and price what they say."""
     context = observed(run, model)
-    if (note := convergence_note(context.observations)) is not None:
-        run.notes.append(note)
     if (note := check_kept(run.original, context)) is not None:
         run.notes.append(note)
     proposals = collect(run.chosen.lossy, context)

@@ -7,7 +7,7 @@ is the largest value seen grows without end, ever more slowly: how fast, the spa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from math import isfinite, log, sqrt
 
 import numpy as np
@@ -84,17 +84,25 @@ def told(name: str, spread: Spread, more: int, method: str = "mse", percentile: 
     return f"{more} more samples would move the range of '{name}' by {far}"
 
 
-def convergence_note(seen: Observations, method: str = "mse", percentile: float = 99.99) -> str | None:
-    """One sentence on all observed ranges; None where nothing was observed."""
-    if not seen.spreads:
+def convergence_note(
+    seen: Observations, names: Collection[str] | None = None, method: str = "mse", percentile: float = 99.99
+) -> str | None:
+    """One sentence on the ranges of the tensors ``names``, of all where None; None where there are none.
+
+    The number of samples that settles a range is that of the loosest one.
+    """
+    spreads = {name: each for name, each in seen.spreads.items() if names is None or name in names}
+    if not spreads:
         return None
-    most = max(spread.samples for spread in seen.spreads.values())
+    most = max(spread.samples for spread in spreads.values())
     if most < GROUPS:
         return f"{most} calibration samples are too few to tell whether more would change a range"
-    moves = {name: movement(spread, most, method, percentile) for name, spread in seen.spreads.items()}
+    moves = {name: movement(spread, most, method, percentile) for name, spread in spreads.items()}
     loose = sorted((name for name, share in moves.items() if share >= SETTLED), key=lambda name: -moves[name])
     if not loose:
         return f"{most} more calibration samples would move every range by less than 1 %"
-    worst = told(loose[0], seen.spreads[loose[0]], most, method, percentile)
-    rest = f"; {len(moves) - len(loose)} of {len(moves)} ranges would move by less than 1 %"
-    return worst + rest
+    worst = told(loose[0], spreads[loose[0]], most, method, percentile)
+    count = f"{len(loose)} of {len(moves)} quantized activations have a range that is not settled"
+    enough = needed(spreads[loose[0]], method, percentile)
+    rest = f"; about {enough:,} would settle it" if method != "minmax" and enough < MOST_SAMPLES else ""
+    return f"{count}: {worst}{rest}"

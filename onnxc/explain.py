@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from onnxc.codes.formats import FLOATS, INT8
 from onnxc.cost import FLOAT
-from onnxc.planner import Plan, Problem, plan, smallest_bytes, stored_bytes
+from onnxc.planner import Plan, Problem, plan, smallest_bytes
 from onnxc.planning import Planning
 from onnxc.report import Option, RunnerUp
 from onnxc.rewrite import Candidate
@@ -127,5 +127,6 @@ def further(planning: Planning, found: Plan) -> str:
 
 
 def predicted_bytes(planning: Planning, found: Plan) -> int:
-    """Of the whole file: what is no weight takes what it took in the first plan that was built."""
-    return planning.others + stored_bytes(planning.problem, found.stored)
+    """Of the whole file, before it was built; of the first plan, when nothing was known of others, after it."""
+    before = next((each.predicted_bytes for each in planning.attempts if each.plan.key == found.key), None)
+    return before if before is not None else planning.overheads.file_bytes(planning.problem, found)

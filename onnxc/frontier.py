@@ -519,7 +519,7 @@ class Walk:
         problem, original = self.planning.problem, self.planning.judge.original
         point = Point(key, sites=len(chosen.compute), formats=dict(sorted(Counter(chosen.stored.values()).items())))
         point.kernels = hashlib.sha256(repr(chosen.key[0]).encode()).hexdigest()[:16]
-        point.predicted_share = (self.planning.others + stored_bytes(problem, chosen.stored)) / original.source_bytes
+        point.predicted_share = self.planning.overheads.file_bytes(problem, chosen) / original.source_bytes
         if chosen.seconds > 0:
             point.predicted_speed = problem.prices.total / chosen.seconds
         if chosen.noise > 0:
@@ -542,9 +542,9 @@ class Walk:
         return delivery.trial.model
 
     def weighed(self, point: Point, chosen: Plan) -> None:
-        """What is no weight, the unfolding nodes of low-bit codes among it, will take as much in the next plan."""
+        """What is no weight, as the file that is kept has it."""
         if point.size:
-            self.planning.others = point.size - stored_bytes(self.planning.problem, chosen.stored)
+            self.planning.overheads.correct(self.planning.problem, chosen, point.size)
 
     def damage(self, name: str, mode: str) -> float:
         """Of the codes of a weight, as solved."""

@@ -24,7 +24,8 @@ from onnxc.feedback import build_solved, possible, solve
 from onnxc.file.storage import drop_pages
 from onnxc.judge import Judge, build
 from onnxc.model import Model
-from onnxc.planner import Plan, Problem, predicted_noise, small_codes, stored_bytes
+from onnxc.overheads import Overheads
+from onnxc.planner import Plan, Problem, predicted_noise, small_codes
 from onnxc.price import priced
 from onnxc.propose import Proposals, collect
 from onnxc.rewrite import Context, LossyPass
@@ -50,6 +51,7 @@ class Attempt:
     sqnr_db: float
     score: float | None
     missed: str | None
+    predicted_bytes: int | None = None  # of the file, before it was built
 
 
 @dataclass
@@ -63,7 +65,7 @@ class Planning:
         samples: calibration data or generated inputs.
         prices: the file of measured times; problem: what plans are made from.
         notes: gets sentences for the user; say: is told what is being done.
-        attempts: every plan that was judged; others: bytes of the file beside the weights, seen in the first of them.
+        attempts: every plan that was judged; overheads: bytes of their files besides the weights.
         feedback: whether weights are solved on what the compressed model feeds them; pace: seconds that it takes.
     """
 
@@ -78,7 +80,7 @@ class Planning:
     say: Callable[[str], None]
     problem: Problem = field(init=False)
     attempts: list[Attempt] = field(default_factory=list)
-    others: int = 0
+    overheads: Overheads = field(default_factory=Overheads)
     feedback: bool = False
     pace: float | None = None
 
@@ -163,15 +165,15 @@ class Planning:
     def judged(self, plan: Plan) -> Trial:
         """``plan`` as a model, held against the original."""
         self.say(f"judging a plan with {len(plan.compute)} sites in int8 and {len(plan.coded)} weights as codes")
+        expected = self.overheads.file_bytes(self.problem, plan) if self.attempts else None
         trial = self.judge.trial(self.built(plan), plan)
-        if not self.attempts:  # what is no weight takes as much in every plan
-            self.others = file_bytes(trial.model) - stored_bytes(self.problem, plan.stored)
-        share = (stored_bytes(self.problem, plan.stored) + self.others) / max(self.judge.original.source_bytes, 1)
+        self.overheads.learn(self.problem, plan, file_bytes(trial.model))
+        share = self.overheads.file_bytes(self.problem, plan) / max(self.judge.original.source_bytes, 1)
         self.say(f"about {share:.1%} of the bytes, {trial.quality.sqnr_db:.1f} dB: {trial.missed or 'it holds'}")
-        self.attempts.append(Attempt(plan, trial.quality.sqnr_db, trial.score, trial.missed))
-        size = self.judge.budget.size
-        if size is not None and self.problem.most_bytes is None:
-            self.problem.most_bytes = max(size * self.judge.original.source_bytes * TIGHT - self.others, 1.0)
+        self.attempts.append(Attempt(plan, trial.quality.sqnr_db, trial.score, trial.missed, expected))
+        if (size := self.judge.budget.size) is not None:
+            others = self.overheads.of(plan)  # the next plan is like this one
+            self.problem.most_bytes = max(size * self.judge.original.source_bytes * TIGHT - others, 1.0)
         if not self.feedback:
             self.coder.settle(plan.stored, plan.compute)
         if self.problem.ratios and not self.feedback:

@@ -115,6 +115,7 @@ class Report:
         bytes_before, bytes_after: of the files, external data included.
         predicted_speed: the speed-up that the prices predicted for the plan; comparison.ratio is what was measured.
         predicted_bytes, predicted_sqnr_db: the same of the file and the outputs; None where nothing was predicted.
+        allowed_noise: noise over signal that the quality floor allows; what options add is read beside it.
         further: why the model did not get smaller or faster still.
         limits: the limits that were asked for, by name.
         missed: the limits and floors that were not met, as sentences; empty when all were.
@@ -138,6 +139,7 @@ class Report:
     predicted_speed: float | None = None
     predicted_bytes: int | None = None
     predicted_sqnr_db: float | None = None
+    allowed_noise: float | None = None
     further: str = ""
     limits: dict[str, float] = field(default_factory=dict)
     missed: list[str] = field(default_factory=list)
@@ -201,9 +203,15 @@ class Report:
         """One JSON document."""
         return json.dumps(self.to_dict(), indent=2)
 
+    def to_html(self) -> str:
+        """One page that needs no network."""
+        from onnxc.reports.report_html import page
+
+        return page(self)
+
     def render(self, console: Console) -> None:
         """Print the report's page."""
-        from onnxc.reports.tables import print_report
+        from onnxc.reports.report_page import print_report
 
         print_report(self, console)
 

@@ -25,7 +25,15 @@ import onnxruntime
 from onnxc.errors import ModelError, OnnxcError, UsageError
 from onnxc.runtime.diagnosis import load_failure, nodes, one_line, run_failure
 from onnxc.runtime.dtypes import is_foreign, numpy_dtype, onnx_type, pack, packed_bytes, unpack
-from onnxc.runtime.timing import KernelTime, LoadCost, Ratio, child_load_cost, interleaved_ratio, kernel_times
+from onnxc.runtime.timing import (
+    KernelTime,
+    LoadCost,
+    Ratio,
+    child_load_cost,
+    clock_of,
+    interleaved_ratio,
+    kernel_times,
+)
 
 if TYPE_CHECKING:
     from onnxc.model import Model
@@ -131,6 +139,7 @@ class Session:
         self._dump = folder / "optimized.onnx" if dump else None
         self._profile = profile
         settings = _settings(options)
+        self.clock = clock_of(options.providers, options.threads)
         if profile:
             settings.enable_profiling = True
             settings.profile_file_prefix = str(folder / "profile")
@@ -246,7 +255,8 @@ def measure_ratio(
     for session in (a, b):
         session.run(samples[0])
     pairs = [(a.call(each), b.call(each)) for each in samples]
-    return interleaved_ratio(pairs, rounds=rounds, seconds=seconds, decide=decide)
+    clock = a.clock if a.clock is b.clock else None
+    return interleaved_ratio(pairs, rounds=rounds, seconds=seconds, decide=decide, clock=clock)
 
 
 def load_cost(path: Path | str, options: Options = Options()) -> LoadCost:

@@ -8,6 +8,7 @@ from math import log10
 from pathlib import Path
 
 from onnxc.codes.formats import INT8
+from onnxc.convergence import convergence_note
 from onnxc.deliver import Delivery
 from onnxc.explain import computed, further, predicted_bytes, runner_up, stored
 from onnxc.judge import Judge
@@ -17,7 +18,7 @@ from onnxc.planning import Planning
 from onnxc.propose import Proposals
 from onnxc.quality import Quality, relative_drop
 from onnxc.report import Report, SiteRow
-from onnxc.rewrite import Candidate, Context
+from onnxc.rewrite import Activation, Candidate, Context
 from onnxc.session import Session
 from onnxc.sites import Site, multiplications
 from onnxc.validate import Comparison
@@ -38,6 +39,7 @@ def summarize(planning: Planning, delivery: Delivery, notes: list[str]) -> Repor
         report.predicted_bytes = predicted_bytes(planning, plan)
         noise = predicted_noise(problem, plan.compute, plan.stored)  # the plan may be older than the prediction
         report.predicted_sqnr_db = -10 * log10(noise) if noise > 0 else None
+        report.allowed_noise = planning.allowed
         report.further = further(planning, plan)
     int8 = [site for site in context.sites if site.name in plan.compute]
     for refusal in proposals.refusals:
@@ -58,12 +60,21 @@ def summarize(planning: Planning, delivery: Delivery, notes: list[str]) -> Repor
         )
     if any(a.dynamic for c in plan.compute.values() for a in c.reads):
         report.notes.append("ranges taken at run time span the whole batch: an answer may depend on who shares it")
+    rounded = {name for each in static_activations(plan) for name in (each.tensor, each.source)}
+    if (note := convergence_note(context.observations, rounded)) is not None:
+        report.notes.append(note)
     report.comparison = measured(judge, delivery)
     report.limits = {
         each.name: value for each in fields(judge.budget) if (value := getattr(judge.budget, each.name)) is not None
     }
     report.missed = missed(judge, delivery)
     return report
+
+
+def static_activations(plan: Plan) -> list[Activation]:
+    """Every activation whose range was chosen before the model runs."""
+    found = [a for c in plan.compute.values() for a in (*c.reads, *((c.writes,) if c.writes else ()))]
+    return [each for each in found if not each.dynamic]
 
 
 def missed(judge: Judge, delivery: Delivery) -> list[str]:
@@ -173,7 +184,7 @@ def site_row(
     if after is not None and before is not None:
         faster = after < before
         row.reason = "int8 would cost more accuracy than allowed, or leave its island" if faster else ""
-        row.reason = row.reason or f"int8 is not faster here ({before * 1e6:.0f} to {after * 1e6:.0f} microseconds)"
+        row.reason = row.reason or f"int8 is not faster here ({before * 1e6:.3g} to {after * 1e6:.3g} microseconds)"
     return row
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -148,7 +149,19 @@ class TestMeter:
         assert convergence_note(Observations()) is None
         few = observed("depthwise_cnn", samples("depthwise_cnn", 4))
         assert convergence_note(few) == "4 calibration samples are too few to tell whether more would change a range"
-        note = convergence_note(observed("depthwise_cnn", samples("depthwise_cnn", 16)))
+        seen = observed("depthwise_cnn", samples("depthwise_cnn", 16))
+        note = convergence_note(seen)
         assert note is not None
-        assert note.startswith("16 more ")
-        assert "ranges would move by less than 1 %" in note
+        found = re.fullmatch(
+            r"(\d+) of (\d+) quantized activations have a range that is not settled: "
+            r"16 more samples would move the range of '(.+)' by about (\d+)%; about ([\d,]+) would settle it",
+            note,
+        )
+        assert found is not None, note
+        loose = {name for name, spread in seen.spreads.items() if movement(spread, 16) >= SETTLED}
+        assert (int(found[1]), int(found[2])) == (len(loose), len(seen.spreads))
+        assert found[3] in loose
+        settled = min(seen.spreads, key=lambda name: movement(seen.spreads[name], 16))
+        only = convergence_note(seen, [settled])
+        assert ("every range by less than 1 %" in str(only)) == (settled not in loose)
+        assert convergence_note(seen, []) is None

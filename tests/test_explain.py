@@ -14,9 +14,10 @@ from onnxc.cost import FLOAT, Prices
 from onnxc.errors import UsageError
 from onnxc.explain import computed, further, runner_up, stored
 from onnxc.judge import Judge
+from onnxc.overheads import Overheads
 from onnxc.passes.quantize_static import QuantizeStatic
 from onnxc.passes.store_int8 import StoreInt8
-from onnxc.planner import Plan, Problem, plan
+from onnxc.planner import Plan, Problem, plan, stored_bytes
 from onnxc.planning import Attempt
 from onnxc.quality import Quality
 from onnxc.recipe import Budget, Recipe, parse_passes
@@ -80,7 +81,9 @@ def test_why_not_further() -> None:
     problem = linears()
     best = plan(problem)
     judge = SimpleNamespace(original=SimpleNamespace(source_bytes=100_000))
-    planning: Any = SimpleNamespace(problem=problem, attempts=[], others=1000, judge=judge)
+    overheads = Overheads()
+    planning: Any = SimpleNamespace(problem=problem, attempts=[], overheads=overheads, judge=judge)
+    overheads.learn(problem, best, 1000 + stored_bytes(problem, best.stored))
     assert "smallest and fastest form that pays" in further(planning, best)
     assert "no plan that was tried" in further(planning, Plan(seconds=3e-3))
     missed = "output 'y' has an SQNR of 18.2 dB, below 20 dB"
@@ -97,7 +100,9 @@ def test_the_report_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         ROOT / "models" / "sklearn_mlp.onnx",
         tmp_path / "out.onnx",
         calib=ROOT / "models" / "data" / "sklearn_mlp_calib.npz",
-        recipe=Recipe(Budget(min_sqnr=45.0), parse_passes("quantize-dynamic,store-int8,store-low-bit")),
+        recipe=Recipe(
+            Budget(min_sqnr=45.0, min_agreement=0.0), parse_passes("quantize-dynamic,store-int8,store-low-bit")
+        ),
         prices=tmp_path / "prices.json",
     )
     values = json.loads(report.to_json())
@@ -146,3 +151,22 @@ def test_the_hook_is_called_so_often_at_most(tmp_path: Path, monkeypatch: pytest
     assert any("(--evals) are used" in note for note in report.notes)
     with pytest.raises(UsageError, match="--evals bounds the calls of a hook"):
         onnxc.optimize(ROOT / "models" / "sklearn_mlp.onnx", tmp_path / "out.onnx", **arguments)
+
+
+def test_what_a_file_holds_besides_weights_is_learned() -> None:
+    """Bytes of plans with other kinds of nodes, from those of two that were built."""
+    problem = linears()
+    whole, none = plan(problem), Plan()
+    overheads = Overheads()
+    assert overheads.of(whole) == 0
+    overheads.learn(problem, none, 5_000 + stored_bytes(problem, none.stored))
+    assert overheads.of(none) == pytest.approx(5_000, abs=1)
+    assumed = overheads.of(whole) - 5_000  # a Q and DQ, an int8 site
+    assert 300 < assumed < 1500
+    overheads.learn(problem, whole, 6_400 + stored_bytes(problem, whole.stored))
+    assert overheads.of(whole) == pytest.approx(6_400, rel=0.02)
+    assert overheads.of(none) == pytest.approx(5_000, rel=0.05)
+    coded = Plan(whole.compute, dict.fromkeys(whole.stored, "levels16"))
+    assert 6_700 < overheads.of(coded) < 7_800  # one more chain of nodes, for all weights of the format
+    overheads.correct(problem, whole, 6_300 + stored_bytes(problem, whole.stored))
+    assert len(overheads.seen) == 2

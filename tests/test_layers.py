@@ -22,6 +22,7 @@ LAYERS = """
     feedback
     written
     coder propose
+    overheads
     planner
     cheapest
     equalizing

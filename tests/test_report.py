@@ -13,8 +13,11 @@ from rich.console import Console
 
 from onnxc.kernels import fused
 from onnxc.quality import OutputError
-from onnxc.report import Report, SiteRow, plain
-from onnxc.reports.tables import amount, decibels, operations, percent, print_comparison, print_table
+from onnxc.report import Option, Report, RunnerUp, SiteRow, plain
+from onnxc.reports.choices import next_best
+from onnxc.reports.comparison_page import print_comparison
+from onnxc.reports.figures import amount, decibels, operations, percent
+from onnxc.reports.tables import print_table
 from onnxc.runtime.timing import LoadCost, Ratio
 from onnxc.validate import Comparison, SiteDamage
 
@@ -169,3 +172,57 @@ def test_words_and_figures_stay_whole_on_a_terminal(width: int) -> None:
     for cell in (*heading, *rows[0][:-1], *rows[1]):
         assert cell in shown
     assert all(word in shown.split() for word in sentence.split())
+
+
+def explained() -> Report:
+    """A report of which one site knows its options."""
+    made = report()
+    made.data, made.allowed_noise, made.predicted_bytes, made.predicted_speed = "64 samples", 0.01, 272_000, 1.9
+    made.further = "why not further: <the next plan> was not taken"
+    made.rows[0].considered = [
+        Option("compute", "", "float", "as it was", None, 0.2, 0.0, False),
+        Option("compute", "quantize-static", "static", "int8, uint8 activations (mse)", None, 0.1, 1e-3, True),
+        Option("storage", "", "float", "as it was", 147456, None, 0.0, False),
+        Option("storage", "store-int8", "int8", "int8 codes", 37000, None, 2e-6, True),
+    ]
+    made.rows[0].runner_up = RunnerUp("compute", "float", "as it was", 110_456, 0.1, -1e-3)
+    return made
+
+
+def test_the_page_tells_what_was_considered() -> None:
+    made = explained()
+    text = made.to_html()
+    rows = re.findall(r"<tr[^>]*>.*?</tr>", text)
+    chosen = [re.sub(r"<[^>]+>", "|", row) for row in rows if 'class="chosen"' in row]
+    assert len(chosen) == 2
+    assert "|int8, uint8 activations (mse)|" in chosen[0]
+    assert "|10 %|" in chosen[0]
+    assert "|37.00 KB|" in chosen[1]
+    assert "|under 0.05 %|" in chosen[1]
+    assert text.count("<details>") == len(made.rows)
+    assert "float32: +110 KB, +0.1 ms, less noise: 10 % of the allowed" in text
+    assert "&lt;the next plan&gt;" in text
+    assert "<b>27 %</b>" in text
+    assert "<b>1.83x</b>" in text
+    assert "|size|272 KB|270 KB|" in re.sub(r"(<[^>]+>)+", "|", text)
+
+
+def test_the_page_needs_nothing_else() -> None:
+    """No network, no script; light and dark; every tag that is opened is closed."""
+    text = explained().to_html()
+    assert not re.search(r"https?://|<script|<link|@import|url\(", text)
+    assert "prefers-color-scheme: dark" in text
+    for tag in ("details", "summary", "table", "tr", "td", "div", "ul", "li", "span"):
+        assert len(re.findall(rf"<{tag}[ >]", text)) == text.count(f"</{tag}>"), tag
+    bare = Report("a.onnx", None).to_html()
+    assert "<h1>a.onnx</h1>" in bare
+    assert "nothing written" in bare
+
+
+def test_the_next_best_in_words() -> None:
+    assert next_best(None, 0.01) == ""
+    best = RunnerUp("storage", "levels9", "3.2-bit codes", -2460, 0.0, 3e-4)
+    assert next_best(best, 0.01) == "3.2-bit codes: -2.46 KB, more noise: 3 % of the allowed"
+    assert next_best(best, None) == "3.2-bit codes: -2.46 KB"
+    assert next_best(RunnerUp("compute", "dynamic", "int8", 0, 0.0, None), 0.01) == "int8: no difference"
+    assert "float32: +110 KB" in page(explained())

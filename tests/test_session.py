@@ -332,3 +332,24 @@ def test_nothing_is_left_in_the_temporary_folder(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir())
     del session
     assert not list(tmp_path.iterdir())
+
+
+def test_what_other_programs_take_is_not_a_runs_time():
+    """A thread that waits computes nothing: the clock of one-threaded sessions stands still, the wall's does not."""
+    session = Session(matmul(1 << 16))
+    busy = session.call(X)
+
+    def interrupted():
+        time.sleep(0.02)
+        for _ in range(20):
+            busy()
+
+    def alone():
+        for _ in range(20):
+            busy()
+
+    assert session.clock is time.thread_time
+    ratio = interleaved_ratio([(interrupted, alone)], seconds=0.5, clock=session.clock)
+    assert 0.6 < ratio.median < 1.6
+    assert ratio.seconds_a < 0.02
+    assert Session(matmul(8), Options(threads=2)).clock is time.perf_counter

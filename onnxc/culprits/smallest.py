@@ -18,6 +18,7 @@ from onnxc.exactness import file_bytes
 from onnxc.model import Model
 from onnxc.quality import Quality, ReferenceOutputs, floor_met
 from onnxc.recipe import Budget
+from onnxc.reports.figures import amount
 from onnxc.runtime.timing import Ratio
 from onnxc.samples.hooks import Evaluation
 from onnxc.sensitivity import Meter, loudness
@@ -77,7 +78,7 @@ class SmallestSet:
             gain.insert(0, f"{100 * (self.after.score - self.before.score):+.2g} points")
         if self.before.changed != self.after.changed:
             gain.append(f"{self.before.changed - self.after.changed} answers of {self.after.judged} right again")
-        gain.append(f"{self.added_bytes / 1e6:+.3g} MB")
+        gain.append(f"{'-' if self.added_bytes < 0 else '+'}{amount(abs(self.added_bytes))}")
         if self.ratio is not None:
             gain.append(f"{self.ratio.median:.2f} times as fast")
         these = "this 1" if few == 1 else f"these {few}"

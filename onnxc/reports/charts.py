@@ -15,7 +15,9 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from onnxc.errors import MissingExtraError
-from onnxc.reports.tables import FRONTIER_HEADING, amount, frontier_cells
+from onnxc.reports.figures import amount
+from onnxc.reports.frontier_page import FRONTIER_HEADING, frontier_cells
+from onnxc.reports.html import card, document, grid, listed
 
 if TYPE_CHECKING:
     from onnxc.frontier import Frontier, Point
@@ -47,19 +49,7 @@ COLUMNS = (
     "formats",
 )
 
-STYLE = """
-:root { color-scheme: light dark; --page: #f6f8fa; --card: #ffffff; --line: #d8dee4; --text: #1f2328;
-  --quiet: #59636e; --accent: #2f6fc4; --mark: #ddeafc; }
-@media (prefers-color-scheme: dark) { :root { --page: #0d1117; --card: #151b23; --line: #2d343d; --text: #e6edf3;
-  --quiet: #9198a1; --accent: #6cb0ff; --mark: #1b2f4b; } }
-* { box-sizing: border-box; }
-body { margin: 0; padding: 32px 20px 48px; background: var(--page); color: var(--text);
-  font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
-main { max-width: 1180px; margin: 0 auto; }
-h1 { font-size: 24px; margin: 0 0 4px; overflow-wrap: anywhere; }
-.lead { margin: 0 0 20px; color: var(--quiet); }
-.card { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 16px; margin: 0 0 20px; }
-.scroll { overflow-x: auto; }
+PLOT = """
 svg { display: block; width: 100%; height: auto; min-width: 560px; }
 svg text { fill: var(--quiet); font-size: 12px; }
 svg .name { fill: var(--text); font-size: 12px; font-weight: 600; }
@@ -68,13 +58,6 @@ svg .name { fill: var(--text); font-size: 12px; font-weight: 600; }
 .bubble { fill: var(--accent); fill-opacity: .32; stroke: var(--accent); stroke-width: 1.5; }
 a:hover .bubble, a:focus .bubble { fill-opacity: .75; }
 .input { fill: none; stroke: var(--quiet); stroke-width: 1.5; stroke-dasharray: 3 3; }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: 14px; }
-th, td { padding: 7px 10px; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
-th { color: var(--quiet); font-weight: 600; vertical-align: bottom; }
-th:first-child, td:first-child { text-align: left; }
-tbody tr:last-child td { border-bottom: 0; }
-tr:target td { background: var(--mark); }
-ul { margin: 0; padding-left: 20px; color: var(--quiet); }
 """.strip()
 
 
@@ -130,51 +113,17 @@ def radius(point: Point) -> float:
 def page(found: Frontier) -> str:
     """The page: picture, table, and what the user should know."""
     rows = [frontier_cells(found, None), *(frontier_cells(found, point) for point in found.points)]
-    used = [index for index in range(len(FRONTIER_HEADING)) if any(row[index] for row in rows)]
-    head = "".join(f"<th>{escape(FRONTIER_HEADING[index])}</th>" for index in used)
-    body = []
-    for number, row in enumerate(rows):
-        cells = "".join(f"<td>{escape(row[index])}</td>" for index in used)
-        body.append(f'<tr id="row-{number}">{cells}</tr>')
     notes = list(found.notes)
     if found.generated:
         notes.insert(
             0, "inputs were generated: how close outputs are on real data is not known; give them with --calib"
         )
-    shown = "".join(f"<li>{escape(note)}</li>" for note in notes)
     lead = (
-        f"{len(found.points)} models from {amount(found.bytes)}; none is larger, slower and less accurate than another."
+        f"{len(found.points)} models from {amount(found.bytes)}; none is larger, slower and less accurate than "
+        f"another. Samples: {found.data}."
     )
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape(found.name)}: size, speed and quality</title>
-<style>
-{STYLE}
-</style>
-</head>
-<body>
-<main>
-<h1>{escape(found.name)}</h1>
-<p class="lead">{escape(lead)} Samples: {escape(found.data)}.</p>
-<div class="card scroll">
-{scatter(found)}
-</div>
-<div class="card scroll">
-<table>
-<thead><tr>{head}</tr></thead>
-<tbody>
-{chr(10).join(body)}
-</tbody>
-</table>
-</div>
-{f'<div class="card"><ul>{shown}</ul></div>' if shown else ""}
-</main>
-</body>
-</html>
-"""
+    parts = [card(scatter(found)), card(grid(FRONTIER_HEADING, rows, anchor="row")), card(listed(notes))]
+    return document(f"{found.name}: size, speed and quality", found.name, lead, parts, PLOT)
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,13 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
-from time import perf_counter
+from time import get_clock_info, perf_counter, thread_time
 from typing import Any
 
 import numpy as np
 
 _MOST_ROUNDS = 41
+FINE = 1e-6  # seconds: the resolution of a clock that can time a kernel
 _ROUND_SECONDS = 0.01  # a shorter round says more about the clock and the scheduler than about the model
 _CONTROL_FLOW = frozenset({"If", "Loop", "Scan", "SequenceMap"})
 
@@ -66,6 +67,7 @@ def interleaved_ratio(
     rounds: int = 7,
     seconds: float = 2.0,
     decide: float | None = None,
+    clock: Callable[[], float] | None = None,
 ) -> Ratio:
     """Times A against B: A,B and B,A in turn, so that what else the machine does hits both alike.
 
@@ -75,19 +77,20 @@ def interleaved_ratio(
         seconds: how long in all, about; more rounds are run while there is time.
         decide: a ratio that matters to the caller: from the fifth round on, stop as soon as low and high are
             on the same side of it.
+        clock: what a run takes is read from, in seconds; None: the wall's, which tells how long all of it may take.
     """
     if not pairs:
         raise ValueError("interleaved_ratio needs at least one sample")
-    start = perf_counter()
+    start, clock = perf_counter(), clock or perf_counter
     first = pairs[0]
-    cost = _timed(first[0]) + _timed(first[1])
+    cost = _timed(first[0], clock) + _timed(first[1], clock)
     if cost < seconds:  # the first run allocates
-        cost = min(cost, _timed(first[0]) + _timed(first[1]))
+        cost = min(cost, _timed(first[0], clock) + _timed(first[1], clock))
     costs = [cost]  # samples of different shapes may take very different times
     for a, b in pairs[1:]:
         if sum(costs) > seconds / 4:
             break
-        costs.append(_timed(a) + _timed(b))
+        costs.append(_timed(a, clock) + _timed(b, clock))
     cost = sum(costs) / len(costs)
     fewest = 4 if cost < seconds / 4 else 1  # a model that runs for seconds is steady enough on one sample
     keep = max(fewest, int(seconds / (max(rounds, 1) * max(cost, 1e-7))))
@@ -107,11 +110,11 @@ def interleaved_ratio(
             for turn in range(passes * len(pairs)):
                 a, b = pairs[turn % len(pairs)]
                 if (turn + turn // len(pairs) + len(ratios)) % 2:
-                    time_b += _timed(b)
-                    time_a += _timed(a)
+                    time_b += _timed(b, clock)
+                    time_a += _timed(a, clock)
                 else:
-                    time_a += _timed(a)
-                    time_b += _timed(b)
+                    time_a += _timed(a, clock)
+                    time_b += _timed(b, clock)
             ratios.append(time_a / max(time_b, 1e-12))
             times.append((time_a / (passes * len(pairs)), time_b / (passes * len(pairs))))
             if decide is not None and len(ratios) >= 5:
@@ -125,10 +128,18 @@ def interleaved_ratio(
     return Ratio(median(ratios), float(low), float(high), median(a for a, _ in times), median(b for _, b in times))
 
 
-def _timed(call: Callable[[], object]) -> float:
-    start = perf_counter()
+def _timed(call: Callable[[], object], clock: Callable[[], float]) -> float:
+    start = clock()
     call()
-    return perf_counter() - start
+    return clock() - start
+
+
+def clock_of(providers: Sequence[str], threads: int) -> Callable[[], float]:
+    """What a run is timed with. With one thread on the CPU all of it happens in the thread that calls: its own time
+    leaves out what other programs take in between. Elsewhere, or where that clock is coarse, the wall's.
+    """
+    alone = threads == 1 and tuple(providers) == ("CPUExecutionProvider",)
+    return thread_time if alone and get_clock_info("thread_time").resolution < FINE else perf_counter
 
 
 def kernel_times(events: Sequence[Mapping[str, Any]], warmup: int = 1) -> list[KernelTime]:

@@ -65,7 +65,8 @@ class Distilled:
 
     def render(self, console: Console) -> None:
         """The page."""
-        from onnxc.reports.tables import amount, decibels, percent, print_sentences, print_table
+        from onnxc.reports.figures import amount, decibels, percent
+        from onnxc.reports.tables import print_sentences, print_table
 
         rows = [["loss on held-back samples", f"{self.loss_before:.4g}", f"{self.loss_after:.4g}"]]
         rows.append(["SQNR against the teacher", decibels(self.sqnr_before), decibels(self.sqnr_after)])
