@@ -1,8 +1,8 @@
 """How codes are stored: the formats there are, and what each costs. In: a weight's shape. Out: formats, bits.
 
 A code has ``levels`` values. So many codes as fit are written into one word of 8 or 16 bits, in base ``levels``: 16
-levels take 4 bits, 9 take 3.2, 6 take 2.67, 4 take 2, 3 take 1.6, 40 take 5.33. A table with a row per word turns words
-back into codes with one Gather, which ONNX Runtime runs once, at load, faster than any chain of shifts.
+levels take 4 bits, 9 and 8 take 3.2, 6 take 2.67, 4 take 2, 3 take 1.6, 40 take 5.33. A table with a row per word turns
+words back into codes with one Gather, which ONNX Runtime runs once, at load, faster than any chain of shifts.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ WORDS: dict[int, tuple[type[np.unsignedinteger], int]] = {
     40: (np.uint16, 3),
     16: (np.uint8, 2),
     9: (np.uint16, 5),
+    8: (np.uint16, 5),
     6: (np.uint8, 3),
     4: (np.uint8, 4),
     3: (np.uint8, 5),
@@ -25,7 +26,7 @@ FULL = 255  # levels of int8: one code a byte, no table
 CODE_WORDS = 256  # entries of a vector codebook: one byte each
 DIMENSIONS = (2, 4, 8)
 HALF = "float16"
-NAME = re.compile(r"levels(\d+)(?:/(\d+))?|codebook(\d+)")
+NAME = re.compile(r"levels(\d+)(?:/(\d+))?(-nearest)?|codebook(\d+)")
 
 
 @dataclass(frozen=True)
@@ -36,11 +37,13 @@ class Format:
         levels: values that a code may take.
         block: inputs of one output that share a step and an offset; 0: all of them share the output's scale.
         dimension: of a vector codebook: neighbouring outputs that one byte stands for; 0: no codebook.
+        nearest: every weight takes the level nearest to it, whatever it meets; otherwise levels are chosen by GPTQ.
     """
 
     levels: int = FULL
     block: int = 0
     dimension: int = 0
+    nearest: bool = False
 
     @property
     def name(self) -> str:
@@ -49,7 +52,7 @@ class Format:
             return f"codebook{self.dimension}"
         if self.levels == FULL:
             return "int8"
-        return f"levels{self.levels}" + (f"/{self.block}" if self.block else "")
+        return f"levels{self.levels}" + (f"/{self.block}" if self.block else "") + "-nearest" * self.nearest
 
     @property
     def bits(self) -> float:
@@ -82,7 +85,8 @@ class Format:
             return f"{self.bits:g}-bit codebook of {self.dimension} weights"
         if self.levels == FULL:
             return "int8 codes"
-        return f"{self.bits:.3g}-bit codes" + (f", block {self.block}" if self.block else "")
+        block = f", block {self.block}" if self.block else ""
+        return f"{self.bits:.3g}-bit codes{block}" + ", to nearest" * self.nearest
 
 
 NODE_SECONDS = 8e-5  # what one more node costs at load: it is parsed, sorted and folded
@@ -96,8 +100,8 @@ def parse_format(name: str) -> Format:
     found = NAME.fullmatch(name)
     if found is None:
         raise ValueError(f"no format '{name}'")
-    levels, block, dimension = (int(part or 0) for part in found.groups())
-    return Format(FULL, 0, dimension) if dimension else Format(levels, block)
+    levels, block, dimension = (int(found[part] or 0) for part in (1, 2, 4))
+    return Format(FULL, 0, dimension) if dimension else Format(levels, block, nearest=found[3] is not None)
 
 
 def fitting_block(depth: int, block: int) -> int:

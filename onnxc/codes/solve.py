@@ -39,7 +39,7 @@ def solved(
         levels: largest magnitude of a code, the target's by default.
     """
     levels = levels or context.target.weight_levels
-    smallest, factor = smallest_scale(weight, context), factors.of(weight)
+    smallest, factor = smallest_scale(weight, context), None if chosen.nearest else factors.of(weight)
     axis = weight.channel_axis
     if axis is None or (factor is None and chosen == INT8):
         return round_to_nearest(values, axis, levels, smallest)
@@ -112,7 +112,9 @@ def estimated(
     bits = [each.bits for each in reversed(GAINS)]
     gains = [np.log(rounded(each, factor) / max(rounded(each, None), 1e-30) + 1e-30) for each in reversed(GAINS)]
     return {
-        each.name: min(nearest[each.name], rounded(each, factor))
+        each.name: nearest[each.name]
+        if each.nearest
+        else min(nearest[each.name], rounded(each, factor))
         if each.dimension
         else nearest[each.name] * float(np.exp(min(np.interp(each.bits, bits, gains), 0.0)))
         for each in formats
