@@ -28,6 +28,7 @@ INTERRUPTED = 130
 BUG = 70
 NO_MEMORY = 3
 FLOORS = ("max_drop", "min_sqnr", "min_agreement")
+GOES_ON = "interrupted; the same command goes on from here"
 
 
 class Parser(argparse.ArgumentParser):
@@ -150,6 +151,7 @@ def _add_optimize(verbs: Any) -> None:
         metavar="MINUTES",
         help="train the result back to IN; needs --calib and torch",
     )
+    choice.add_argument("--work", metavar="DIR", help="keep the state of --recover here: if interrupted it goes on")
     _add_where(made)
     made.add_argument("--target", help="what the model is to run on (cpu)")
     output = made.add_argument_group("output")
@@ -400,8 +402,13 @@ def run_optimize(parsed: argparse.Namespace) -> int:
                 batch=parsed.batch,
                 prices=parsed.prices,
                 fresh=parsed.fresh,
+                work=parsed.work,
                 progress=progress,
             )
+    except KeyboardInterrupt:
+        if not (parsed.work and wanted.recover):
+            raise
+        return complain(GOES_ON, INTERRUPTED, parsed.debug)
     except BudgetError as error:
         if error.report is not None:
             show_report(error.report, parsed)
@@ -432,7 +439,7 @@ def run_frontier(parsed: argparse.Namespace) -> int:
                 progress=progress,
             )
     except KeyboardInterrupt:
-        return complain("interrupted; the same command goes on from here", INTERRUPTED, parsed.debug)
+        return complain(GOES_ON, INTERRUPTED, parsed.debug)
     if parsed.json:
         import json
 
@@ -485,27 +492,32 @@ def run_distill(parsed: argparse.Namespace) -> int:
     if len(parsed.models) != wanted:
         words = "TEACHER OUT, since --student makes the student" if parsed.student else "TEACHER STUDENT OUT"
         raise UsageError(f"{len(parsed.models)} models are given: write {words}")
-    with Progress(quiet=parsed.quiet) as progress:
-        made = distill(
-            parsed.models[0],
-            parsed.student or parsed.models[1],
-            parsed.models[-1],
-            data=parsed.data,
-            minutes=parsed.minutes,
-            steps=parsed.steps,
-            batch=parsed.batch,
-            rate=parsed.rate,
-            measure=parsed.loss,
-            temperature=parsed.temperature,
-            labels=parsed.labels,
-            label_weight=parsed.label_weight,
-            outputs=parsed.outputs,
-            blockwise=parsed.blocks,
-            seed=parsed.seed,
-            work=parsed.work,
-            options=_options(parsed),
-            progress=progress,
-        )
+    try:
+        with Progress(quiet=parsed.quiet) as progress:
+            made = distill(
+                parsed.models[0],
+                parsed.student or parsed.models[1],
+                parsed.models[-1],
+                data=parsed.data,
+                minutes=parsed.minutes,
+                steps=parsed.steps,
+                batch=parsed.batch,
+                rate=parsed.rate,
+                measure=parsed.loss,
+                temperature=parsed.temperature,
+                labels=parsed.labels,
+                label_weight=parsed.label_weight,
+                outputs=parsed.outputs,
+                blockwise=parsed.blocks,
+                seed=parsed.seed,
+                work=parsed.work,
+                options=_options(parsed),
+                progress=progress,
+            )
+    except KeyboardInterrupt:
+        if not parsed.work:
+            raise
+        return complain(GOES_ON, INTERRUPTED, parsed.debug)
     if parsed.json:
         import json
 

@@ -71,6 +71,7 @@ class Run:
     prices: PriceFile
     say: Progress
     notes: list[str]
+    work: Path | None = None
 
 
 def optimize(
@@ -92,6 +93,7 @@ def optimize(
     external_data: bool | None = None,
     seed: int | None = None,
     recover: float | None = None,
+    work: str | Path | None = None,
     prices: str | Path | None = None,
     fresh: bool = False,
     progress: Progress | None = None,
@@ -105,6 +107,7 @@ def optimize(
         eval: "FILE.py:FUNCTION" or a callable: takes an onnxruntime.InferenceSession, returns a score.
         budget, passes, target, ops, providers, threads, custom_ops, external_data, seed, recover: replace what
             ``recipe`` says; recover: minutes of training.
+        work: a folder for the state of the training, so that one that was interrupted goes on.
         recipe: a Recipe or a TOML file.
         shapes, batch: of generated inputs.
         prices: the file of measured times; fresh: measure again.
@@ -131,9 +134,10 @@ def optimize(
     wanted = replace(wanted, **{name: value for name, value in settings.items() if value is not None})
     say = progress or (lambda message: None)
     run = opened(model, output, wanted, calib, eval, shapes or {}, batch, PriceFile.open(prices, fresh=fresh), say)
+    run.work = Path(work) if work is not None else None
     smaller = shrunk(run.chosen.structural, simplified(run), partial(observed, run), run.judge, run.notes, say)
     planning = proposed(run, smaller)
-    trials = recovered(run, planning.trials())
+    trials = recovered(run, planning)
     stamp = receipt(run)
     told, here = any(told for _, told in run.chosen.structural), planning.context.target.measured
     delivery = gate(run.judge, trials, run.prices, stamp, say, told=told, measured=here)
@@ -258,16 +262,16 @@ def observed(run: Run, model: Model) -> Context:
     return Context(model, found, seen, run.recipe, where, samples=run.samples, options=run.options)
 
 
-def recovered(run: Run, trials: Iterator[Trial]) -> Iterator[Trial]:
-    """``trials``, the best one trained as long as the recipe says."""
+def recovered(run: Run, planning: Planning) -> Iterator[Trial]:
+    """The trials of ``planning``, the best one trained as long as the recipe says."""
     if not run.recipe.recover:
-        return trials
+        return planning.trials()
     from onnxc.training.recover import recovering
     from onnxc.training.tuning import Settings
 
-    return recovering(
-        run.judge, trials, Settings(run.recipe.recover, seed=run.recipe.seed, threads=run.recipe.threads), run.say
-    )
+    recipe = run.recipe
+    settings = Settings(recipe.recover, seed=recipe.seed, threads=recipe.threads, work=run.work)
+    return recovering(run.judge, planning.trials, settings, run.say, told=any(told for _, told in run.chosen.lossy))
 
 
 def receipt(run: Run) -> dict[str, str]:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from onnxc.coder import Coder
 from onnxc.codes.compensation import Met, compensated
+from onnxc.codes.formats import parse_format
 from onnxc.codes.gptq import factorize
 from onnxc.codes.moments import Given
 from onnxc.codes.solve import as_groups
@@ -117,7 +118,8 @@ def units_of(plan: Plan, context: Context, samples: Fitted) -> dict[str, Unit]:
     quota = -(-ROWS // max(len(samples), 1))
     for weight in context.sites.weights:
         sites = [site for site in context.sites if site.weight is weight]
-        if weight.name not in plan.coded or not sites or weight.channel_axis is None:
+        form = parse_format(plan.stored[weight.name]) if weight.name in plan.coded else None
+        if form is None or form.scaled or form.nearest or not sites or weight.channel_axis is None:
             continue
         groups = {int(site.node.attrs.get("group", 1)) for site in sites if site.operator == "Conv"} or {1}
         seen = len(groups) == 1 and len(sites) == len(weight.readers)

@@ -17,6 +17,8 @@ from onnxc.coupling.selection import allocate, evenly, uniform
 from onnxc.errors import RecipeError
 from onnxc.rewrite import Context, Level, StructuralPass
 
+from .prune_weights import gradients
+
 LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 
@@ -34,7 +36,8 @@ class PruneChannels(StructuralPass):
 
     Attributes:
         fraction, macs, parameters: how much to cut; one of them.
-        importance: "obs" the error after a refit, "variance" of activations, or "norm" of weights.
+        importance: "obs" the error after a refit, "variance" of activations, "norm" of weights, or "gradient": what
+            removing them does to the outputs to first order, which needs data and PyTorch.
         rounding: sizes that stay are multiples of at most this.
         heads, residual: whether attention heads, and the width of residual streams, are cut too.
         refit: whether the layers behind are solved anew.
@@ -63,7 +66,8 @@ class PruneChannels(StructuralPass):
         channels = Channels.of(context.model, context.samples, context.options, self.rounding, kinds)
         if not channels.groups:
             return
-        channels.measure(self.importance, self.fraction or 1.0)
+        effects = gradients(self.name, context, channels.model) if self.importance == "gradient" else None
+        channels.measure(self.importance, self.fraction or 1.0, effects)
         done: Mapping[int, int] = {}
         for word, value in wanted.items() if context.told else [("macs", level) for level in LEVELS]:
             removed = self.removed(channels, word, value)

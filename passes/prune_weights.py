@@ -14,12 +14,15 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from onnxc.errors import RecipeError
+from onnxc.model import Model
 from onnxc.pruning.jobs import Amount, Job, model_shares, pruned
-from onnxc.pruning.masks import Pattern
+from onnxc.pruning.masks import Importance, Pattern
 from onnxc.rewrite import Context, Level, StructuralPass
 
+MOST_SAMPLES = 256  # whose gradients are taken
 FRACTIONS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # tried where nothing was told
 
 
@@ -31,9 +34,10 @@ class PruneWeights(StructuralPass):
     2. ``fraction``: of every weight (``scope`` site), or of all together (model), the least important by
        ``importance``; a ``pattern`` of blocks such as 4x1 (inputs x outputs) goes as a whole.
     3. ``pattern`` N:M: of M neighbouring inputs of an output at most N survive.
-    4. By the second order the survivors, and a constant bias, are solved again; otherwise where ``refit`` says so.
+    4. ``importance`` gradient: by what a zero does to the model's outputs to first order; needs data and PyTorch.
+    5. By the second order the survivors, and a constant bias, are solved again; otherwise where ``refit`` says so.
        Where no input is observed (no data, bodies, recurrent operators), magnitude decides and nothing is solved.
-    5. It must not act on biases, normalization or other vectors; zeros that were there stay.
+    6. It must not act on biases, normalization or other vectors; zeros that were there stay.
     """
 
     name: ClassVar[str] = "prune-weights"
@@ -41,7 +45,7 @@ class PruneWeights(StructuralPass):
     fraction: float = 0.0
     scope: Literal["site", "model"] = "site"
     pattern: str = ""
-    importance: Literal["second-order", "activation", "magnitude"] = "second-order"
+    importance: Importance = "second-order"
     refit: bool = False
 
     def levels(self, context: Context) -> Iterable[Level]:
@@ -49,6 +53,9 @@ class PruneWeights(StructuralPass):
         pattern = self.checked_pattern(told=context.told)
         found = [Job.of(weight, context, embeddings=self.threshold > 0) for weight in context.sites.weights]
         jobs = [job for job in found if job is not None]
+        if self.importance == "gradient" and not self.threshold:
+            effects = gradients(self.name, context)
+            jobs = [job.judged_by(effects) for job in jobs]
         for fraction in (self.fraction,) if context.told else FRACTIONS:
             if jobs:
                 amount = Amount(self.threshold, fraction, pattern, self.importance, self.refit)
@@ -80,3 +87,18 @@ class PruneWeights(StructuralPass):
         if len(ways) != 1 and told:
             raise RecipeError(f"{self.name}: say how much, by one of threshold, fraction and an N:M pattern")
         return pattern
+
+
+def gradients(name: str, context: Context, model: Model | None = None) -> dict[str, NDArray[np.float64]]:
+    """Weight name -> the first-order importance of its entries, of the context's model or another one.
+
+    Raises:
+        RecipeError: there is no data. MissingExtraError: PyTorch is not installed.
+    """
+    from onnxc.training.importance import first_order
+
+    if context.samples is None or context.samples.generated:
+        raise RecipeError(f"{name}:importance=gradient needs calibration data: give it with --calib PATH")
+    some = context.samples.take(min(len(context.samples), MOST_SAMPLES))
+    threads = context.options.threads
+    return first_order(model or context.model, some, seed=context.recipe.seed, threads=threads)

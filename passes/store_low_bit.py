@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from onnxc.codes.formats import WORDS, Format, fitting_block
 from onnxc.codes.packing import BLOCK_OPSET
@@ -19,11 +19,12 @@ from onnxc.rewrite import Candidate, Context, LossyPass, Refusal
 from onnxc.sites import Weight
 
 BLOCKS = (0, 64, 32)
+CHOICES = tuple(levels for levels in WORDS if levels != 8)  # 9 take no more bytes; 8 are what others call 3 bits
 
 
 @dataclass(frozen=True)
 class StoreLowBit(LossyPass):
-    """Evenly spaced codes of 40, 16, 9, 6, 4 or 3 levels: 5.3, 4, 3.2, 2.7, 2 or 1.6 bits.
+    """Evenly spaced codes of 40, 16, 9 (or 8), 6, 4 or 3 levels: 5.3, 4, 3.2, 2.7, 2 or 1.6 bits.
 
     1. Every float32 weight with a scale per output channel, also in the bodies of If, Loop and Scan, whatever operator
        reads it: what it unfolds to is int8, for int8 kernels or for a Cast and a Mul.
@@ -35,12 +36,14 @@ class StoreLowBit(LossyPass):
     Attributes:
         levels: only so many; 0: the planner chooses.
         block: only this size; -1: the planner chooses among none, 64 and 32.
+        rounding: "gptq" (which needs data), or "nearest": no error is fed forward, as a baseline or for --recover.
     """
 
     name: ClassVar[str] = "store-low-bit"
 
     levels: int = 0
     block: int = -1
+    rounding: Literal["gptq", "nearest"] = "gptq"
 
     def store(self, weight: Weight, context: Context) -> Iterable[Candidate | Refusal]:
         """Candidates for a weight."""
@@ -52,10 +55,10 @@ class StoreLowBit(LossyPass):
             return
         depth = weight.elements // weight.shape[weight.channel_axis or 0]
         offered = set()
-        for levels in [self.levels] if self.levels else WORDS:
+        for levels in [self.levels] if self.levels else CHOICES:
             for block in BLOCKS if self.block < 0 else [self.block]:
                 fitting = fitting_block(depth, block) if block else 0
-                chosen = Format(levels, fitting)
+                chosen = Format(levels, fitting, nearest=self.rounding == "nearest")
                 if (block and not fitting and self.block < 0) or (fitting and levels == 3) or chosen in offered:
                     continue
                 if fitting and context.model.opset < BLOCK_OPSET:

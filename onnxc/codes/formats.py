@@ -1,8 +1,8 @@
 """How codes are stored: the formats there are, and what each costs. In: a weight's shape. Out: formats, bits.
 
 A code has ``levels`` values. So many codes as fit are written into one word of 8 or 16 bits, in base ``levels``: 16
-levels take 4 bits, 9 take 3.2, 6 take 2.67, 4 take 2, 3 take 1.6, 40 take 5.33. A table with a row per word turns words
-back into codes with one Gather, which ONNX Runtime runs once, at load, faster than any chain of shifts.
+levels take 4 bits, 9 and 8 take 3.2, 6 take 2.67, 4 take 2, 3 take 1.6, 40 take 5.33. A table with a row per word turns
+words back into codes with one Gather, which ONNX Runtime runs once, at load, faster than any chain of shifts.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ WORDS: dict[int, tuple[type[np.unsignedinteger], int]] = {
     40: (np.uint16, 3),
     16: (np.uint8, 2),
     9: (np.uint16, 5),
+    8: (np.uint16, 5),
     6: (np.uint8, 3),
     4: (np.uint8, 4),
     3: (np.uint8, 5),
@@ -32,7 +33,7 @@ FLOATS: dict[str, tuple[int, int, float]] = {
     "float8e4m3fn": (8, 19, 448.0),
     "float8e5m2": (8, 19, 57344.0),
 }
-NAME = re.compile(r"levels(\d+)(?:/(\d+))?|codebook(\d+)|int([48])/(\d+)")
+NAME = re.compile(r"levels(\d+)(?:/(\d+))?(-nearest)?|codebook(\d+)|int([48])/(\d+)")
 
 
 @dataclass(frozen=True)
@@ -44,12 +45,14 @@ class Format:
         block: inputs of one output that share a step and an offset; 0: all of them share the output's scale.
         dimension: of a vector codebook: neighbouring outputs that one byte stands for; 0: no codebook.
         scaled: blocks have a float scale each, and an operator reads them as they are: nothing unfolds at load.
+        nearest: every weight takes the level nearest to it, whatever it meets; otherwise levels are chosen by GPTQ.
     """
 
     levels: int = FULL
     block: int = 0
     dimension: int = 0
     scaled: bool = False
+    nearest: bool = False
 
     @property
     def name(self) -> str:
@@ -60,7 +63,7 @@ class Format:
             return f"int{4 if self.levels == 16 else 8}/{self.block}"
         if self.levels == FULL:
             return "int8"
-        return f"levels{self.levels}" + (f"/{self.block}" if self.block else "")
+        return f"levels{self.levels}" + (f"/{self.block}" if self.block else "") + "-nearest" * self.nearest
 
     @property
     def bits(self) -> float:
@@ -89,7 +92,8 @@ class Format:
             return f"int{self.bits:.0f} codes, block {self.block}, multiplied as they are"
         if self.levels == FULL:
             return "int8 codes"
-        return f"{self.bits:.3g}-bit codes" + (f", block {self.block}" if self.block else "")
+        block = f", block {self.block}" if self.block else ""
+        return f"{self.bits:.3g}-bit codes{block}" + ", to nearest" * self.nearest
 
 
 PIECE_SECONDS = 2e-5  # what one more weight costs at load in any form: it is split off and copied
@@ -108,10 +112,10 @@ def parse_format(name: str) -> Format:
     found = NAME.fullmatch(name)
     if found is None:
         raise ValueError(f"no format '{name}'")
-    levels, block, dimension, bits, scaled = (int(part or 0) for part in found.groups())
+    levels, block, dimension, bits, scaled = (int(found[part] or 0) for part in (1, 2, 4, 5, 6))
     if scaled:
         return Format(16 if bits == 4 else FULL, scaled, scaled=True)
-    return Format(FULL, 0, dimension) if dimension else Format(levels, block)
+    return Format(FULL, 0, dimension) if dimension else Format(levels, block, nearest=found[3] is not None)
 
 
 def is_small(mode: str) -> bool:

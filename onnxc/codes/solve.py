@@ -46,7 +46,7 @@ def solved(
         target: [G, K, N], what is rounded instead of the weight itself; its grid stays that of the weight.
     """
     levels = levels or context.target.weight_levels
-    smallest, factor = smallest_scale(weight, context), factors.of(weight)
+    smallest, factor = smallest_scale(weight, context), None if chosen.nearest else factors.of(weight)
     axis = weight.channel_axis
     if axis is None or (factor is None and chosen == INT8):
         return round_to_nearest(values, axis, levels, smallest)
@@ -126,7 +126,9 @@ def estimated(
     bits = [each.bits for each in reversed(GAINS)]
     gains = [np.log(rounded(each, factor) / max(rounded(each, None), 1e-30) + 1e-30) for each in reversed(GAINS)]
     return {
-        each.name: min(nearest[each.name], rounded(each, factor))
+        each.name: nearest[each.name]
+        if each.nearest
+        else min(nearest[each.name], rounded(each, factor))
         if each.dimension
         else nearest[each.name] * float(np.exp(min(np.interp(each.bits, bits, gains), 0.0)))
         for each in formats

@@ -21,6 +21,7 @@ from onnxc.coupling.refit import refit
 from onnxc.coupling.selection import (
     Damage,
     Sizes,
+    by_effects,
     by_norm,
     by_variance,
     problem,
@@ -33,7 +34,8 @@ from onnxc.errors import DataError, ModelError
 from onnxc.model import Constant, Model
 from onnxc.session import Options, Session
 
-Importance = Literal["obs", "variance", "norm"]
+Importance = Literal["obs", "variance", "norm", "gradient"]
+Effects = Mapping[str, NDArray[np.float64]]
 MOMENT_BYTES = 512 << 20  # of all second moments held at a time
 MOST_SAMPLES = 256
 SHOWN = 4  # places named per reason
@@ -128,8 +130,12 @@ class Channels:
                 return f"output '{tensor.name}' has another shape"
         return None
 
-    def measure(self, importance: Importance, most: float = 1.0) -> None:
-        """Order the units of every group by what is known, about as far as ``most`` of them may go."""
+    def measure(self, importance: Importance, most: float = 1.0, effects: Effects | None = None) -> None:
+        """Order the units of every group by what is known, about as far as ``most`` of them may go.
+
+        Args:
+            effects: for "gradient", the importance of every entry of every weight, by name.
+        """
         weights: dict[str, NDArray[np.generic]] = {
             tensor.name: tensor.values
             for node in self.model.graph.nodes
@@ -140,6 +146,9 @@ class Channels:
         if importance == "norm" or self.samples.generated:
             return
         self.seen = list(self.samples.take(min(len(self.samples), MOST_SAMPLES)))
+        if importance == "gradient":
+            self.damages = [by_effects(group, effects or {}) for group in self.groups]
+            return
         found = {consumer.reader: consumer for consumer in consumers(self.model, self.readers(range(len(self.groups))))}
         wanted = {
             number: [found[r] for r in group.readers if r in found and found[r].matrix.shape[1] <= WIDEST]

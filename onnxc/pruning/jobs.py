@@ -7,7 +7,7 @@ the samples, and what the original made of them, so that later weights repair wh
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -56,7 +56,7 @@ class Amount:
     @property
     def solves(self) -> bool:
         """Whether inputs have to be known."""
-        return self.refit or (not self.threshold and self.importance != "magnitude")
+        return self.refit or (not self.threshold and self.importance not in {"magnitude", "gradient"})
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +67,7 @@ class Job:
         weight: read by ``sites``, in ``groups`` of a convolution.
         reading: how its inputs are observed, those of the first site where it is tied; None where they cannot be.
         bias: name of the constant bias that only its one site adds, None where there is none.
+        effects: the importance of every entry, in the weight's shape, where gradients told it.
     """
 
     weight: Weight
@@ -74,6 +75,18 @@ class Job:
     groups: int
     reading: Reading | None
     bias: str | None
+    effects: NDArray[np.float64] | None = None
+
+    def judged_by(self, effects: Mapping[str, NDArray[np.float64]]) -> Job:
+        """The job whose entries are chosen by ``effects``, by the name of the weight; as it is where there are none."""
+        return replace(self, effects=effects.get(self.weight.name))
+
+    @property
+    def costs(self) -> Matrix | None:
+        """[G, K, N], the share of the outputs' power that a zero costs, where gradients told it."""
+        if self.effects is None:
+            return None
+        return grouped(self.effects.astype(np.float32), self.weight.channel_axis, self.groups)
 
     @classmethod
     def of(cls, weight: Weight, context: Context, *, embeddings: bool) -> Job | None:
@@ -163,7 +176,8 @@ def solve(job: Job, amount: Amount, share: float, met: Meeting | None, tensors: 
         made = prune(weight, met, share, amount.pattern)
     else:
         price = met.curvature.diagonal if met is not None and amount.importance == "activation" else np.float32(1)
-        made = weight * survivors(np.square(weight) * price, share, amount.pattern)
+        cost = job.costs
+        made = weight * survivors(np.square(weight) * price if cost is None else cost, share, amount.pattern)
     if met is not None and amount.refit and amount.chosen_alone:
         made = refit(made, met.curvature.moment, met.wanted(weight))
     if met is not None and job.bias is not None and (amount.refit or not amount.chosen_alone):
@@ -176,12 +190,15 @@ def solve(job: Job, amount: Amount, share: float, met: Meeting | None, tensors: 
 
 def model_shares(context: Context, jobs: Sequence[Job], amount: Amount) -> dict[str, float]:
     """Weight name -> its share, where ``amount.fraction`` is of all weights together: the least important go, measured
-    by magnitude, or by what they cost as a share of the power of their site's output.
+    by magnitude, by what they cost as a share of the power of their site's output, or by gradients of the model's.
     """
     prices = {job.weight.name: unit_price(context, job, amount.importance) for job in jobs}
 
     def costs() -> Iterator[Matrix]:
         for job in jobs:
+            if (told := job.costs) is not None:
+                yield told
+                continue
             values = np.asarray(context.model.values(job.weight.tensor), np.float32)
             weight = grouped(values, job.weight.channel_axis, job.groups)
             yield np.square(weight) * prices[job.weight.name]

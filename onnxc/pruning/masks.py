@@ -3,10 +3,11 @@
 A matrix is [G, K, N]: G groups of K inputs and N outputs each. What meets it is H = E[x xT], [G, K, K]; a change of
 the matrix from W to W' costs tr((W - W')T H (W - W')), the power of the output's error.
 
-Which weights go is decided by one of three scores, all of them the estimated cost of a zero:
+Which weights go is decided by one of four scores, all of them the estimated cost of a zero:
 magnitude      w^2.
 activation     w^2 H_kk: Sun, Liu, Bair, Kolter, "A Simple and Effective Pruning Approach for Large Language Models"
                (Wanda, 2023).
+gradient       w^2 E[(dy/dw)^2] of the whole model's outputs y (training/importance.py), which the pass hands in.
 second-order   w^2 / U_kk^2 with UT U = H^-1, block by block of inputs, every error fed forward into the inputs still
                to come: Frantar, Alistarh, "SparseGPT" (2023), the blocked form of the optimal brain surgeon
                (Hassibi, Stork 1993).
@@ -25,7 +26,7 @@ from numpy.typing import NDArray
 from onnxc.codes.gptq import inverse_factor
 from onnxc.sequential import Statistic
 
-Importance = Literal["second-order", "activation", "magnitude"]
+Importance = Literal["second-order", "activation", "magnitude", "gradient"]
 Matrix = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 

@@ -14,6 +14,7 @@ from onnxc.errors import ModelError
 from onnxc.file import editing
 from onnxc.file.shell import is_constant
 from onnxc.model import Graph, Model, Node, Tensor
+from onnxc.training.fusing import Fused, fused, idle
 from onnxc.training.operators import OPERATORS
 from onnxc.training.operators.table import Call, Value, from_numpy
 
@@ -68,7 +69,10 @@ class Program:
             name = f"{domain_of(node)}.{node.op}".lstrip(".")
             raise ModelError(f"node {node.name!r}: operator {name} cannot be trained through")
         self._constants: Scope = {}
+        self.fused: dict[Node, Fused] = {}
         self._folded = self._fold()
+        self.fused = fused([each for each in self.nodes if each not in self._folded], self.folded, set(self.outputs))
+        self._done = self._folded | idle(self.fused)
 
     def _fold(self) -> frozenset[Node]:
         """Compute once what depends on fixed constants only."""
@@ -126,7 +130,7 @@ class Program:
         kept = set(keep)
         for index in range(start, stop):
             node = self.nodes[index]
-            if node not in self._folded:
+            if node not in self._done:
                 self.compute(node, scope)
             for tensor in last.get(index, ()):
                 if tensor not in kept and tensor not in self.trainable and not is_constant(tensor):
@@ -135,7 +139,7 @@ class Program:
     def run_nodes(self, nodes: Sequence[Node], scope: Scope) -> None:
         """Compute some nodes in order; everything stays in ``scope``."""
         for node in nodes:
-            if node not in self._folded:
+            if node not in self._done:
                 self.compute(node, scope)
 
     def from_data(self) -> set[Tensor]:
@@ -151,6 +155,9 @@ class Program:
         if not hasattr(self, "_last"):
             final = set(self.outputs)
             where = {each: index for index, node in enumerate(self.nodes) for each in editing.reads(node)}
+            for index, node in enumerate(self.nodes):
+                if node in self.fused:
+                    where[self.fused[node].source] = max(index, where[self.fused[node].source])
             self._last: dict[int, list[Tensor]] = {}
             for tensor, index in where.items():
                 if tensor not in final:
@@ -180,6 +187,10 @@ class Program:
     def compute(self, node: Node, scope: Scope) -> None:
         """Run one node in ``scope``."""
         if node.outputs and node.outputs[0] in self.trainable and node.outputs[0] in scope:
+            return
+
+        if node in self.fused:
+            scope[node.outputs[0]] = self.fused[node].function(self.value(self.fused[node].source, scope))
             return
 
         def body(graph: Graph, values: Sequence[Value]) -> list[Value]:

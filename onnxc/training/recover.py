@@ -5,18 +5,22 @@ No labels are needed: the original tells what each answer should be. Block by bl
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
 from onnxc.data import Sample
 from onnxc.errors import DataError, ModelError
 from onnxc.judge import Judge
 from onnxc.model import Model
+from onnxc.quality import FLOOR_CHANGED, FLOOR_DROP
+from onnxc.recipe import Budget
 from onnxc.search import Trial
 from onnxc.session import Options, Session
 from onnxc.training.losses import Loss, matched
 from onnxc.training.trainer import Lesson, Trained, Trainer
 from onnxc.training.tuning import Say, Settings
+
+ROOM_DB, ROOM = 8.0, 4.0  # what training is trusted to win back: decibels, times the changed answers and the drop
 
 
 def recover(
@@ -59,14 +63,53 @@ def recover(
 
 
 def recovering(
-    judge: Judge, trials: Iterable[Trial], settings: Settings, say: Say = lambda message: None
+    judge: Judge,
+    trials: Callable[[], Iterator[Trial]],
+    settings: Settings,
+    say: Say = lambda message: None,
+    *,
+    told: bool = False,
 ) -> Iterator[Trial]:
-    """``trials`` with the first one trained, if the judge finds that better; the others as they are."""
-    rest = iter(trials)
-    for first in rest:
-        yield recovered(judge, first, settings, say)
-        break
-    yield from rest
+    """The trials to deliver, the first one trained.
+
+    What was asked for may lose more than the floors allow: they hold for what training makes of it. Where that is not
+    enough, the trials that hold them without training follow.
+
+    Args:
+        trials: makes them, best first, by the judge's budget of that moment.
+        told: the passes were told what to do; then no floor keeps it from being trained. With a limit of size or
+            speed floors are lower by ROOM before training, otherwise they are what they are.
+    """
+    floors = judge.budget
+    judge.budget = lowered(judge, told=told)
+    try:
+        first = next(trials(), None)
+    finally:
+        judge.budget = floors
+    if first is not None:
+        trained = recovered(judge, first, settings, say)
+        yield trained
+        if trained.missed is not None and judge.budget == floors:
+            said = f"recovery: {trained.missed}, trained too; what follows holds the floors without training"
+            for trial in trials():
+                yield replace(trial, notes=(*trial.notes, said))
+
+
+def lowered(judge: Judge, *, told: bool) -> Budget:
+    """The floors of what will be trained."""
+    budget = judge.budget
+    if told:
+        return replace(budget, min_sqnr=0.0, min_agreement=0.0, max_drop=None if judge.score is None else 1.0)
+    if budget.size is None and budget.speed is None:
+        return budget
+    changed = FLOOR_CHANGED if budget.min_agreement is None else 1 - budget.min_agreement
+    drop = FLOOR_DROP if budget.max_drop is None else budget.max_drop
+    return replace(
+        budget,
+        min_sqnr=max(judge.lowest_sqnr - ROOM_DB, 0.0),
+        min_agreement=max(1 - ROOM * changed, 0.0),
+        max_drop=None if judge.score is None else min(ROOM * drop, 1.0),
+    )
 
 
 def recovered(judge: Judge, trial: Trial, settings: Settings, say: Say) -> Trial:
@@ -74,16 +117,23 @@ def recovered(judge: Judge, trial: Trial, settings: Settings, say: Say) -> Trial
     try:
         trained = recover(judge.original, trial.model, judge.samples, settings, judge.options, say)
     except (ModelError, DataError) as error:
-        return replace(trial, notes=(*trial.notes, str(error)))
+        return rejudged(judge, replace(trial, notes=(*trial.notes, str(error))))
     notes = (*trial.notes, *(f"recovery: {note}" for note in trained.notes))
+    trial = rejudged(judge, replace(trial, notes=notes))
     if not trained.improved:
-        return replace(trial, notes=notes)
+        return trial
     quality, score, missed = judge.judge(trained.model)
     new = Trial(trial.plan, trained.model, quality, score, missed, notes)
     if worth(new) > worth(trial):
         return new
     reason = missed or f"an SQNR of {quality.sqnr_db:.1f} dB after {trial.quality.sqnr_db:.1f} dB"
     return replace(trial, notes=(*notes, f"recovery: undone, {reason}"))
+
+
+def rejudged(judge: Judge, trial: Trial) -> Trial:
+    """``trial`` by the floors of now, which may be higher than those it was found by."""
+    quality, score, missed = judge.judge(trial.model)
+    return replace(trial, quality=quality, score=score, missed=missed)
 
 
 def worth(trial: Trial) -> tuple[bool, float, float]:

@@ -3,16 +3,19 @@
     width=0.5   half of the channels of every layer, cut through the dependency graph and refitted (prune-channels)
     compact     x ── Conv [N, C, 3, 3] ──
         becomes x ── Conv [C, 1, 3, 3], group = C ── Conv [N, C, 1, 1] ──    (Howard et al., MobileNets, 2017)
+                x ── MatMul [K, N] ──
+        becomes x ── MatMul [K, r] ── MatMul [r, N] ──    of a quarter of its numbers (Sainath et al., 2013)
 
 The filters of each channel are the best single one for all outputs (the first singular vector of its [N, 9] matrix);
 what mixes the channels, and the bias, are solved by least squares on what the student feeds the layer, against what the
-teacher's layer gives, one layer after the other.
+teacher's layer gives, one layer after the other. The pairs of matrices are those of factor-matmul, solved the same way.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +28,7 @@ from onnxc.observe import Observations
 from onnxc.propose import configured, passes_of
 from onnxc.recipe import Recipe
 from onnxc.registry import load_passes
-from onnxc.rewrite import Context, StructuralPass
+from onnxc.rewrite import Context, Level, StructuralPass
 from onnxc.session import Options
 from onnxc.sites import find, name_nodes
 from onnxc.targets import target
@@ -37,6 +40,8 @@ SAMPLES = 64  # that a layer is fitted on
 POSITIONS = 4096  # of each sample's output
 RIDGE = 1e-4  # of the mean power, added so that channels that are never active stay at rest
 SMALLEST = 2.0  # times fewer weights, or a convolution stays dense
+PAIRED = 0.25  # of a matrix's numbers, in its pair
+FEWEST = 4096  # numbers of a matrix, or it stays whole
 
 
 def simplified(model: Model, samples: Calibration, options: Options) -> Model:
@@ -58,37 +63,52 @@ def narrow(teacher: Model, width: float, samples: Calibration, options: Options,
         ModelError: no channel of it can be cut.
     """
     start = simplified(teacher, samples, options)
-    instance = configured(load_passes()["prune-channels"], "prune-channels", {"fraction": 1 - width})
-    assert isinstance(instance, StructuralPass)
-    where = target("cpu")
-    context = Context(start, find(start, where), Observations(), Recipe(seed=seed), where, True, samples, options)
-    level = next(iter(instance.levels(context)), None)
+    level = level_of("prune-channels", {"fraction": 1 - width}, start, samples, options, seed)
     if level is None:
         raise ModelError("no channel of the teacher can be cut: give a STUDENT of your own")
-    name_nodes(level.model)
     return level.model, [f"student: {level.specification}", *(f"student: {note}" for note in level.notes)]
 
 
+def level_of(
+    name: str, fields: dict[str, Any], model: Model, samples: Calibration, options: Options, seed: int
+) -> Level | None:
+    """What a structural pass makes of ``model`` when it is told ``fields``; None where it does nothing."""
+    instance = configured(load_passes()[name], name, fields)
+    assert isinstance(instance, StructuralPass)
+    where = target("cpu")
+    context = Context(model, find(model, where), Observations(), Recipe(seed=seed), where, True, samples, options)
+    level = next(iter(instance.levels(context)), None)
+    if level is not None:
+        name_nodes(level.model)
+    return level
+
+
 def compact(teacher: Model, samples: Calibration, options: Options, seed: int) -> tuple[Model, list[str]]:
-    """A student with depthwise-separable convolutions in place of dense ones.
+    """A student with depthwise-separable convolutions in place of dense ones, and pairs in place of matrices.
 
     Raises:
-        ModelError: the teacher has no dense convolution of at least SMALLEST times the weights of the two.
+        ModelError: the teacher has neither a dense convolution of at least SMALLEST times the weights of the two, nor
+            a matrix of FEWEST numbers.
     """
     start = simplified(teacher, samples, options)
-    student = start.copy()
+    student, notes = start.copy(), list[str]()
     names = [node.name for node in dense(student)]
-    if not names:
-        raise ModelError("the teacher has no dense convolution to make compact: try --student width=0.5")
-    before = sum(tensor.nbytes for graph in start.graphs() for tensor in graph.weights)
     for name in names:
         separate(start, student, name, samples.take(min(SAMPLES, len(samples))), options, seed)
-    student.tidy()
-    name_nodes(student)
-    after = sum(tensor.nbytes for graph in student.graphs() for tensor in graph.weights)
-    return student, [
-        f"student: {len(names)} convolutions made depthwise-separable, {after / before:.0%} of the weights"
-    ]
+    if names:
+        student.tidy()
+        name_nodes(student)
+        notes.append(f"{len(names)} convolutions made depthwise-separable")
+    fields = {"parameters": PAIRED, "smallest": FEWEST, "only": "linears"}
+    level = level_of("factor-matmul", fields, student, samples, options, seed)
+    if level is not None:
+        student = level.model
+        notes.append(level.specification)
+    if not notes:
+        raise ModelError("the teacher has no dense convolution or matrix to make compact: give a STUDENT of your own")
+    before, after = (sum(t.nbytes for graph in model.graphs() for t in graph.weights) for model in (start, student))
+    notes.append(f"{after / before:.0%} of the teacher's weights")
+    return student, [f"student: {note}" for note in notes]
 
 
 def dense(model: Model) -> list[Node]:

@@ -173,7 +173,7 @@ def tune(
         {"params": [each.parameter], "unit": settings.scale_rate if each.kind == "scale" else settings.rate * each.rate}
         for each in latents
     ]
-    optimizer = torch.optim.Adam([{**group, "lr": group["unit"]} for group in groups], betas=(0.9, 0.99))
+    optimizer = torch.optim.Adam([{**group, "lr": group["unit"]} for group in groups], betas=(0.9, 0.99), fused=True)
     before = best = _evaluated(evaluate)
     kept, since, step, spent, bad = snapshot(latents), 0, 0, 0.0, 0
     if (state := diary.kept.get(label)) is not None:

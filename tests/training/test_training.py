@@ -34,7 +34,7 @@ from onnxc.training.weights import latents
 from tests.unpriced import pretend_everything_pays
 
 MODELS = Path(__file__).parents[2] / "models"
-FEW = Settings(minutes=2, steps=20, batch=8, threads=1)
+FEW = Settings(minutes=30, steps=20, batch=8, threads=1)
 
 
 def samples(name: str, count: int = 24) -> list[dict[str, np.ndarray]]:
@@ -97,7 +97,7 @@ def test_an_interrupted_training_goes_on_and_ends_the_same(
     teacher: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     student = rounded(teacher)
-    settings = Settings(minutes=2, steps=20, batch=8, threads=1, work=tmp_path)
+    settings = Settings(minutes=30, steps=20, batch=8, threads=1, work=tmp_path)
     whole = recover(teacher, student, samples("sklearn_mlp"), settings).model.serialized()
     assert not list(tmp_path.iterdir()), "the state of a complete training is removed"
 
@@ -171,7 +171,7 @@ def test_packed_codes_are_learned_and_written_back(teacher: Model, name: str, na
     assert name == "d4" or lean(program, found, teacher) > 10_000
     write(found)
     assert student.serialized() == before
-    made = recover(teacher, student, samples("sklearn_mlp"), Settings(minutes=2, steps=10, batch=8), blockwise=False)
+    made = recover(teacher, student, samples("sklearn_mlp"), Settings(minutes=30, steps=10, batch=8), blockwise=False)
     assert made.improved or made.before < 1e-4
     assert len(made.model.serialized()) == len(before)
     if chosen.levels == 4:
@@ -252,7 +252,7 @@ def test_every_kind_of_model_learns(name: str) -> None:
             if tensor.dtype == np.float32 and len(tensor.shape) >= 2:
                 values = np.asarray(tensor.values)
                 tensor.values = (values * (1 + 0.1 * random.standard_normal(values.shape))).astype(np.float32)
-    settings = Settings(minutes=2, steps=4, batch=4, threads=1)
+    settings = Settings(minutes=30, steps=4, batch=4, threads=1)
     loss = Loss(matched(teacher, student))
     names = [each.teacher for each in loss.outputs]
     lesson = Lesson.given(Session(teacher), Session(student), samples(name, 8), names, 0)

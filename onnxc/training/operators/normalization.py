@@ -49,6 +49,10 @@ def layer_normalization(call: Call, x: torch.Tensor, scale: torch.Tensor, bias: 
     """Over all axes from ``axis`` on; also the mean and the inverse deviation."""
     axes = tuple(range(int(call.get("axis", -1)) % x.ndim, x.ndim))
     wide = x.to(TYPES[int(call.get("stash_type", 1))]) if x.dtype != torch.float64 else x
+    if not any(each.name for each in call.node.outputs[1:]):  # only what is normalized is read: one step
+        made = functional.layer_norm(wide, [x.shape[axis] for axis in axes], eps=call.get("epsilon", 1e-5))
+        made = made.to(x.dtype) * scale
+        return ((made if bias is None else made + bias),)
     variance, mean = torch.var_mean(wide, axes, correction=0, keepdim=True)
     inverse = torch.rsqrt(variance + call.get("epsilon", 1e-5))
     made = ((wide - mean) * inverse).to(x.dtype) * scale
