@@ -118,7 +118,7 @@ def places_of(model: Model, reference: Model, only: Iterable[str] | None = None)
 
 
 def from_codes(tensor: Tensor) -> bool:
-    """Whether a linear on codes made ``tensor``: a MatMul behind DequantizeLinear, or a MatMulInteger and its scales."""
+    """Whether a linear on codes made ``tensor``: a MatMul behind DequantizeLinear, or MatMulInteger and its scales."""
     for _ in range(4):
         node = tensor.inputs[0] if not isinstance(tensor, Constant) and tensor.inputs else None
         if node is None:
