@@ -72,6 +72,7 @@ class Run:
     say: Progress
     notes: list[str]
     work: Path | None = None
+    seen: Context | None = None  # what was last observed
 
 
 def optimize(
@@ -247,6 +248,8 @@ def observed(run: Run, model: Model) -> Context:
     """The sites of ``model``, with ranges and rows of everything that a static candidate could quantize; nothing is
     observed on generated inputs.
     """
+    if run.seen is not None and run.seen.model is model:
+        return run.seen
     where = target_named(run.recipe.target)
     found = find(model, where)
     seen = Observations()
@@ -259,7 +262,8 @@ def observed(run: Run, model: Model) -> Context:
             seen = observe(model, run.samples, len(run.samples), floats, sites, run.options, run.samples.apart)
         except (ModelError, DataError) as error:  # a tensor inside cannot be an output: no ranges, all else goes on
             run.notes.append(f"activations could not be observed: {error}")
-    return Context(model, found, seen, run.recipe, where, samples=run.samples, options=run.options)
+    run.seen = Context(model, found, seen, run.recipe, where, samples=run.samples, options=run.options)
+    return run.seen
 
 
 def recovered(run: Run, planning: Planning) -> Iterator[Trial]:

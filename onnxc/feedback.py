@@ -54,6 +54,14 @@ class Fitted:
         return (sample for number, sample in enumerate(self.samples) if number in wanted)
 
 
+def fitted(samples: Calibration, count: int) -> list[Sample]:
+    """At most ``count`` of the samples that something may be fitted to, evenly spread; of generated ones any."""
+    found = list(Fitted(samples))
+    return (
+        [found[(2 * index + 1) * len(found) // (2 * count)] for index in range(count)] if count < len(found) else found
+    )
+
+
 @dataclass
 class Solved:
     """What was found: the codes of every weight of a plan, and name of a bias -> [N], what is taken out of it."""

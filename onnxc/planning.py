@@ -20,7 +20,7 @@ from onnxc.cost import PriceFile, cpu_name
 from onnxc.data import Calibration
 from onnxc.errors import DataError, ModelError
 from onnxc.exactness import file_bytes
-from onnxc.feedback import build_solved, possible, solve
+from onnxc.feedback import build_solved, fitted, possible, solve
 from onnxc.file.storage import drop_pages
 from onnxc.judge import Judge, build
 from onnxc.model import Model
@@ -30,7 +30,7 @@ from onnxc.price import priced
 from onnxc.propose import Proposals, collect
 from onnxc.rewrite import Context, LossyPass
 from onnxc.search import TRIALS, Trial, search, storage_only, under
-from onnxc.sensitivity import measure, telling
+from onnxc.sensitivity import HEARD, measure, telling
 
 RANGES = (
     ("minmax", 100.0),
@@ -40,7 +40,7 @@ RANGES = (
 TIGHT = 0.99  # of a limit is planned for: estimates are not exact
 LOADING = (20.0, 10.0)  # steps of the price of loading, where the best plan was refused
 SOLVING, FEWEST_TRIALS = 100.0, 4  # seconds for solving all plans, and plans that are solved however long it takes
-PROBES = 16  # most samples for the noise of single roundings
+PROBES = 64  # most samples for better ranges; the noise of single roundings is heard on the first HEARD of them
 
 
 @dataclass(frozen=True)
@@ -185,10 +185,10 @@ class Planning:
         self.say("measuring what each rounding does to the outputs")
         self.ranges("", 0.0)
         activations, weights = self.proposals.roundings(self.context)
-        samples: Sequence[Any] = self.samples.take(min(PROBES, len(self.samples)))
+        samples: Sequence[Any] = fitted(self.samples, PROBES)
         seen, options = self.context.observations, self.context.options
         try:
-            samples = telling(samples, self.context.model, first.model, options)
+            samples = telling(samples[:HEARD], self.context.model, first.model, options) + list(samples[HEARD:])
             codes = self.coder.probe(weights, self.proposals.compute)
             noise, refined = measure(
                 self.context.model, activations, codes, samples, options, seen.ranges, self.prices.entries

@@ -54,8 +54,8 @@ def passes_of(recipe: Recipe) -> Chosen:
         if isinstance(instance, ExactPass):
             chosen.exact.append(instance)
         elif isinstance(instance, StructuralPass):
-            if name in asked:
-                chosen.structural.append((instance, bool(asked[name])))
+            if name in asked or (recipe.passes is None and instance.automatic):
+                chosen.structural.append((instance, bool(asked.get(name))))
         elif recipe.passes is None or name in asked:
             if isinstance(instance, FinishingPass):
                 chosen.finishing.append((instance, bool(asked.get(name))))

@@ -183,10 +183,12 @@ class StructuralPass(ABC):
 
     Attributes:
         needs_data: whether it does anything without calibration data.
+        automatic: it runs also where no passes are named; its outputs stay equal, so that no level is judged.
     """
 
     name: ClassVar[str]
     needs_data: ClassVar[bool] = False
+    automatic: ClassVar[bool] = False
 
     @abstractmethod
     def levels(self, context: Context) -> Iterable[Level]:

@@ -19,19 +19,14 @@ from onnxc.encoding import Codes
 from onnxc.file.storage import drop_pages
 from onnxc.histograms import Histogram
 from onnxc.model import Model, Node, Tensor, Variable
+from onnxc.refining import refine
 from onnxc.rewrite import Activation, Rewriter
 from onnxc.session import Options, Session, runtime_version
 
 Noise = dict[str, float]
-MOST_REFINED = 16
-FEW, FINALISTS = 4, 3  # samples on which ranges are tried, and how many of them are then held against all samples
-MOST_SETTLED, WORTH = (
-    6,
-    0.97,
-)  # activations whose range is tried beside all others, and the noise that a new one must leave
-SMALL_SHARE = 0.02  # of the noise of all roundings together: not worth another range
+PASSES = 8  # over all samples on which ranges are chosen: fewer samples are taken for more of them
+HEARD = 16  # most samples for the noise of single roundings; ranges are chosen on all
 FEW_SWITCHES, TOGETHER, QUIET = 64, 6, 0.5  # groups with less than half of the mean group's noise are quiet
-PERCENTILES = (99.999, 99.99, 99.9, 99.5)
 
 
 def activation_key(activation: Activation) -> str:
@@ -161,14 +156,21 @@ class Meter:
 
     def noise(self, changes: Mapping[str, np.ndarray]) -> float:
         """Noise power over signal power of the worst output with these inputs changed."""
-        found = dict.fromkeys(self.signal, 0.0)
-        for sample, reference in zip(self.samples, self.references, strict=True):
-            results = self.run(sample, changes)
-            for name, value in reference.items():
+        return float(self.errors(changes).sum(0).max(initial=0.0))
+
+    def errors(self, changes: Mapping[str, np.ndarray], samples: Sequence[int] | None = None) -> np.ndarray:
+        """[samples, outputs], the noise power of each sample over the signal power that all of ``samples`` have."""
+        numbers = range(len(self.samples)) if samples is None else samples
+        found = np.zeros((len(numbers), len(self.signal)))
+        for row, number in enumerate(numbers):
+            results = self.run(self.samples[number], changes)
+            for column, (name, value) in enumerate(self.references[number].items()):
                 other = np.asarray(results[name])
                 with np.errstate(invalid="ignore", over="ignore"):  # infinite minus infinite counts as nothing
-                    found[name] += power(other - value) if other.shape == value.shape else power(value)
-        return max((value / self.signal[name] for name, value in found.items() if self.signal[name] > 0), default=0.0)
+                    found[row, column] = power(other - value) if other.shape == value.shape else power(value)
+        signal = np.array([[power(self.references[number][name]) for name in self.signal] for number in numbers])
+        total = signal.sum(0)
+        return np.asarray(found[:, total > 0] / total[total > 0])
 
     def at(self, activation: Activation) -> dict[str, np.ndarray]:
         """The change that rounds a static activation in its own range."""
@@ -190,12 +192,9 @@ def measure(
     ranges: Mapping[str, Histogram],
     prices: MutableMapping[str, float] | None = None,
     seconds: float = 4.0,
-    refining: float = 10.0,
+    refining: float = 15.0,
 ) -> tuple[Noise, dict[str, tuple[float, float]]]:
     """The noise of each rounding alone, and better ranges for the activations that hurt most.
-
-    A range with the least squared error of its own tensor need not be the best for the outputs: where few large
-    values carry little of the answer, a narrower one is. So the worst tensors try other ranges on the whole model.
 
     Args:
         model: the simplified model; activations and weights of its main graph.
@@ -214,59 +213,36 @@ def measure(
     noise = loudness(meter)
     taken = max(perf_counter() - start, 1e-6)
     once = taken if prices is None else prices.setdefault(pace_key(probe, samples, options), taken)
-    count = int(np.clip(seconds / once, 1, len(samples)))
+    count = int(np.clip(seconds / once, 1, min(len(samples), HEARD)))
     if count > 1:
         meter = Meter(probe, samples[:count], options)
         noise = loudness(meter)
-    few = samples[:: max(1, count // FEW)][:FEW] if count > FEW else samples[:count]
-    quick = Meter(probe, few, options) if len(few) < count else meter
-    budget = refining / (once / max(len(noise), 1))  # runs of one sample that the rest of the time allows
-    refined: dict[str, tuple[float, float]] = {}
-    total = sum(noise.values())
-    worst = sorted((a for a in activations if not a.dynamic), key=lambda a: -noise[activation_key(a)])
-    for activation in worst[:MOST_REFINED]:
-        key, others = activation_key(activation), alternatives(ranges[activation.tensor])
-        budget -= len(others) * len(few) + FINALISTS * count
-        if noise[key] < SMALL_SHARE * total or budget < 0:
-            break
-        settings = {(low, high): meter.at(replace(activation, low=low, high=high)) for low, high in others}
-        promising = sorted(others, key=lambda option: quick.noise(settings[option]))[:FINALISTS]
-        found, option = min((meter.noise(settings[option]), option) for option in promising)
-        if found < noise[key]:
-            noise[key], refined[activation.tensor] = found, option
-    refined |= settled(meter, quick, worst, ranges, refined)
+    static = [activation for activation in activations if not activation.dynamic]
+    refined = refined_ranges(probe, static, noise, samples, options, ranges, refining / (once / max(len(noise), 1)))
+    if refined:
+        for activation in static:
+            if activation.tensor in refined:
+                low, high = refined[activation.tensor]
+                noise[activation_key(activation)] = meter.noise(meter.at(replace(activation, low=low, high=high)))
     return noise, refined
 
 
-def settled(
-    meter: Meter,
-    quick: Meter,
-    worst: Sequence[Activation],
+def refined_ranges(
+    probe: Probe,
+    activations: Sequence[Activation],
+    noise: Noise,
+    samples: Sequence[Mapping[str, np.ndarray]],
+    options: Options,
     ranges: Mapping[str, Histogram],
-    refined: Mapping[str, tuple[float, float]],
+    runs: float,
 ) -> dict[str, tuple[float, float]]:
-    """Better ranges of the loudest activations while all others are rounded too: errors of neighbours cancel or add up.
-
-    Args:
-        meter, quick: on all samples and on few of them; worst: all static activations, the loudest first.
-        refined: what was found for each alone.
-    """
-    found: dict[str, tuple[float, float]] = {}
-    if len(worst) < 2:
-        return found
-    changes: dict[str, np.ndarray] = {}
-    for activation in worst:
-        low, high = refined.get(activation.tensor, (activation.low, activation.high))
-        changes |= meter.at(replace(activation, low=low, high=high))
-    least = meter.noise(changes)
-    for activation in worst[:MOST_SETTLED]:
-        options = [replace(activation, low=low, high=high) for low, high in alternatives(ranges[activation.tensor])]
-        best = min(options, key=lambda option: quick.noise(changes | quick.at(option)))
-        together = meter.noise(changes | meter.at(best))
-        if together < least * WORTH:
-            least, found[activation.tensor] = together, (best.low, best.high)
-            changes |= meter.at(best)
-    return found
+    """Better ranges, chosen on as many of ``samples`` as ``runs`` runs of one of them allow, evenly spread."""
+    count = int(np.clip(runs / PASSES, 1, len(samples)))
+    if not activations or not ranges:
+        return {}
+    spread = [samples[index] for index in np.linspace(0, len(samples) - 1, count).round().astype(int)]
+    loud = {activation.tensor: noise[activation_key(activation)] for activation in activations}
+    return refine(Meter(probe, spread, options), activations, loud, ranges, len(spread), runs)
 
 
 def loudness(meter: Meter) -> Noise:
@@ -293,14 +269,6 @@ def pace_key(probe: Probe, samples: Sequence[Mapping[str, np.ndarray]], options:
     what = [*probe.switches, *(f"{name}{np.shape(value)}" for name, value in samples[0].items())]
     digest = hashlib.sha256("\n".join(what).encode()).hexdigest()[:16]
     return f"probe {digest} | {options.threads} threads | onnxruntime {runtime_version()} | {cpu_name()}"
-
-
-def alternatives(histogram: Histogram) -> list[tuple[float, float]]:
-    """Other ranges to try: the whole one, percentiles, and narrower ones around zero."""
-    found = [histogram.limits("minmax"), *(histogram.limits("percentile", share) for share in PERCENTILES)]
-    low, high = histogram.limits("mse")
-    found += [(low * ratio, high * ratio) for ratio in (0.7, 0.5, 0.35, 0.25, 1.4)]
-    return list(dict.fromkeys(pair for pair in found if pair[1] > pair[0]))
 
 
 def power(value: np.ndarray) -> float:

@@ -37,11 +37,12 @@ def shrunk(
         notes: gets what the passes say.
     """
     for instance, told in passes:
-        say(f"{instance.name}: making the model smaller")
+        exact = instance.automatic and not told
+        say(f"{instance.name}: making the model {'easier to round' if instance.automatic else 'smaller'}")
         found, reason = 0, ""
         for level in instance.levels(replace(observed(model), told=told)):
             name_nodes(level.model)
-            if not told:
+            if not told and not instance.automatic:
                 _, _, missed = judge.judge(level.model)
                 if missed is not None:
                     reason = f"; {level.specification}: {missed}"
@@ -50,11 +51,13 @@ def shrunk(
             if told:
                 break
         drop_pages()
+        if not found and exact:
+            continue
         if not found:
             notes.append(f"{instance.name}: nothing was cut{reason}")
             continue
         notes.append(f"{instance.name}: {said.specification}{reason}")
-        notes += [f"{instance.name}: {note}" for note in said.notes]
+        notes += [f"{instance.name}: {note}" for note in said.notes if not exact]
         if told:
             lower_floors(judge, model, instance.name, notes)
     return model

@@ -26,7 +26,7 @@ LAYERS = """
     planner
     cheapest
     equalizing
-    pruning factors cost sensitivity exactness
+    pruning factors cost sensitivity refining exactness
     convergence
     codes coupling owners rewrite encoding observe histograms sites shapes sequential
     report reports

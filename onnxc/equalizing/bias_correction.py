@@ -20,7 +20,7 @@ from onnxc.model import Constant, Model, Node, Tensor
 from onnxc.observe import with_outputs
 from onnxc.session import Options, Session
 
-LINEAR = frozenset({"Conv", "Gemm", "MatMul", "ConvTranspose"})
+LINEAR = frozenset({"Conv", "Gemm", "ConvTranspose"})
 ROUNDS = 64  # at most so many runs over the samples; deeper models have several depths measured together
 
 Samples = Iterable[Mapping[str, NDArray[np.generic]]]
@@ -32,7 +32,7 @@ class Place:
     """A linear operator of the rewritten model whose bias can be corrected.
 
     Attributes:
-        name: of the node, the same in both models.
+        name: of the node that adds the bias.
         tensor: name of its result, bias included, in both models.
         axis: of that result's channels.
         bias: the constant that holds it: float32, or the int32 codes.
@@ -82,30 +82,53 @@ def corrected(
 
 def places_of(model: Model, reference: Model, only: Iterable[str] | None = None) -> list[Place]:
     """Every quantized linear of the main graph with a bias that no other node reads, in topological order; with
-    ``only`` those called so, whatever they read.
+    ``only`` those called so, whatever they read. A MatMul's bias is the constant that an Add puts behind it.
     """
     names = None if only is None else set(only)
     known = {t.name for node in reference.graph.nodes for t in node.outputs}
+    added = {
+        node.outputs[0].name: maker.name
+        for node in reference.graph.nodes
+        if node.op == "Add"
+        for maker in (tensor.inputs[0] for tensor in node.inputs if not isinstance(tensor, Constant) and tensor.inputs)
+        if maker.op == "MatMul" and len(maker.outputs[0].outputs) == 1
+    }
     found = []
     for node in model.graph.nodes:
-        if node.op not in LINEAR or len(node.inputs) < 2:
+        if not node.outputs or (result := node.outputs[0].name) not in known:
             continue
-        if node.name not in names if names is not None else not any(changed(tensor) for tensor in node.inputs[:2]):
-            continue
-        result, held = node.outputs[0], node.inputs[2] if len(node.inputs) > 2 and node.op != "MatMul" else None
-        if node.op == "MatMul":
-            readers = list(result.outputs)
-            if len(readers) != 1 or readers[0].op != "Add":
+        if node.op in LINEAR and len(node.inputs) > 2:
+            name, held = node.name, node.inputs[2]
+            rounded = any(changed(tensor) for tensor in node.inputs[:2])
+        elif node.op == "Add" and result in added:
+            sides = [(bias_of(tensor)[0] is not None, position) for position, tensor in enumerate(node.inputs)]
+            if [side for side, _ in sides] not in ([True, False], [False, True]):
                 continue
-            held = next((t for t in readers[0].inputs if t is not result), None)
-            result = readers[0].outputs[0]
-        if held is None or result.name not in known:
+            position = max(sides)[1]
+            name, held, rounded = added[result], node.inputs[position], from_codes(node.inputs[1 - position])
+        else:
+            continue
+        if not (name in names if names is not None else rounded):
             continue
         bias, scale = bias_of(held)
         axis = 1 if node.op in ("Conv", "ConvTranspose") else -1
-        if bias is not None and len(bias.shape) == 1:
-            found.append(Place(node.name, result.name, axis, bias, scale))
+        if bias is not None and len(bias.shape) == 1 and bias.values.size > 1:
+            found.append(Place(node.name, result, axis, bias, scale))
     return found
+
+
+def from_codes(tensor: Tensor) -> bool:
+    """Whether a linear on codes made ``tensor``: a MatMul behind DequantizeLinear, or MatMulInteger and its scales."""
+    for _ in range(4):
+        node = tensor.inputs[0] if not isinstance(tensor, Constant) and tensor.inputs else None
+        if node is None:
+            return False
+        if node.op in ("MatMul", "MatMulInteger"):
+            return node.op == "MatMulInteger" or any(changed(each) for each in node.inputs[:2])
+        if node.op not in ("Cast", "Mul"):
+            return False
+        tensor = node.inputs[0]
+    return False
 
 
 def changed(tensor: Tensor) -> bool:

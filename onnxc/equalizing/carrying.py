@@ -2,13 +2,14 @@
 constants that take the factors, noted in the Seam; or the name of the node in the way.
 
 The factors are carried as an array that broadcasts against the tensor's last axes, so that Transpose, Reshape and
-attention's product with the values are followed like any other operator.
+attention's product with the values are followed like any other operator. A root or a power changes the exponent of the
+factors: the magnitude sqrt(re^2 + im^2) of a spectrum takes those of re and im.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import inf, prod
 from typing import Any
 
@@ -21,7 +22,7 @@ from onnxc.shapes import TensorType
 from onnxc.sites import clip_range
 
 # Positive factors pass through these unchanged, per channel.
-HOMOGENEOUS = frozenset({"Relu", "LeakyRelu", "PRelu", "Identity", "Dropout"})
+HOMOGENEOUS = frozenset({"Relu", "LeakyRelu", "PRelu", "Identity", "Dropout", "Abs"})
 POOLING = frozenset({"MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "LpPool", "GlobalLpPool"})
 READS_SHAPE = frozenset({"Shape", "Size"})
 GELU = frozenset({"Erf", "Tanh", "Sigmoid"})
@@ -49,6 +50,15 @@ class Walk:
     outputs: set[int]
     types: dict[str, TensorType]
     steps: int = 0
+    power: float = 1.0
+    waiting: dict[int, dict[Node, NDArray[np.intp]]] = field(default_factory=dict)
+
+    def from_seam(self, order: NDArray[np.intp]) -> None:
+        """Find what takes the factors of the seam's tensor; BlockedError where something in the way does not."""
+        self.back(self.seam.tensor, order)
+        for parts in self.waiting.values():
+            node = next(iter(parts))
+            raise BlockedError(f"'{node.name}' (Slice) leaves other channels of '{node.inputs[0].name}' as they are")
 
     def back(self, tensor: Tensor, order: NDArray[np.intp]) -> None:
         """Find what in the making of ``tensor`` takes the factors.
@@ -77,16 +87,26 @@ class Walk:
         else:
             step(node, order)
 
-    def into(self, node: Node, position: int, order: NDArray[np.intp]) -> None:
-        """Go on at an input of ``node``; a constant takes the factors itself."""
-        tensor = node.inputs[position]
+    def into(self, node: Node, position: int, order: NDArray[np.intp], exponent: float = 1.0) -> None:
+        """Go on at an input of ``node``, to whose power ``exponent`` its result is proportional; a constant takes the
+        factors itself.
+        """
+        tensor, power = node.inputs[position], self.power
+        self.power = power / exponent
+        try:
+            self.enter(tensor, node, order, squared=exponent == 2.0)
+        finally:
+            self.power = power
+
+    def enter(self, tensor: Tensor, node: Node, order: NDArray[np.intp], *, squared: bool) -> None:
+        """Go on at ``tensor``, which ``node`` alone reads: once, or twice where it squares it."""
         if isinstance(tensor, Constant):
             self.take(tensor, order, node)
             return
         if id(tensor) in self.outputs:
             raise BlockedError(f"'{tensor.name}' is an output of the model")
         alone(tensor, [node])
-        if sum(each is tensor for each in node.inputs) > 1:
+        if sum(each is tensor for each in node.inputs) > 1 + squared:
             raise BlockedError(f"'{node.name}' ({node.op}) reads '{tensor.name}' twice")
         self.back(tensor, order)
 
@@ -97,7 +117,8 @@ class Walk:
         if constant.dtype is None or np.dtype(constant.dtype) != np.float32:
             raise BlockedError(f"'{constant.name}' is not float32")
         rank = max(len(constant.shape), order.ndim)
-        self.seam.before.append((constant, order.reshape([1] * (rank - order.ndim) + list(order.shape))))
+        wide = order.reshape([1] * (rank - order.ndim) + list(order.shape))
+        self.seam.before.append((constant, wide, self.power))
 
     def weight(self, node: Node, order: NDArray[np.intp], bias: Tensor | None, channels: NDArray[np.intp]) -> None:
         """A linear or convolution takes the factors with weight (order) and bias [N] (channels)."""
@@ -142,7 +163,19 @@ class Walk:
 
     through_sub = through_add
 
+    def through_sqrt(self, node: Node, order: NDArray[np.intp]) -> None:
+        self.into(node, 0, order, exponent=0.5)
+
+    def through_pow(self, node: Node, order: NDArray[np.intp]) -> None:
+        exponent = node.inputs[1]
+        if not isinstance(exponent, Constant) or exponent.values.size != 1 or float(exponent.values.item()) <= 0:
+            raise BlockedError(f"'{node.name}' (Pow) has no single positive exponent")
+        self.into(node, 0, order, exponent=float(exponent.values.item()))
+
     def through_mul(self, node: Node, order: NDArray[np.intp]) -> None:
+        if node.inputs[0] is node.inputs[1]:
+            self.into(node, 0, order, exponent=2.0)
+            return
         constant = next((i for i, t in enumerate(node.inputs) if isinstance(t, Constant)), None)
         if constant is not None:
             if node.inputs[constant].values.size == 1 and order.size > 1 and near(node, GELU):
@@ -152,11 +185,12 @@ class Walk:
         reasons = []
         for position in range(2):
             lists: tuple[list[Any], ...] = (self.seam.before, self.seam.makers, self.seam.passed, self.seam.clips)
-            kept = [len(each) for each in lists]
+            kept, waiting = [len(each) for each in lists], {key: dict(parts) for key, parts in self.waiting.items()}
             try:
                 self.into(node, position, order)
             except BlockedError as reason:
                 reasons.append(str(reason))
+                self.waiting = waiting
                 for each, length in zip(lists, kept, strict=True):
                     del each[length:]
             else:
@@ -245,12 +279,58 @@ class Walk:
                 at += size
             self.into(node, position, part)
 
+    def through_slice(self, node: Node, order: NDArray[np.intp]) -> None:
+        """Part of the channels: the factors go on once those of all other parts have arrived here too."""
+        tensor = node.inputs[0]
+        shape = self.shape(tensor)
+        full = order.reshape([1] * (len(shape) - order.ndim) + list(order.shape))
+        varying = [axis for axis, size in enumerate(full.shape) if size > 1]
+        if isinstance(tensor, Constant) or id(tensor) in self.outputs or not shape or len(varying) != 1:
+            raise BlockedError(f"'{node.name}' (Slice) does not cut along the channels")
+        axis = varying[0]
+        ranges = [(sliced(reader, axis, shape[axis]), reader) for reader in tensor.outputs]
+        parts = sorted(((found, reader) for found, reader in ranges if found is not None), key=lambda pair: pair[0])
+        ends = [0, *(found[1] for found, _ in parts)]
+        if len(parts) < len(ranges) or ends[-1] != shape[axis] or ends[:-1] != [found[0] for found, _ in parts]:
+            raise BlockedError(f"'{tensor.name}' is not cut into parts that have all channels between them")
+        arrived = self.waiting.setdefault(id(tensor), {})
+        arrived[node] = full
+        if len(arrived) == len(parts):
+            del self.waiting[id(tensor)]
+            pieces = [arrived[reader] for _, reader in parts]
+            if any(piece.shape[axis] != end - start for piece, ((start, end), _) in zip(pieces, parts, strict=True)):
+                raise BlockedError(f"the parts of '{tensor.name}' have their channels along different axes")
+            self.back(tensor, np.concatenate(pieces, axis))
+
     def shape(self, tensor: Tensor) -> tuple[int | None, ...]:
         """What is known of a tensor's shape; empty where not even its rank is."""
         if isinstance(tensor, Constant):
             return tuple(int(size) for size in tensor.shape)
         known = self.types.get(tensor.name)
         return () if known is None or known.shape is None else known.shape
+
+
+def sliced(node: Node, along: int, size: int | None) -> tuple[int, int] | None:
+    """(start, end) of what a Slice leaves of the axis ``along`` of ``size``, in steps of 1; None where that is not
+    known.
+    """
+    if node.op != "Slice" or size is None or not all(isinstance(t, Constant) for t in node.inputs[1:]):
+        return None
+    given = [np.asarray(t.values).reshape(-1).tolist() for t in node.inputs[1:] if isinstance(t, Constant)]
+    if len(given) < 3 or min(given[2]) < 0:  # counted from the end
+        return None
+    start, end, step = next(
+        (
+            cut
+            for axis, *cut in zip(given[2], *given[:2], [*given[3:], [1] * len(given[2])][0], strict=True)
+            if axis == along
+        ),
+        (0, size, 1),
+    )
+    if step != 1:
+        return None
+    first, last = (min(max(each + size * (each < 0), 0), size) for each in (start, end))
+    return first, last
 
 
 def per_channel(order: NDArray[np.intp], spatial: int, node: Node) -> NDArray[np.intp]:

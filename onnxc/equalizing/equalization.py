@@ -73,11 +73,14 @@ def told_reasons(reasons: list[str]) -> list[str]:
 
 
 def balance(seam: Seam) -> Vector:
-    """The factors sqrt(r1 / r2) per channel; 1 where a channel is zero on either side."""
+    """The factors sqrt(r1 / r2) per channel; 1 where a channel is zero on either side. With ``power`` p between the two
+    they meet where r1 / s^p = r2 s.
+    """
     before, after = np.zeros(seam.channels), np.zeros(seam.channels)
-    weights = {id(node.inputs[1]) for node in seam.makers}
-    for constant, order in seam.before:
+    weights, root = {id(node.inputs[1]) for node in seam.makers}, 2.0
+    for constant, order, power in seam.before:
         if id(constant) in weights:
+            root = 1 + power
             values = np.abs(np.asarray(constant.values, np.float64))
             np.maximum.at(before, np.broadcast_to(order, values.shape).reshape(-1), values.reshape(-1))
     for site in seam.sites:
@@ -85,7 +88,7 @@ def balance(seam: Seam) -> Vector:
         after = np.maximum(after, np.abs(as_rows(site, np.asarray(site.weight.tensor.values))).max(1))
     usable = (before > 0) & (after > 0)
     found = np.ones(seam.channels)
-    found[usable] = np.sqrt(before[usable] / after[usable])
+    found[usable] = (before[usable] / after[usable]) ** (1 / root)
     return np.clip(found, 1 / LARGEST_FACTOR, LARGEST_FACTOR)
 
 
@@ -128,7 +131,7 @@ def absorb_bias(model: Model, seam: Seam, factors: Vector, ranges: Ranges) -> in
     if seam.name not in ranges or len(seam.makers) != 1 or any(node.op not in KEEPS_OFFSET for node in seam.passed):
         return 0
     maker = seam.makers[0]
-    biases = [constant for constant, _ in seam.before if constant is not maker.inputs[1]]
+    biases = [constant for constant, *_ in seam.before if constant is not maker.inputs[1]]
     if len(biases) != 1 or biases[0].values.size != seam.channels:
         return 0
     if not all(padless(site) and bias_of(site) for site in seam.sites):

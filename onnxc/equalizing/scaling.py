@@ -24,8 +24,8 @@ class Seam:
         tensor: what the sites read.
         sites: the linears and convolutions that read it: all of its readers.
         channels: how many channels it has.
-        before: constants to be divided by the factors: (constant, order), where ``order`` has the constant's rank and
-            holds for every entry the channel whose factor divides it, broadcast along axes of size 1.
+        before: constants to be divided by the factors: (constant, order, power), where ``order`` has the constant's
+            rank and holds for every entry the channel whose factor, to that power, divides it (axes of size 1 spread).
         makers: linears and convolutions whose weights are among them.
         passed: every node between those constants and the tensor, nearest first.
         clips: those that cut at an upper bound, each with the channel of every entry of its result.
@@ -35,7 +35,7 @@ class Seam:
     tensor: Tensor
     sites: list[Site]
     channels: int
-    before: list[tuple[Constant, NDArray[np.intp]]] = field(default_factory=list)
+    before: list[tuple[Constant, NDArray[np.intp], float]] = field(default_factory=list)
     makers: list[Node] = field(default_factory=list)
     passed: list[Node] = field(default_factory=list)
     clips: list[tuple[Node, NDArray[np.intp]]] = field(default_factory=list)
@@ -56,9 +56,9 @@ class Seam:
             made.outputs[0].dtype, made.outputs[0].shape = self.tensor.dtype, self.tensor.shape
             for site in self.sites:
                 site.node.inputs[0] = made.outputs[0]
-        for constant, order in self.before:
+        for constant, order, power in self.before:
             values = np.asarray(constant.values)
-            divided = values.astype(np.float64) / exact[order]
+            divided = values.astype(np.float64) / exact[order] ** power
             constant.values = divided.astype(values.dtype)
         for weight in {id(site.weight): site.weight for site in self.sites if site.weight is not None}.values():
             reader = next(site for site in self.sites if site.weight is weight)

@@ -38,7 +38,7 @@ def seams(model: Model, sites: Sites, *, insert: bool = False) -> tuple[list[Sea
                 if id(tensor) in inputs or id(tensor) in outputs:
                     raise BlockedError("it is an input or output of the model")
                 alone(tensor, [site.node for site in group])
-                walk.back(tensor, start(group[0], seam.channels))
+                walk.from_seam(start(group[0], seam.channels))
             except BlockedError:
                 if not insert:
                     raise

@@ -32,13 +32,16 @@ from onnxc.model import Model
 from onnxc.observe import Observations
 from onnxc.rewrite import Activation, Context, Level, Rewriter
 from onnxc.sensitivity import power
-from onnxc.session import Session
+from onnxc.session import Options, Session
 from onnxc.sites import Site, find
 
 Aim = Literal["activations", "weights"]
 ALPHAS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # per tensor
 GLOBAL_ALPHAS = {"activations": (0.35, 0.5, 0.65, 0.8, 0.9, 1.0), "weights": (0.25, 0.5, 0.75)}
 ROWS = 192  # of the sampled rows, on which choices are compared
+QUICK_ALPHAS = (0.5, 0.65, 0.8)  # where nobody asked for factors by name
+MOST = 48  # samples that the factors come from there
+COARSE, SPOILED = 4, 1.1  # bits of weights that may suffer from factors for activations, and by how much
 FEWEST = 4  # samples without which no choice can be judged
 SAMPLES = 8  # on which the whole model is run
 WORTH = 0.97  # of the error without factors: a smaller gain is no reason to touch a tensor
@@ -58,6 +61,7 @@ def smoothed(
     bits: int = 4,
     block: int = 64,
     insert: bool = False,
+    quick: bool = False,
 ) -> Level | None:
     """``context.model`` with factors moved across every tensor where they help; None where none do.
 
@@ -66,10 +70,11 @@ def smoothed(
         aim: what is to be rounded with less error.
         bits, block: of the weights, for aim="weights": asymmetric, one scale for ``block`` inputs; 0: per channel.
         insert: where nothing before a tensor takes the factors, multiply by them in front of its readers.
+        quick: try fewer alphas, with factors from fewer samples.
     """
     if context.samples is None or context.samples.generated or not context.observations.samples:
         return None
-    bench = Bench(context, aim, bits, block, insert)
+    bench = Bench(context, aim, bits, block, insert, quick=quick)
     if not bench.judges:
         return None
     if alpha is not None:
@@ -95,6 +100,12 @@ class Every:
         return islice(self.samples, self.first, None, self.step)
 
 
+def halves(samples: Calibration, most: int) -> tuple[Every, Every]:
+    """At most ``most`` samples, evenly spread, in two halves."""
+    step = 2 * -(-len(samples) // most)
+    return Every(samples, 0, step), Every(samples, step // 2, step)
+
+
 class Bench:
     """The seams of a model, and what any factors on them do.
 
@@ -103,13 +114,14 @@ class Bench:
         reasons: why other tensors are no seams.
     """
 
-    def __init__(self, context: Context, aim: Aim, bits: int, block: int, insert: bool) -> None:
+    def __init__(self, context: Context, aim: Aim, bits: int, block: int, insert: bool, *, quick: bool = False) -> None:
         self.context, self.aim, self.bits, self.block, self.insert = context, aim, bits, block, insert
+        self.alphas = QUICK_ALPHAS if quick else GLOBAL_ALPHAS[aim]
         everything, self.reasons = seams(context.model, context.sites, insert=insert)
         self.seams = [seam for seam in everything if all(known(site, context.observations) for site in seam.sites)]
         assert context.samples is not None
-        self.half = seam_ranges(context, self.seams, Every(context.samples, 0, 2))
-        other = seam_ranges(context, self.seams, Every(context.samples, 1, 2))
+        half, rest = halves(context.samples, MOST if quick else len(context.samples))
+        self.half, other = (seam_ranges(context, self.seams, each) for each in (half, rest))
         self.ranges = {
             name: (np.minimum(low, other[name][0]), np.maximum(high, other[name][1])) if name in other else (low, high)
             for name, (low, high) in self.half.items()
@@ -128,7 +140,7 @@ class Bench:
         assert self.context.samples is not None
         if len(self.context.samples) < FEWEST:
             return {}, ""
-        trials = {f"alpha {each:g}": self.with_alpha(each, self.half) for each in GLOBAL_ALPHAS[self.aim]}
+        trials = {f"alpha {each:g}": self.with_alpha(each, self.half) for each in self.alphas}
         if self.aim == "weights":
             trials["alpha searched per tensor"] = self.searched(self.half)
         movable = {name for factors in trials.values() for name in factors}
@@ -136,7 +148,9 @@ class Bench:
         said = min(noise, key=lambda name: noise[name])
         if not noise[said] < CONVINCING * self.noise({}, movable):
             return {}, ""
-        alphas = {f"alpha {each:g}": each for each in GLOBAL_ALPHAS[self.aim]}
+        if self.aim == "activations" and self.coarse(trials[said]) > SPOILED * self.coarse({}):
+            return {}, ""
+        alphas = {f"alpha {each:g}": each for each in self.alphas}
         return (self.with_alpha(alphas[said], self.ranges) if said in alphas else self.searched(self.ranges)), said
 
     def factors(self, seam: Seam, alpha: float, ranges: Ranges) -> Vector:
@@ -189,7 +203,22 @@ class Bench:
                 limits = min(float((low / scale).min()), 0.0), max(float((high / scale).max()), 0.0)
                 round_inputs(rewriter, seam, limits, self.levels)
         model.tidy()
-        options = replace(self.context.options, level="off")  # it would round the weights between Q and DQ itself
+        # left on, ONNX Runtime would round the weights between Q and DQ itself
+        return self.lost(model, replace(self.context.options, level="off"))
+
+    def coarse(self, factors: Mapping[str, Vector]) -> float:
+        """Noise over signal of the worst output with the readers' weights to nearest in few bits, nothing else."""
+        model, copies = self.applied(factors)
+        for seam in copies:
+            for site in seam.sites:
+                assert site.weight is not None
+                values = np.asarray(site.weight.tensor.values, np.float32)
+                matrix = per_output(matrix_of(site, values), 2 ** (COARSE - 1) - 1)
+                site.weight.tensor.values = stored_as(site, matrix, values.shape)
+        return self.lost(model, self.context.options)
+
+    def lost(self, model: Model, options: Options) -> float:
+        """Noise over signal of the worst output of ``model``, on every other sample."""
         assert self.context.samples is not None
         step = 2 * -(-len(self.context.samples) // (2 * SAMPLES))
         samples = list(Every(self.context.samples, 1, step))
