@@ -56,6 +56,7 @@ class Planning:
         samples: calibration data or generated inputs.
         prices: the file of measured times; problem: what plans are made from.
         notes: gets sentences for the user; say: is told what is being done.
+        lead: how many times as fast as the original's the float form of this model is.
         attempts: every plan that was judged; others: bytes of the file beside the weights, seen in the first of them.
     """
 
@@ -68,6 +69,7 @@ class Planning:
     prices: PriceFile
     notes: list[str]
     say: Callable[[str], None]
+    lead: float = 1.0
     problem: Problem = field(init=False)
     attempts: list[Attempt] = field(default_factory=list)
     others: int = 0
@@ -77,7 +79,7 @@ class Planning:
         prices = priced(self.context, self.proposals, self.coder, self.samples, self.context.options, self.prices)
         self.problem = self.proposals.problem(self.context, prices)
         if self.judge.budget.speed is not None:
-            self.problem.most_seconds = prices.total / self.judge.budget.speed * TIGHT
+            self.problem.most_seconds = prices.total * self.lead / self.judge.budget.speed * TIGHT
 
     def trials(self) -> Iterator[Trial]:
         """The trials to deliver, best first: the searched plan; should it turn out slower than the input, the same

@@ -31,6 +31,7 @@ from onnxc.coupling.tracing import traced
 from onnxc.data import Calibration, Sample
 from onnxc.errors import DataError, ModelError
 from onnxc.model import Constant, Model
+from onnxc.rewrite import Stakes
 from onnxc.session import Options, Session
 
 Importance = Literal["obs", "variance", "norm"]
@@ -106,7 +107,12 @@ class Channels:
         for number, found in bad.items():
             self.groups[number].pinned = f"the smaller model does not run: {found}"
             self.refused.append(self.groups[number])
-        self.groups = [group for number, group in enumerate(self.groups) if number not in bad]
+        self.keep([number for number in range(len(self.groups)) if number not in bad])
+
+    def keep(self, numbers: Sequence[int]) -> None:
+        """Of all groups that may be cut leave these."""
+        self.groups = [self.groups[number] for number in numbers]
+        self.damages = [self.damages[number] for number in numbers] if self.damages else []
         self.sizes = Sizes.of(self.coupling, self.groups)
 
     def failure(self, removed: Mapping[int, int], sample: Sample) -> str | None:
@@ -128,8 +134,11 @@ class Channels:
                 return f"output '{tensor.name}' has another shape"
         return None
 
-    def measure(self, importance: Importance, most: float = 1.0) -> None:
-        """Order the units of every group by what is known, about as far as ``most`` of them may go."""
+    def measure(self, importance: Importance, most: float = 1.0, stakes: Stakes | None = None) -> None:
+        """Order the units of every group by what is known, about as far as ``most`` of them may go.
+
+        With ``stakes`` an error counts what it costs there, and groups of which nothing was measured are refused.
+        """
         weights: dict[str, NDArray[np.generic]] = {
             tensor.name: tensor.values
             for node in self.model.graph.nodes
@@ -153,10 +162,14 @@ class Channels:
                 if importance == "variance":
                     self.damages[number] = by_variance(group, [(each, moments[each.reader]) for each in mine])
                 else:
-                    problems = [problem(group, each, moments[each.reader]) for each in mine]
+                    costs = [1.0 if stakes is None else stakes.cost(each.reader.weight) for each in mine]
+                    met = [moments[each.reader] for each in mine]
+                    problems = [problem(group, *each) for each in zip(mine, met, costs, strict=True)]
                     allowed = steps(group, self.rounding)
                     far = int(allowed[min(int(np.searchsorted(allowed, most * group.units)) + 1, len(allowed) - 1)])
                     self.damages[number] = second_order(group, problems, far)
+        if stakes is not None:
+            self.keep([number for number, damage in enumerate(self.damages) if damage.measured])
 
     def batches(self, wanted: Mapping[int, Sequence[Consumer]]) -> list[list[int]]:
         """Groups whose moments are held together; those without a consumer that can be solved are left out."""
@@ -184,6 +197,10 @@ class Channels:
     def count_parameters(self, removed: Mapping[int, int]) -> float:
         """Parameters with so many units of every group removed."""
         return self.sizes.count(self.sizes.parameters, removed)
+
+    def count_stakes(self, stakes: Stakes, removed: Mapping[int, int]) -> float:
+        """What the weights are worth with so many units of every group removed."""
+        return self.sizes.count(self.sizes.shares(self.coupling, stakes.gains), removed)
 
     def cut(self, removed: Mapping[int, int], *, again: bool = True) -> tuple[Model, int]:
         """The model with so many units of every group removed, and how many of its weights were refitted."""
