@@ -216,12 +216,12 @@ class Offer:
     Attributes:
         saved: share of what all weights are worth that goes.
         cost: what its damage is estimated to cost, as a share of the same.
-        make: makes it.
+        make: makes it, fitted to some samples.
     """
 
     saved: float
     cost: float
-    make: Callable[[], Level]
+    make: Callable[[Calibration], Level]
 
 
 @dataclass(frozen=True)

@@ -148,7 +148,7 @@ class Channels:
         self.damages = [by_norm(group, self.coupling, weights) for group in self.groups]
         if importance == "norm" or self.samples.generated:
             return
-        self.seen = list(self.samples.take(min(len(self.samples), MOST_SAMPLES)))
+        self.seen = self.few(self.samples)
         found = {consumer.reader: consumer for consumer in consumers(self.model, self.readers(range(len(self.groups))))}
         wanted = {
             number: [found[r] for r in group.readers if r in found and found[r].matrix.shape[1] <= WIDEST]
@@ -170,6 +170,10 @@ class Channels:
                     self.damages[number] = second_order(group, problems, far)
         if stakes is not None:
             self.keep([number for number, damage in enumerate(self.damages) if damage.measured])
+
+    def few(self, samples: Calibration) -> list[Sample]:
+        """As many of ``samples`` as are looked at."""
+        return list(samples.take(min(len(samples), MOST_SAMPLES)))
 
     def batches(self, wanted: Mapping[int, Sequence[Consumer]]) -> list[list[int]]:
         """Groups whose moments are held together; those without a consumer that can be solved are left out."""

@@ -11,10 +11,12 @@ from dataclasses import dataclass, field, replace
 from time import process_time
 
 from onnxc.cost import PriceFile
+from onnxc.errors import DataError, ModelError
 from onnxc.judge import Judge
 from onnxc.model import Model
 from onnxc.rewrite import StructuralPass
 from onnxc.search import CLOSE
+from onnxc.sites import name_nodes
 from onnxc.structure.planned import Aim, Clock, Planned
 from onnxc.structure.prospects import Cut, Prospects
 
@@ -74,7 +76,7 @@ class Choice:
                 self.notes.append(f"{cut.text}: not planned, the time for trying structures is used up")
                 continue
             start, tried = process_time(), tried + 1
-            made = self.attempt(cut, prospects)
+            made = self.attempt(cut)
             clock.took(f"planning {cut.text}", process_time() - start)
             if made is not None:
                 (size, speed), (small, fast) = made.figures, cut.predicted
@@ -82,21 +84,22 @@ class Choice:
                 best = self.better(best, made, cut, aim)
         return best
 
-    def attempt(self, cut: Cut, prospects: Prospects) -> Planned | None:
+    def attempt(self, cut: Cut) -> Planned | None:
         """The plan of a form, None where none passes."""
         self.say(f"planning {cut.text}")
         self.judge.strictly = True
         try:
-            made = self.plan(cut.level.model, cut.lead)
+            level = cut.offer.make(self.judge.samples)
+            name_nodes(level.model)
+            made = self.plan(level.model, cut.lead)
+        except (ModelError, DataError) as error:
+            self.notes.append(f"{cut.text}: not taken, {error}")
+            return None
         finally:
             self.judge.strictly = False
         trial = made.delivery.trial
         if trial is None:
             self.notes.append(f"{cut.text}: not taken, {made.delivery.rejected[-1]}")
-            return None
-        noise, problem = prospects.noise(trial.model)
-        if problem is not None or noise > made.planning.allowed:
-            self.notes.append(f"{cut.text}: not taken, it misses the floor on samples that were kept apart")
             return None
         return made
 

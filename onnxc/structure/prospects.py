@@ -1,9 +1,9 @@
 """Smaller forms in float: which are worth a plan. In: what passes offer for a planned model. Out: cuts, judged.
 
-A form is made from most of the samples and judged on those that were kept apart: what is fitted to few samples looks
-better on them than it is. From the noise that it makes, the bytes that it saves and the time that it wins the plan of
-the whole model tells how good a plan of it can be: coarser codes are what pays for noise. Of many offers few are made:
-the first one shows what the estimated costs of all are worth.
+A form is fitted to most of the samples and judged on those that were kept apart: what is fitted to few samples looks
+better on them than it is. What is planned then is fitted to all of them. From the noise that a form makes, the bytes
+that it saves and the time that it wins the plan of the whole model tells how good a plan of it can be: coarser codes
+are what pays for noise. Of many offers few are made: the first one shows what the estimated costs of all are worth.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from dataclasses import dataclass, field, replace
 from time import process_time
 
 from onnxc.cost import speed_up
+from onnxc.data import Calibration
 from onnxc.errors import DataError, ModelError
 from onnxc.file.storage import drop_pages
-from onnxc.judge import Judge
+from onnxc.judge import SMALL_SHARE, Judge
 from onnxc.model import Model
 from onnxc.planner import stored_bytes
 from onnxc.quality import ReferenceOutputs
@@ -30,6 +31,7 @@ from onnxc.structure.stakes import stakes_of
 
 APART, FEWEST = 4, 16  # each fourth sample is kept apart, where there are so many
 WON = 0.5  # of the time that a form wins in float (as an exponent), what is expected to be won in a plan
+TRUSTED = 0.67  # how much the floor counts, and not the noise of the best plan: a score may have stopped it by chance
 ROOM = 0.2  # of the noise that is allowed, left for codes: with less no plan gets smaller
 MADE = 3  # forms of one pass that are made
 LEADING = 0.3  # seconds in which the float form is timed
@@ -40,12 +42,13 @@ class Cut:
     """A form that was made and judged in float.
 
     Attributes:
-        by: name of the pass.
+        by: name of the pass; offer: what it was made of.
         lead: times as fast as the whole model in float.
         predicted: figures of its best plan.
     """
 
     by: str
+    offer: Offer
     level: Level
     lead: float
     predicted: Figures
@@ -83,7 +86,7 @@ class Prospects:
         what the floor allows.
         """
         floor = self.whole.planning.allowed * HEADROOM
-        return min(floor, math.sqrt(floor * max(self.best.noise, 1e-12)))
+        return float(min(floor, floor**TRUSTED * max(self.best.noise, 1e-12) ** (1 - TRUSTED)))
 
     def context(self) -> Context:
         """What passes make offers from."""
@@ -104,25 +107,28 @@ class Prospects:
             self.refusals += offers.refusals
             if offers.reason:
                 self.notes.append(f"{instance.name}: not tried: {offers.reason}")
-            return self.made(instance.name, offers.found)
+            return self.made(instance.name, offers.found, context.samples)
         except (ModelError, DataError) as error:
             self.notes.append(f"{instance.name}: not tried: {error}")
             return []
         finally:
             drop_pages()
 
-    def made(self, by: str, offers: tuple[Offer, ...]) -> list[Cut]:
+    def made(self, by: str, offers: tuple[Offer, ...], fitted: Calibration | None) -> list[Cut]:
         """The promising ones of ``offers``: the middle one is made first, then what its noise says is the best."""
+        assert fitted is not None
         found, waiting, least = list[Cut](), dict(enumerate(offers)), CLOSE * self.aim.of(self.whole.figures)
-        chosen, reasons = len(offers) // 2, dict[int, str]()
-        while waiting and len(offers) - len(waiting) < MADE and self.clock.spent <= self.clock.allowed / 2:
-            offer, start = waiting.pop(chosen), process_time()
-            level = offer.make()
+        chosen, tried, reasons = len(offers) // 2, 0, dict[int, str]()
+        while waiting and tried < MADE and self.clock.spent <= self.clock.allowed / 2:
+            offer, start, tried = waiting.pop(chosen), process_time(), tried + 1
+            level = offer.make(fitted)
             name_nodes(level.model)
             noise, problem = self.noise(level.model)
+            problem = problem or self.missed(level.model)
             if problem is not None:
                 reasons[chosen] = f"{level.specification}: {problem}"
-            elif (cut := self.judged(by, level, noise)) is not None and self.aim.of(cut.predicted) < least:
+                waiting = {at: each for at, each in waiting.items() if at < chosen}
+            elif (cut := self.judged(by, offer, level, noise)) is not None and self.aim.of(cut.predicted) < least:
                 found.append(cut)
                 least = CLOSE * self.aim.of(cut.predicted)
             else:
@@ -143,7 +149,15 @@ class Prospects:
         quality = (self.apart or self.judge.reference).judge(Session(model, self.judge.options))
         return 10 ** (-quality.sqnr_db / 10) if quality.problem is None else 1e6, quality.problem
 
-    def judged(self, by: str, level: Level, noise: float) -> Cut | None:
+    def missed(self, model: Model) -> str | None:
+        """The floor that a form misses in float, held to the share of the allowed drop that its plans will be held to.
+        The hook is not asked where its calls are bounded.
+        """
+        if self.judge.budget.evals is not None:
+            return None
+        return self.judge.judge(model, SMALL_SHARE)[2]
+
+    def judged(self, by: str, offer: Offer, level: Level, noise: float) -> Cut | None:
         """A form with what its plan is predicted to be; None where no room is left for codes."""
         model, judge = self.whole.planning.context.model, self.judge
         if (more := self.finer(noise)) is None:
@@ -151,7 +165,8 @@ class Prospects:
         key = hashlib.sha256(f"{self.stamp} {by} {level.specification}".encode()).hexdigest()[:24]
         sample = judge.samples.take(1)[0]
         lead = speed_up(model, level.model, sample, judge.options, self.clock.prices, key, LEADING)
-        return Cut(by, level, lead, self.figures(weight_bytes(level.model) / max(weight_bytes(model), 1), lead, more))
+        share = weight_bytes(level.model) / max(weight_bytes(model), 1)
+        return Cut(by, offer, level, lead, self.figures(share, lead, more))
 
     def promised(self, offer: Offer, rate: float) -> Figures:
         """Figures of an offer that makes ``rate`` times its cost of noise: it saves as much of the bytes as of time."""
