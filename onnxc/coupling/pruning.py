@@ -82,12 +82,7 @@ class Channels:
             if not group.pinned and group.kind not in allowed:
                 group.pinned = f"{group.kind} were not asked for"
             if not group.pinned and len(steps(group, rounding)) < 2:
-                count = group.units * group.width
-                group.pinned = (
-                    f"they are {count}, too few to cut"
-                    if group.units > 1
-                    else "every one of them is tied to all others"
-                )
+                group.pinned = whole(group, coupling)
             (refused if group.pinned else groups).append(group)
         made = cls(model, coupling, groups, refused, Sizes.of(coupling, groups), samples, options, names, rounding)
         made.check(sample)
@@ -249,3 +244,15 @@ class Channels:
             more = f" and {len(unique) - SHOWN} more" if len(unique) > SHOWN else ""
             told.append(f"channels of {', '.join(unique[:SHOWN])}{more} stay: {reason}")
         return tuple(told)
+
+
+def whole(group: Group, coupling: Coupling) -> str:
+    """Why a group that nothing pins has no unit to lose: too few channels, or ties. A grouped convolution ties what has
+    one place in all its groups; where a channel shuffle of other groups stands before it, that may be everything.
+    """
+    most = max(len(units) for units in group.members.values())
+    if most == 1 or group.units > 1:
+        return f"they are {group.units * group.width}, too few to cut"
+    name = next((reader.node for reader in group.readers if coupling.grouped.get(reader.node, 1) > 1), None)
+    through = f", through a convolution of {coupling.grouped[name]} groups" if name is not None else ""
+    return f"every one of them is tied to all others{through}"

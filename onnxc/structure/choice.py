@@ -20,8 +20,8 @@ from onnxc.sites import name_nodes
 from onnxc.structure.planned import Aim, Clock, Planned
 from onnxc.structure.prospects import Cut, Prospects
 
-MOST = 3  # forms that are planned
-ALWAYS, SHARE = 30.0, 1.0  # seconds that may be spent anyway, and how much of the run so far
+MOST = 2  # forms that are planned
+ALWAYS, SHARE = 15.0, 1.0  # seconds that may be spent anyway, and how much of the run so far
 
 
 @dataclass
