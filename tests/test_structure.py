@@ -23,7 +23,6 @@ from onnxc.structure.planned import UNMET, Aim, Clock
 from tests.emission import model, node, weight
 from tests.factored import MODELS, limited
 
-ROOT = Path(__file__).parents[1]
 STRUCTURAL = {"prune-channels", "factor-matmul", "factor-conv"}
 PLAIN = "quantize-static,quantize-dynamic,store-int8,store-low-bit,store-codebook,store-float16"
 
@@ -36,10 +35,6 @@ def images(name: str, count: int = 64) -> list[dict[str, np.ndarray]]:
         {key: array[at] if array.ndim > ranks[key] else array[at : at + 1] for key, array in arrays.items()}
         for at in range(count)
     ]
-
-
-def operators(path: Path) -> list[str]:
-    return [each.op_type for each in onnx.load(path).graph.node]
 
 
 def speed(report: Report) -> float:
@@ -61,9 +56,38 @@ def test_a_model_of_low_rank_is_factored_unasked_and_wins_on_size_and_speed(tmp_
     assert len({name.partition("_left")[0] for name in left}) >= len(names) // 2
     assert found.bytes_after < 0.9 * plain.bytes_after
     assert speed(found) > 0.98 * speed(plain)
-    again = optimize(source, tmp_path / "again.onnx", calib=data, prices=prices)
-    assert (tmp_path / "again.onnx").read_bytes() == (tmp_path / "found.onnx").read_bytes()
-    assert again.notes == found.notes
+
+
+@pytest.mark.slow
+def test_the_same_prices_choose_the_same_structure(tmp_path: Path) -> None:
+    def thin() -> np.ndarray:
+        return weight(256, 8) @ weight(8, 256, scale=1.0) + 0.01 * weight(256, 256)
+
+    proto = model(
+        [node("MatMul", "x u", "h"), node("Relu", "h", "r"), node("MatMul", "r v", "g"), node("Relu", "g", "s"),
+         node("MatMul", "s w", "y")],
+        {"x": [64, 256]},
+        {"y": None},
+        {"u": thin(), "v": thin(), "w": thin()},
+    )  # fmt: skip
+    source, prices = tmp_path / "thin.onnx", tmp_path / "prices.json"
+    onnx.save(proto, source)
+    random = np.random.default_rng(0)
+    data = [{"x": random.standard_normal((64, 256)).astype(np.float32)} for _ in range(24)]
+    first = optimize(source, tmp_path / "first.onnx", calib=data, prices=prices)
+    second = optimize(source, tmp_path / "second.onnx", calib=data, prices=prices)
+    chosen = [
+        note for note in first.notes if re.match(r"factor-matmul: 3 of 3 .*; planned with it .*; without, ", note)
+    ]
+    assert len(chosen) == 1
+    assert (tmp_path / "first.onnx").read_bytes() == (tmp_path / "second.onnx").read_bytes()
+    assert second.notes == first.notes
+    plain = optimize(source, tmp_path / "plain.onnx", calib=data, passes=PLAIN, prices=prices)
+    assert first.bytes_after < 0.5 * plain.bytes_after
+    assert first.comparison is not None
+    assert first.comparison.sqnr_db >= 20
+    sizes = [t.dims for t in onnx.load(tmp_path / "first.onnx").graph.initializer if t.name.startswith(("u", "v", "w"))]
+    assert max(int(np.prod(dims)) for dims in sizes) < 256 * 64
 
 
 def test_a_model_of_full_rank_is_left_as_it_is_with_reasons_by_name(tmp_path: Path) -> None:

@@ -127,7 +127,7 @@ class Prospects:
             problem = problem or self.missed(level.model)
             if problem is not None:
                 reasons[chosen] = f"{level.specification}: {problem}"
-                waiting = {at: each for at, each in waiting.items() if at < chosen}
+                waiting = {at: each for at, each in waiting.items() if at <= chosen // 2}
             elif (cut := self.judged(by, offer, level, noise)) is not None and self.aim.of(cut.predicted) < least:
                 found.append(cut)
                 least = CLOSE * self.aim.of(cut.predicted)
