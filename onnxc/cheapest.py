@@ -12,16 +12,20 @@ from functools import lru_cache
 
 import numpy as np
 
-from onnxc.codes.formats import FLOATS, parse_format
+from onnxc.codes.formats import FLOATS, float_seconds, parse_format
 from onnxc.rewrite import Candidate
 
 
 @lru_cache(maxsize=4096)
 def load_costs(mode: str) -> tuple[float, float]:
     """About what unfolding a weight costs when the model is loaded: seconds, and seconds per element."""
-    chosen = parse_format(mode)
-    once = chosen.load_seconds(0)
-    return once, chosen.load_seconds(1) - once
+    once = load_seconds(mode, 0)
+    return once, load_seconds(mode, 1) - once
+
+
+def load_seconds(mode: str, elements: int) -> float:
+    """About what unfolding a weight of so many elements costs when the model is loaded."""
+    return float_seconds(elements) if mode in FLOATS else parse_format(mode).load_seconds(elements)
 
 
 @dataclass

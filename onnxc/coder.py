@@ -116,6 +116,14 @@ class Coder:
     def noise_ratios(self) -> dict[str, dict[str, float]]:
         """Weight -> format -> its damage over that of the format whose noise is measured."""
         found: dict[str, dict[str, float]] = {}
+        for name, damages in self.noise_damages().items():
+            base = max(damages[self.probed(name)], 1e-30)
+            found[name] = {mode: value / base for mode, value in damages.items()}
+        return found
+
+    def noise_damages(self) -> dict[str, dict[str, float]]:
+        """Weight -> format -> its damage, as solved where that was done, else as estimated."""
+        found: dict[str, dict[str, float]] = {}
         for name in self.in_order(self.ways):
             modes = self.ways[name]
             if self.weights[name].channel_axis is None or modes in ([], [INT8.name]):
@@ -125,9 +133,7 @@ class Coder:
                 self.damages[name] = estimated(
                     self.weights[name], self.values(name), self.context, self.factors, formats
                 )
-            damages = {mode: self.known.get((name, mode), value) for mode, value in self.damages[name].items()}
-            base = max(damages[self.probed(name)], 1e-30)
-            found[name] = {mode: value / base for mode, value in damages.items()}
+            found[name] = {mode: self.known.get((name, mode), value) for mode, value in self.damages[name].items()}
         return found
 
     def probe(self, names: Collection[str], sites: Collection[str]) -> dict[str, Codes]:

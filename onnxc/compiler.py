@@ -2,7 +2,7 @@
 
 load      model.py       one graph, weights mapped from disk, nothing of the file lost
 simplify  passes/        exact rewrites; they must pay too
-shrink    structure.py   channels, ranks or zeros, where asked for: a smaller model to compress
+shrink    structure/     channels, ranks or zeros, where asked for: a smaller model to compress
 find      sites.py       weights and sites
 observe   observe.py     one streamed run over the calibration data
 propose   passes/        candidates: specifications with their activations and bytes
@@ -11,6 +11,7 @@ plan      planning.py    compute per site, storage per weight, under the limits
 rewrite   rewrite.py     the chosen candidates, applied to a copy
 recover   training/      what was lost is learned back from the original, when asked
 validate  quality.py     against the original; below the floor: plan again with a higher price of noise
+choose    structure/     smaller forms of the model, planned afresh where that is predicted to pay; the best is taken
 save      deliver.py     never larger, never slower; atomically
 report    report.py      what was done, what was refused and why
 """
@@ -23,8 +24,9 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import Any
 
 import onnx
@@ -51,11 +53,14 @@ from onnxc.samples.inputs import index_limits
 from onnxc.search import Trial
 from onnxc.session import Options, Session, runtime_version
 from onnxc.sites import find, name_nodes
-from onnxc.structure import shrunk
+from onnxc.structure.choice import Choice
+from onnxc.structure.named import shrunk
+from onnxc.structure.planned import Planned
 from onnxc.summary import summarize
 from onnxc.targets import target as target_named
 
 Progress = Callable[[str], None]
+FORMS = 3  # trials of a smaller form that go to the gate: the best one and two that load faster
 
 
 @dataclass
@@ -118,7 +123,7 @@ def optimize(
         BudgetError: a limit cannot be met; nothing is written, its report describes the best that was found.
         UsageError: the call is wrong. InputError: the model, the data, the hook or the recipe is bad.
     """
-    start = perf_counter()
+    start, started = perf_counter(), process_time()
     wanted = recipe if isinstance(recipe, Recipe) else load_recipe(recipe) if recipe is not None else Recipe()
     settings: dict[str, Any] = {
         "budget": budget,
@@ -137,15 +142,17 @@ def optimize(
     run = opened(model, output, wanted, calib, eval, shapes or {}, batch, PriceFile.open(prices, fresh=fresh), say)
     run.work = Path(work) if work is not None else None
     smaller = shrunk(run.chosen.structural, simplified(run), partial(observed, run), run.judge, run.notes, say)
-    planning = proposed(run, smaller)
-    trials = recovered(run, planning)
     stamp = receipt(run)
-    told, here = any(told for _, told in run.chosen.structural), planning.context.target.measured
-    delivery = gate(run.judge, trials, run.prices, stamp, say, told=told, measured=here)
+    best = planned(run, smaller, stamp=stamp)
+    if run.chosen.unasked and not wanted.recover:
+        spent, form = process_time() - started, partial(planned, replace(run, notes=[]), stamp=stamp, most=FORMS)
+        choice = Choice(best, spent, form, run.judge, run.prices, str(stamp), say)
+        best = choice.best(run.chosen.unasked)
+    planning, delivery = best.planning, best.delivery
     say("measuring the result")
     run.prices.save()
     said = delivery.trial.notes if delivery.trial is not None else ()
-    report = summarize(planning, delivery, [*run.notes, *said])
+    report = summarize(planning, delivery, [*run.notes, *best.notes, *said])
     report.input, report.output = (
         str(run.original.path or "model"),
         str(output) if output is not None else None,
@@ -234,14 +241,25 @@ def simplified(run: Run) -> Model:
     return model
 
 
-def proposed(run: Run, model: Model) -> Planning:
+def planned(run: Run, model: Model, lead: float = 1.0, *, stamp: Mapping[str, str], most: int | None = None) -> Planned:
+    """``model``, of which the float form is ``lead`` times as fast as the original, planned; of its trials at most
+    so many go to the gate.
+    """
+    planning = proposed(run, model, lead)
+    trials = islice(recovered(run, planning), most)
+    told, here = any(told for _, told in run.chosen.structural), planning.context.target.measured
+    return Planned(planning, gate(run.judge, trials, run.prices, stamp, run.say, told=told, measured=here))
+
+
+def proposed(run: Run, model: Model, lead: float = 1.0) -> Planning:
     """Find the sites, observe them on real data, ask every lossy pass, and price what they say."""
     context = observed(run, model)
     if (note := check_kept(run.original, context)) is not None:
         run.notes.append(note)
     proposals = collect(run.chosen.lossy, context)
     coder = Coder(context, proposals)
-    return Planning(context, proposals, coder, run.chosen.lossy, run.judge, run.samples, run.prices, run.notes, run.say)
+    lossy, judge = run.chosen.lossy, run.judge
+    return Planning(context, proposals, coder, lossy, judge, run.samples, run.prices, run.notes, run.say, lead)
 
 
 def observed(run: Run, model: Model) -> Context:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -98,6 +98,23 @@ class Calibration:
         if self.generated or self._count < 2:
             return frozenset()
         return frozenset(range(min(APART, self._count) - 1, self._count, APART))
+
+    def split(self, every: int) -> tuple[Calibration, list[Sample]]:
+        """All samples but each ``every``-th one; and those, read: what is fitted to the first is judged on them."""
+        apart = [index for index in range(self._count) if index % every == every - 1]
+        rest = [index for index in range(self._count) if index % every != every - 1]
+        digest = hashlib.sha256(f"{self.digest} without each {every}th".encode()).hexdigest()
+        reader, read = self._reader, self._reader.read
+        if read is not None:
+            part = Reader.indexed(reader.kind, len(rest), lambda index: read(rest[index]))
+        else:
+            kept = set(rest)
+            part = Reader(reader.kind, lambda: (raw for at, raw in enumerate(reader.stream()) if at in kept))
+        left = replace(self, digest=digest, _count=len(rest), _reader=part)
+        if read is not None:
+            return left, [self._check(read(index)) for index in apart]
+        chosen = set(apart)
+        return left, [self._check(raw) for at, raw in enumerate(reader.stream()) if at in chosen]
 
     def take(self, count: int) -> list[Sample]:
         """At most ``count`` samples, evenly spread over all of them."""

@@ -114,7 +114,7 @@ def further(planning: Planning, found: Plan) -> str:
     if ahead:
         nearest = max(ahead, key=lambda each: worth(problem, each.plan))
         share = predicted_bytes(planning, nearest.plan) / planning.judge.original.source_bytes
-        speed = problem.prices.total / nearest.plan.seconds if nearest.plan.seconds > 0 else 1.0
+        speed = problem.prices.total * planning.lead / nearest.plan.seconds if nearest.plan.seconds > 0 else 1.0
         return (
             f"why not further: the next plan, with about {share:.1%} of the bytes and {speed:.2f} times as fast as "
             f"float, was not taken: {nearest.missed}"

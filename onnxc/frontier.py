@@ -38,7 +38,7 @@ from onnxc.report import plain
 from onnxc.reports import charts
 from onnxc.search import FEWER, HEADROOM, Trial, calibrated, halves, storage_only, under
 from onnxc.session import Session
-from onnxc.structure import shrunk
+from onnxc.structure.named import shrunk
 
 LADDER_DB = (60.0, 50.0, 40.0, 35.0, 30.0, 25.0, 20.0, 16.0, 13.0, 10.0)
 TRIES, NEAR_DB = 3, 1.5  # plans per target, until one is so near it

@@ -68,6 +68,8 @@ class Judge:
         failed: (SQNR in dB, share of the allowed drop) of the most exact model whose score was too low.
         finishing: passes that rewrite every model before it is judged, each with whether it was told to.
         drops: (noise in dB, relative drop of the score) of every model that was scored.
+        strictly: every plan is held to the share of the allowed drop that plans below 8 bits are held to: the model
+            was fitted to the samples.
     """
 
     original: Model
@@ -82,6 +84,7 @@ class Judge:
     failed: tuple[float, float] = (-math.inf, 0.0)
     finishing: Sequence[tuple[FinishingPass, bool]] = ()
     drops: list[tuple[float, float]] = field(default_factory=list)
+    strictly: bool = False
 
     @property
     def lowest_sqnr(self) -> float:
@@ -187,11 +190,12 @@ class Judge:
         notes = list[str]()
         for each, told in self.finishing:
             notes += [f"{each.name}: {note}" for note in each.finish(made, told=told).notes]
-        quality, score, missed = self.judge(made, SMALL_SHARE if self.careful and small_codes(plan) else 1.0)
+        strict = self.careful and (self.strictly or small_codes(plan))
+        quality, score, missed = self.judge(made, SMALL_SHARE if strict else 1.0)
         excess = 1.0
         if score is not None and self.score is not None:
             share = self.budget.max_drop if self.budget.max_drop is not None else FLOOR_DROP
             excess = max(relative_drop(self.score, score) / max(share, 1e-6), 1.0)
-        if missed is not None and quality.judged and self.careful and small_codes(plan):
+        if missed is not None and quality.judged and strict:
             excess = max(excess, quality.changed / max(self.tolerated(quality.judged), 1))
         return Trial(plan, made, quality, score, missed, tuple(notes), excess)

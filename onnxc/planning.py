@@ -67,6 +67,7 @@ class Planning:
         notes: gets sentences for the user; say: is told what is being done.
         attempts: every plan that was judged; overheads: bytes of their files besides the weights.
         feedback: whether weights are solved on what the compressed model feeds them; pace: seconds that it takes.
+        lead: how many times as fast as the original's the float form of this model is.
     """
 
     context: Context
@@ -78,6 +79,7 @@ class Planning:
     prices: PriceFile
     notes: list[str]
     say: Callable[[str], None]
+    lead: float = 1.0
     problem: Problem = field(init=False)
     attempts: list[Attempt] = field(default_factory=list)
     overheads: Overheads = field(default_factory=Overheads)
@@ -89,7 +91,7 @@ class Planning:
         prices = priced(self.context, self.proposals, self.coder, self.samples, self.context.options, self.prices)
         self.problem = self.proposals.problem(self.context, prices)
         if self.judge.budget.speed is not None:
-            self.problem.most_seconds = prices.total / self.judge.budget.speed * TIGHT
+            self.problem.most_seconds = prices.total * self.lead / self.judge.budget.speed * TIGHT
 
     def trials(self) -> Iterator[Trial]:
         """The trials to deliver, best first: the searched plan; should it turn out slower than the input, the same

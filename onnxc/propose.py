@@ -33,12 +33,17 @@ CHUNK = 1 << 20  # elements looked at in one go
 
 @dataclass
 class Chosen:
-    """The passes of a run: exact ones in pipeline order, the others with whether they were asked for with fields."""
+    """The passes of a run: exact ones in pipeline order, the others with whether they were asked for with fields.
+
+    Attributes:
+        unasked: structural passes that may be tried where they pay, since nothing was named.
+    """
 
     exact: list[ExactPass]
     lossy: list[tuple[LossyPass, bool]]
     structural: list[tuple[StructuralPass, bool]] = field(default_factory=list)
     finishing: list[tuple[FinishingPass, bool]] = field(default_factory=list)
+    unasked: list[StructuralPass] = field(default_factory=list)
 
 
 def passes_of(recipe: Recipe) -> Chosen:
@@ -56,6 +61,8 @@ def passes_of(recipe: Recipe) -> Chosen:
         elif isinstance(instance, StructuralPass):
             if name in asked or (recipe.passes is None and instance.automatic):
                 chosen.structural.append((instance, bool(asked.get(name))))
+            elif recipe.passes is None and instance.unasked:
+                chosen.unasked.append(instance)
         elif recipe.passes is None or name in asked:
             if isinstance(instance, FinishingPass):
                 chosen.finishing.append((instance, bool(asked.get(name))))

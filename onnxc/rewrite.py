@@ -12,6 +12,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
@@ -143,6 +144,43 @@ class Candidate:
 
 
 @dataclass(frozen=True)
+class Stakes:
+    """What a plan of the whole model has at stake in each weight: in shares of the plan's bytes and time, added.
+
+    Attributes:
+        gains: weight name -> what would be won if all its bytes, and the time of its sites, went.
+        costs: weight name -> what damage 1 (E|y - y'|^2 / E|y|^2 of its site's output) costs at the plan's price of
+            noise: others would need so much more bytes and time to make it good.
+        damages: weight name -> damage of the codes that the plan stores it in.
+        kernel: what the time of one more kernel counts.
+    """
+
+    gains: Mapping[str, float]
+    costs: Mapping[str, float]
+    damages: Mapping[str, float]
+    kernel: float = 0.0
+
+    def gain(self, weight: str) -> float:
+        return self.gains.get(weight, 0.0)
+
+    @cached_property
+    def total(self) -> float:
+        """What all weights are worth."""
+        return max(sum(self.gains.values()), 1e-12)
+
+    @cached_property
+    def usual(self) -> float:
+        """The median of all costs."""
+        return float(np.median(list(self.costs.values()))) if self.costs else 0.0
+
+    def cost(self, weight: str) -> float:
+        """Of one that was not measured, the median; and of none less than that: costs are those of rounding, which
+        pooling averages out. What is cut is missing everywhere alike.
+        """
+        return max(self.costs.get(weight, 0.0), self.usual)
+
+
+@dataclass(frozen=True)
 class Context:
     """What a pass may know when it proposes.
 
@@ -150,6 +188,7 @@ class Context:
         model: the simplified model, its sites, and what was observed of them on real data.
         told: the pass was asked for with fields: it acts whether or not it pays.
         samples: calibration data or generated inputs; None where a pass only proposes.
+        stakes: what weights are worth to a plan of this model; None where there is no plan yet.
     """
 
     model: Model
@@ -160,6 +199,7 @@ class Context:
     told: bool = False
     samples: Calibration | None = None
     options: Options = field(default_factory=Options)
+    stakes: Stakes | None = None
 
 
 @dataclass(frozen=True)
@@ -178,23 +218,59 @@ class Level:
 
 
 @dataclass(frozen=True)
+class Offer:
+    """A smaller form of a model that is not made yet.
+
+    Attributes:
+        saved: share of what all weights are worth that goes.
+        cost: what its damage is estimated to cost, as a share of the same.
+        make: makes it, fitted to some samples.
+    """
+
+    saved: float
+    cost: float
+    make: Callable[[Calibration], Level]
+
+
+@dataclass(frozen=True)
+class Offers:
+    """What a structural pass could do for a plan.
+
+    Attributes:
+        found: least saved first.
+        reason: why there are none, or no others; empty where that is not so.
+        refusals: places that no offer touches, with the reason.
+    """
+
+    found: tuple[Offer, ...] = ()
+    reason: str = ""
+    refusals: tuple[Refusal, ...] = ()
+
+
+@dataclass(frozen=True)
 class StructuralPass(ABC):
     """A pass that makes the graph or its weights smaller before anything is planned.
 
     Attributes:
         needs_data: whether it does anything without calibration data.
         automatic: it runs also where no passes are named; its outputs stay equal, so that no level is judged.
+        unasked: whether it is tried where nobody named it: it makes offers.
     """
 
     name: ClassVar[str]
     needs_data: ClassVar[bool] = False
     automatic: ClassVar[bool] = False
+    unasked: ClassVar[bool] = False
 
     @abstractmethod
     def levels(self, context: Context) -> Iterable[Level]:
         """Smaller models, least cut first, each made from a copy of ``context.model``. Where the pass was told what
         to do, exactly that one; none where there is nothing to cut. The caller may stop at any of them.
         """
+
+    def offers(self, context: Context) -> Offers:
+        """Forms of ``context.model`` that may be worth planning, by ``context.stakes``."""
+        return Offers()
 
 
 @dataclass(frozen=True)

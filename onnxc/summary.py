@@ -34,7 +34,7 @@ def summarize(planning: Planning, delivery: Delivery, notes: list[str]) -> Repor
     plan = delivery.trial.plan if delivery.trial is not None else Plan()
     report.rows = rows(context, proposals, problem, plan)
     if plan.seconds > 0:
-        report.predicted_speed = problem.prices.total / plan.seconds
+        report.predicted_speed = problem.prices.total * planning.lead / plan.seconds
     if delivery.trial is not None and planning.attempts:
         report.predicted_bytes = predicted_bytes(planning, plan)
         noise = predicted_noise(problem, plan.compute, plan.stored)  # the plan may be older than the prediction

@@ -18,7 +18,7 @@ from typing import ClassVar, Literal
 from onnxc.factors.convolution_units import ConvUnit
 from onnxc.factors.convolutions import Kernel, understood
 from onnxc.factors.factoring import Factoring, Goal, Unit
-from onnxc.rewrite import Context, Level, StructuralPass
+from onnxc.rewrite import Context, Level, Offers, StructuralPass
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ class FactorConv(StructuralPass):
     """
 
     name: ClassVar[str] = "factor-conv"
+    unasked: ClassVar[bool] = True
 
     energy: float = 0.0
     rank: int = 0
@@ -53,6 +54,17 @@ class FactorConv(StructuralPass):
     def levels(self, context: Context) -> Iterator[Level]:
         """Factored models, least cut first; exactly one where rank, energy or parameters are given."""
         goal = Goal.told(self.name, self.rank, self.energy, self.parameters)
+        found = self.factoring(context)
+        if found.units or found.refused:
+            yield from found.levels(goal)
+
+    def offers(self, context: Context) -> Offers:
+        """Factors where they win something at a plan's prices."""
+        assert context.stakes is not None
+        return self.factoring(context).offers(context.stakes)
+
+    def factoring(self, context: Context) -> Factoring:
+        """The kernels, and why others are left alone."""
         units, refused = list[Unit](), list[str]()
         for weight in context.sites.weights:
             found = understood(weight, context)
@@ -60,7 +72,4 @@ class FactorConv(StructuralPass):
                 units.append(ConvUnit(found, context.target, self.form))
             elif found:
                 refused.append(found)
-        if not units and not refused:
-            return
-        whitened = self.method == "whitened"
-        yield from Factoring(self.name, "convolution", context, units, refused, self.refit, whitened).levels(goal)
+        return Factoring(self.name, "convolution", context, units, refused, self.refit, self.method == "whitened")

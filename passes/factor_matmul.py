@@ -15,7 +15,7 @@ from typing import ClassVar, Literal
 from onnxc.factors.factoring import Factoring, Goal, Unit
 from onnxc.factors.matrices import Matrix, together, understood
 from onnxc.factors.matrix_units import Group
-from onnxc.rewrite import Context, Level, StructuralPass
+from onnxc.rewrite import Context, Level, Offers, StructuralPass
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ class FactorMatmul(StructuralPass):
     """
 
     name: ClassVar[str] = "factor-matmul"
+    unasked: ClassVar[bool] = True
 
     energy: float = 0.0
     rank: int = 0
@@ -55,6 +56,17 @@ class FactorMatmul(StructuralPass):
     def levels(self, context: Context) -> Iterator[Level]:
         """Factored models, least cut first; exactly one where rank, energy or parameters are given."""
         goal = Goal.told(self.name, self.rank, self.energy, self.parameters)
+        found = self.factoring(context, max(self.smallest, context.target.smallest_linear if goal is None else 0))
+        if found.units:
+            yield from found.levels(goal)
+
+    def offers(self, context: Context) -> Offers:
+        """Pairs where they win something at a plan's prices."""
+        assert context.stakes is not None
+        return self.factoring(context, max(self.smallest, context.target.smallest_linear)).offers(context.stakes)
+
+    def factoring(self, context: Context, smallest: int) -> Factoring:
+        """The matrices of at least so many numbers, and why others are left alone."""
         matrices, refused = list[Matrix](), list[str]()
         for weight in context.sites.weights:
             found = understood(weight, context)
@@ -63,12 +75,8 @@ class FactorMatmul(StructuralPass):
                     matrices.append(found)
             elif found:
                 refused.append(found)
-        smallest = max(self.smallest, context.target.smallest_linear if goal is None else 0)
         for matrix in [matrix for matrix in matrices if matrix.weight.elements < smallest]:
             refused.append(f"{matrix.name}: not factored, too small to pay")
             matrices.remove(matrix)
         units: list[Unit] = [Group(members, context.target) for members in together(matrices, share=self.share)]
-        if not units:
-            return
-        whitened = self.method == "whitened"
-        yield from Factoring(self.name, "MatMul", context, units, refused, self.refit, whitened).levels(goal)
+        return Factoring(self.name, "MatMul", context, units, refused, self.refit, self.method == "whitened")

@@ -8,18 +8,22 @@ In: a model and calibration data. Out: levels of 10, 20, 30 ... % fewer multiply
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import ClassVar
 
 from onnxc.coupling.pruning import Channels, Importance
 from onnxc.coupling.selection import allocate, evenly, uniform
+from onnxc.data import Calibration
 from onnxc.errors import RecipeError
-from onnxc.rewrite import Context, Level, StructuralPass
+from onnxc.rewrite import Context, Level, Offer, Offers, StructuralPass
 
 from .prune_weights import gradients
 
 LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+CAUTION = 0.1  # of its estimated cost has to be saved: later layers make good what earlier ones lost
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,7 @@ class PruneChannels(StructuralPass):
     """
 
     name: ClassVar[str] = "prune-channels"
+    unasked: ClassVar[bool] = True
     fraction: float = 0.0
     macs: float = 0.0
     parameters: float = 0.0
@@ -75,6 +80,34 @@ class PruneChannels(StructuralPass):
                 continue
             done = removed
             yield self.level(channels, removed, wanted if context.told else {"macs": value})
+
+    def offers(self, context: Context) -> Offers:
+        """Cuts by what bytes and time are worth to a plan, those that may save more than their damage costs it."""
+        assert context.samples is not None
+        assert context.stakes is not None
+        stakes = context.stakes
+        channels = Channels.of(context.model, context.samples, context.options, self.rounding, ("heads", "residual"))
+        channels.measure(self.importance, stakes=stakes)
+        count = partial(channels.count_stakes, stakes)
+        total, done, found, least = count({}), dict[int, int](), list[Offer](), math.inf
+        for value in LEVELS:
+            removed = allocate(channels.groups, channels.damages, count, value, self.rounding)
+            if not any(removed.values()) or removed == done:
+                continue
+            done = removed
+            cost = sum(float(channels.damages[number].errors[units]) for number, units in removed.items())
+            saved = total - count(removed)
+            least = min(least, cost / max(saved, 1e-12))
+            if saved > CAUTION * cost:
+                found.append(Offer(saved / stakes.total, cost / stakes.total, partial(self.fitted, channels, removed)))
+        reason = "" if found else "nothing can be cut"
+        if not found and math.isfinite(least):
+            reason = f"with the bits that would make it good, any cut costs at least {least:.1f} times what it saves"
+        return Offers(tuple(found), reason)
+
+    def fitted(self, channels: Channels, removed: Mapping[int, int], samples: Calibration) -> Level:
+        """The smaller model, refitted to ``samples``."""
+        return self.level(replace(channels, seen=channels.few(samples)), removed, {})
 
     def removed(self, channels: Channels, word: str, value: float) -> dict[int, int]:
         """Units to remove of every group."""

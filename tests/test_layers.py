@@ -16,8 +16,9 @@ LAYERS = """
     cli
     frontier
     inspection compiler summary explain
+    structure
     planning
-    deliver judge price search structure training validate
+    deliver judge price search training validate
     culprits
     feedback
     written

@@ -99,6 +99,7 @@ class Coupling:
         self.sums: set[Axis] = set()
         self.made: dict[Axis, str] = {}
         self.readers: dict[Axis, list[Reader]] = {}
+        self.grouped = {node.name: int(node.attrs.get("group", 1)) for node in model.graph.nodes if node.op == "Conv"}
         for graph in model.graphs():
             for node in graph.nodes:
                 for tensor in node.inputs:
@@ -284,7 +285,7 @@ class Coupling:
                 if names:
                     group = Group(names[0], self.kind(members), len(mine), members)
                     ends = [axis for axis in members if axis in self.made or axis in self.readers]
-                    group.width = min(group.per_unit(axis) for axis in ends)
+                    group.width = min(group.per_unit(axis) * self.times(axis) for axis in ends)
                     group.readers = sorted(
                         {reader for axis in members for reader in self.readers.get(axis, ())},
                         key=lambda reader: (reader.node, reader.role),
@@ -292,6 +293,10 @@ class Coupling:
                     group.pinned = self.why(members) if pinned[mine[0]] else ""
                     found.append((order[names[0]], group))
         return [group for _, group in sorted(found, key=lambda item: item[0])]
+
+    def times(self, axis: Axis) -> int:
+        """How many channels one index of ``axis`` stands for: one of every group of a convolution that reads it."""
+        return max((self.grouped.get(reader.node, 1) for reader in self.readers.get(axis, ())), default=1)
 
     def kind(self, members: Mapping[Axis, Indices]) -> str:
         """What a group with these members is."""

@@ -32,6 +32,7 @@ from onnxc.coupling.tracing import traced
 from onnxc.data import Calibration, Sample
 from onnxc.errors import DataError, ModelError
 from onnxc.model import Constant, Model
+from onnxc.rewrite import Stakes
 from onnxc.session import Options, Session
 
 Importance = Literal["obs", "variance", "norm", "gradient"]
@@ -83,12 +84,7 @@ class Channels:
             if not group.pinned and group.kind not in allowed:
                 group.pinned = f"{group.kind} were not asked for"
             if not group.pinned and len(steps(group, rounding)) < 2:
-                count = group.units * group.width
-                group.pinned = (
-                    f"they are {count}, too few to cut"
-                    if group.units > 1
-                    else "every one of them is tied to all others"
-                )
+                group.pinned = whole(group, coupling)
             (refused if group.pinned else groups).append(group)
         made = cls(model, coupling, groups, refused, Sizes.of(coupling, groups), samples, options, names, rounding)
         made.check(sample)
@@ -108,7 +104,12 @@ class Channels:
         for number, found in bad.items():
             self.groups[number].pinned = f"the smaller model does not run: {found}"
             self.refused.append(self.groups[number])
-        self.groups = [group for number, group in enumerate(self.groups) if number not in bad]
+        self.keep([number for number in range(len(self.groups)) if number not in bad])
+
+    def keep(self, numbers: Sequence[int]) -> None:
+        """Of all groups that may be cut leave these."""
+        self.groups = [self.groups[number] for number in numbers]
+        self.damages = [self.damages[number] for number in numbers] if self.damages else []
         self.sizes = Sizes.of(self.coupling, self.groups)
 
     def failure(self, removed: Mapping[int, int], sample: Sample) -> str | None:
@@ -130,11 +131,18 @@ class Channels:
                 return f"output '{tensor.name}' has another shape"
         return None
 
-    def measure(self, importance: Importance, most: float = 1.0, effects: Effects | None = None) -> None:
+    def measure(
+        self,
+        importance: Importance,
+        most: float = 1.0,
+        effects: Effects | None = None,
+        stakes: Stakes | None = None,
+    ) -> None:
         """Order the units of every group by what is known, about as far as ``most`` of them may go.
 
         Args:
             effects: for "gradient", the importance of every entry of every weight, by name.
+            stakes: an error counts what it costs there, and groups of which nothing was measured are refused.
         """
         weights: dict[str, NDArray[np.generic]] = {
             tensor.name: tensor.values
@@ -145,7 +153,7 @@ class Channels:
         self.damages = [by_norm(group, self.coupling, weights) for group in self.groups]
         if importance == "norm" or self.samples.generated:
             return
-        self.seen = list(self.samples.take(min(len(self.samples), MOST_SAMPLES)))
+        self.seen = self.few(self.samples)
         if importance == "gradient":
             self.damages = [by_effects(group, effects or {}) for group in self.groups]
             return
@@ -162,10 +170,18 @@ class Channels:
                 if importance == "variance":
                     self.damages[number] = by_variance(group, [(each, moments[each.reader]) for each in mine])
                 else:
-                    problems = [problem(group, each, moments[each.reader]) for each in mine]
+                    costs = [1.0 if stakes is None else stakes.cost(each.reader.weight) for each in mine]
+                    met = [moments[each.reader] for each in mine]
+                    problems = [problem(group, *each) for each in zip(mine, met, costs, strict=True)]
                     allowed = steps(group, self.rounding)
                     far = int(allowed[min(int(np.searchsorted(allowed, most * group.units)) + 1, len(allowed) - 1)])
                     self.damages[number] = second_order(group, problems, far)
+        if stakes is not None:
+            self.keep([number for number, damage in enumerate(self.damages) if damage.measured])
+
+    def few(self, samples: Calibration) -> list[Sample]:
+        """As many of ``samples`` as are looked at."""
+        return list(samples.take(min(len(samples), MOST_SAMPLES)))
 
     def batches(self, wanted: Mapping[int, Sequence[Consumer]]) -> list[list[int]]:
         """Groups whose moments are held together; those without a consumer that can be solved are left out."""
@@ -193,6 +209,10 @@ class Channels:
     def count_parameters(self, removed: Mapping[int, int]) -> float:
         """Parameters with so many units of every group removed."""
         return self.sizes.count(self.sizes.parameters, removed)
+
+    def count_stakes(self, stakes: Stakes, removed: Mapping[int, int]) -> float:
+        """What the weights are worth with so many units of every group removed."""
+        return self.sizes.count(self.sizes.shares(self.coupling, stakes.gains), removed)
 
     def cut(self, removed: Mapping[int, int], *, again: bool = True) -> tuple[Model, int]:
         """The model with so many units of every group removed, and how many of its weights were refitted."""
@@ -237,3 +257,15 @@ class Channels:
             more = f" and {len(unique) - SHOWN} more" if len(unique) > SHOWN else ""
             told.append(f"channels of {', '.join(unique[:SHOWN])}{more} stay: {reason}")
         return tuple(told)
+
+
+def whole(group: Group, coupling: Coupling) -> str:
+    """Why a group that nothing pins has no unit to lose: too few channels, or ties. A grouped convolution ties what has
+    one place in all its groups; where a channel shuffle of other groups stands before it, that may be everything.
+    """
+    most = max(len(units) for units in group.members.values())
+    if most == 1 or group.units > 1:
+        return f"they are {group.units * group.width}, too few to cut"
+    name = next((reader.node for reader in group.readers if coupling.grouped.get(reader.node, 1) > 1), None)
+    through = f", through a convolution of {coupling.grouped[name]} groups" if name is not None else ""
+    return f"every one of them is tied to all others{through}"

@@ -44,16 +44,18 @@ class Damage:
 @dataclass
 class Problem:
     """One consumer of a group, for the second-order order: H [G, K, K] damped, W [G, K, N], units [K], -1 for other
-    groups' inputs; scale: the energy of its output.
+    groups' inputs; weight: what its relative error counts; scale: the energy of its output over that.
     """
 
     moment: Wide
     matrix: Wide
     units: Indices
+    weight: float = 1.0
     scale: float = field(init=False)
 
     def __post_init__(self) -> None:
-        self.scale = max(float(np.einsum("gkn,gkl,gln->", self.matrix, self.moment, self.matrix, optimize=True)), 1e-30)
+        energy = float(np.einsum("gkn,gkl,gln->", self.matrix, self.moment, self.matrix, optimize=True))
+        self.scale = max(energy, 1e-30) / max(self.weight, 1e-12)
 
 
 def centred(moments: Moments) -> Wide:
@@ -63,8 +65,8 @@ def centred(moments: Moments) -> Wide:
     return np.asarray((moments.own[:, :-1, :-1] - sums * sums.swapaxes(1, 2) / count) / count)
 
 
-def problem(group: Group, consumer: Consumer, moments: Moments) -> Problem:
-    """The second-order problem of one consumer."""
+def problem(group: Group, consumer: Consumer, moments: Moments, weight: float = 1.0) -> Problem:
+    """The second-order problem of one consumer, whose relative error counts ``weight``."""
     units = group.members[consumer.reader.weight, consumer.reader.axis][consumer.channels]
     if consumer.bias is not None:
         moment = centred(moments)
@@ -73,7 +75,7 @@ def problem(group: Group, consumer: Consumer, moments: Moments) -> Problem:
     depth = moment.shape[1]
     mean = np.maximum(np.trace(moment, axis1=1, axis2=2) / depth, 1e-12)
     moment[:, np.arange(depth), np.arange(depth)] += DAMPING * mean[:, None]
-    return Problem(moment, consumer.matrix.astype(np.float64), units)
+    return Problem(moment, consumer.matrix.astype(np.float64), units, weight)
 
 
 def second_order(group: Group, problems: Sequence[Problem], most: int) -> Damage:
@@ -249,6 +251,14 @@ class Sizes:
                 positions = every(names[0])[:2]
                 macs += [term([*positions, *every(tensor.name)]) for tensor in node.inputs[1:3]]
         return cls(parameters, macs, full, per_unit)
+
+    def shares(self, coupling: Coupling, gains: Mapping[str, float]) -> list[tuple[float, list[Axis]]]:
+        """Terms of which each counts what ``gains`` says of its weight, times what is left of it."""
+        terms = []
+        for name, gain in gains.items():
+            axes = [(name, axis) for axis in range(len(coupling.shapes.get(name, ()))) if (name, axis) in self.full]
+            terms.append((gain / float(np.prod([self.full[axis] for axis in axes])), axes))
+        return terms
 
     def count(self, terms: Sequence[tuple[float, list[Axis]]], removed: Mapping[int, int]) -> float:
         """The sum of ``terms`` with so many units of every group removed."""

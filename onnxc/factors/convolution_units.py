@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 from onnxc.factors import low_rank
 from onnxc.factors.common import Met, constant, met, placed, posed
 from onnxc.factors.convolutions import Form, Kernel, Ranks, Way
-from onnxc.factors.factoring import Goal, Job, Stats, Unit
+from onnxc.factors.factoring import Goal, Job, Loss, Stats, Unit
 from onnxc.factors.kernel_rank import Spatial, Tucker, damage, kernel_of, lost, matrix_of
 from onnxc.factors.low_rank import rounded
 from onnxc.model import Constant, Model
 from onnxc.targets import Target
 
 Array = NDArray[np.float64]
+TRIED, MOST_TRIED = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3), 4  # damages that ways are looked for at; built of those
 HARDER = (4.0, 2.0, 1.0, 0.5, 0.25)  # times the energy that may be lost: what the estimates of a HOSVD are tried at
 
 
@@ -106,6 +107,7 @@ class ConvUnit(Unit):
         self.readings = kernel.readings
         self.bytes = 16 * kernel.groups * (kernel.channels * prod(kernel.size)) ** 2
         self.ways: dict[Goal, Way | str] = {}
+        self.losses: dict[str, Loss] = {}
 
     def survey(self, stats: Stats, goals: Sequence[Goal]) -> None:
         """The way to take under every goal, or why there is none."""
@@ -131,6 +133,8 @@ class ConvUnit(Unit):
 
     def way(self, solver: Solver, goal: Goal) -> Way | str:
         """The cheapest form that reaches ``goal``; with a share of the numbers, the one with the least damage."""
+        if goal.stakes is not None:
+            return self.paying(solver, goal)
         found: list[Way] = []
         missed: list[str] = []
         for form in self.forms:
@@ -145,6 +149,45 @@ class ConvUnit(Unit):
             return min(found, key=lambda way: way.damage)
         best = min(found, key=lambda way: (way.products, way.damage))
         return replace(best, damage=solver.damage(best.form, best.ranks)) if goal.rank else best
+
+    def paying(self, solver: Solver, goal: Goal) -> Way | str:
+        """The way that wins most where every damage has its price; why there is none where none wins anything.
+
+        The estimates of a HOSVD are too high by up to a factor: only ways that might win are really tried.
+        """
+        names, elements, found = [self.kernel.weight.name], self.kernel.weight.elements, dict[tuple[Form, Ranks], Way]()
+
+        def win(way: Way) -> float:
+            return goal.win(names, share(way), way.damage, kernels(way))
+
+        def share(way: Way) -> float:
+            return (way.numbers + way.products) / (2 * elements)
+
+        def kernels(way: Way) -> int:
+            return 2 if way.form == "tucker" else 1
+
+        for form in self.forms:
+            for allowed in TRIED:
+                way = self.fitting(solver, form, allowed)
+                if way.products <= self.target.rank_share * elements:
+                    found.setdefault((form, way.ranks), replace(way, damage=allowed / max(HARDER)))
+        if not found:
+            return f"no form takes less than {self.target.rank_share:.0%} of its products"
+        hopeful = sorted((way for way in found.values() if win(way) > 0), key=win, reverse=True)[:MOST_TRIED]
+        made = [
+            replace(way, damage=solver.damage(way.form, way.ranks)) for way in hopeful or [max(found.values(), key=win)]
+        ]
+        best = max(made, key=win)
+        if win(best) > 0:
+            return best
+        return Loss.of(goal, names, best.text, share(best), best.damage, kernels(best))
+
+    def fitting(self, solver: Solver, form: Form, allowed: float) -> Way:
+        """A form at ranks that are estimated to lose ``allowed``, rounded to what kernels like."""
+        exact, step = solver.ranks(form, allowed), self.target.channel_step
+        full = self.full(form)
+        ranks = [rounded(each, step if most > step else 1, most) for each, most in zip(exact, full, strict=True)]
+        return self.kernel.way(form, tuple(ranks))
 
     def full(self, form: Form) -> Ranks:
         """The highest ranks of a form."""
@@ -175,18 +218,15 @@ class ConvUnit(Unit):
 
     def reaching(self, solver: Solver, form: Form, goal: Goal) -> Way | str:
         """The lowest ranks of a form that really keep the energy, where that takes few enough products."""
-        kernel, full, best = self.kernel, self.full(form), None
+        kernel, best = self.kernel, None
         elements = kernel.weight.elements
         last = ""
         for factor in HARDER if form != "channel" else (1.0,):
-            exact = solver.ranks(form, min(goal.damage * factor, 1.0))
-            step = self.target.channel_step
-            ranks = tuple(
-                rounded(each, step if most > step else 1, most) for each, most in zip(exact, full, strict=True)
-            )
-            way = kernel.way(form, ranks)
+            allowed = min(goal.damage * factor, 1.0)
+            way = self.fitting(solver, form, allowed)
             if not goal.automatic and way.numbers >= elements:
-                ranks, way = exact, kernel.way(form, exact)
+                way = kernel.way(form, solver.ranks(form, allowed))
+            ranks = way.ranks
             share = way.products / elements if goal.automatic else way.numbers / elements
             if share > (self.target.rank_share if goal.automatic else 1 - 1e-9):
                 last = f"{way.text} would take {share:.0%} of its {'products' if goal.automatic else 'numbers'}"
@@ -201,6 +241,7 @@ class ConvUnit(Unit):
     def jobs(self, goal: Goal) -> tuple[list[Job], list[str]]:
         """The factors of this kernel, or why not."""
         way = self.ways[goal]
+        self.losses = {self.name: way} if isinstance(way, Loss) else {}
         if isinstance(way, str):
             return [], [f"{self.name}: not factored, {way}"]
         saved = self.kernel.weight.elements - way.numbers
@@ -213,6 +254,14 @@ class ConvJob(Job):
 
     kernel: Kernel
     way: Way
+
+    @property
+    def names(self) -> list[str]:
+        return [self.kernel.weight.name]
+
+    @property
+    def share(self) -> float:
+        return (self.way.numbers + self.way.products) / (2 * self.kernel.weight.elements)
 
     def apply(self, model: Model, stats: Stats) -> None:
         """Solve and write."""

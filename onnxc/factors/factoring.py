@@ -9,23 +9,27 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxc.data import Calibration
 from onnxc.errors import DataError, ModelError, RecipeError
 from onnxc.factors.low_rank import break_even, rounded
 from onnxc.model import Model
-from onnxc.rewrite import Context, Level
+from onnxc.rewrite import Context, Level, Offer, Offers, Refusal, Stakes
 from onnxc.sequential import Reading, Statistic, Walk, stages, statistics
 from onnxc.session import Session, measure_ratio
 
 SAMPLES = 128  # most that are looked at
 ROWS = 8192  # of all samples together, that a statistic is made of
+CAUTIONS = (4.0, 1.0, 0.25)  # times the estimated cost of damage: errors of layers do not add up exactly
 AUTOMATIC = (0.999, 0.997, 0.99, 0.97)  # energies of the levels where nothing was told: 30, 25, 20 and 15 dB per site
 SLOWEST = 0.98  # a level that is measured slower than this is not offered
 ATTEMPTS = 3  # a busy machine must not decide: slower is believed when it is measured so often
+COSTS_MORE = "factors cost more, with the bits that would make their damage good, than they save"
 STAGE_BYTES = 1 << 30  # of the moments of one stage
 
 Stats = Mapping[str, Statistic]
@@ -33,19 +37,23 @@ Stats = Mapping[str, Statistic]
 
 @dataclass(frozen=True)
 class Goal:
-    """How far to go at each site; one of the three is set.
+    """How far to go at each site; one of the first three is set, or ``stakes``.
 
     Attributes:
         rank: this rank, whatever it costs.
         energy: the lowest rank that keeps this share of E|y|^2; about the mean where a bias makes that good.
         parameters: the rank whose factors hold this share of the weight's numbers.
         automatic: nobody told; only what can be expected to pay in time.
+        stakes: what weights are worth to a plan: the rank that saves most, less what its damage costs.
+        caution: times what damages are estimated to cost there.
     """
 
     rank: int = 0
     energy: float = 0.0
     parameters: float = 0.0
     automatic: bool = False
+    stakes: Stakes | None = field(default=None, compare=False)
+    caution: float = 1.0
 
     @classmethod
     def told(cls, name: str, rank: int, energy: float, parameters: float) -> Goal | None:
@@ -62,7 +70,18 @@ class Goal:
     @property
     def damage(self) -> float:
         """The damage that is allowed where an energy is asked for."""
-        return 1.0 - self.energy
+        return 1.0 - self.energy if self.energy else 0.0
+
+    def win(self, weights: Iterable[str], share: float, damage: float, kernels: int = 1) -> float:
+        """What is won by factors of ``weights`` that hold this share of their numbers: what they save, less what
+        ``kernels`` more take, what their damage costs, and that of the codes of one more factor.
+        """
+        assert self.stakes is not None
+        return -kernels * self.stakes.kernel + sum(
+            self.stakes.gain(name) * (1 - share)
+            - self.caution * self.stakes.cost(name) * (damage + self.stakes.damages.get(name, 0.0))
+            for name in weights
+        )
 
 
 @dataclass(frozen=True)
@@ -80,13 +99,18 @@ class Curve:
         return max(int(below[0]), 1) if len(below) else len(self.damages)
 
 
-def rank_of(curve: Curve, depth: int, width: int, goal: Goal, *, speed: float, step: int) -> int | str:
+def rank_of(
+    curve: Curve, depth: int, width: int, goal: Goal, *, speed: float, step: int, weights: Sequence[str] = ()
+) -> int | str:
     """The rank of a matrix [depth, width] under ``goal``, or why there is none.
 
     Args:
         speed: the largest share of K N at which a pair is faster; step: multiples that kernels like.
+        weights: the names of what the matrix holds, for stakes.
     """
     full = min(depth, width)
+    if goal.stakes is not None:
+        return paying_rank(curve, depth, width, goal, speed=speed, step=step, weights=weights)
     if goal.rank:
         return goal.rank if goal.rank <= full else f"rank {goal.rank} is above its full rank {full}"
     if goal.parameters:
@@ -100,6 +124,38 @@ def rank_of(curve: Curve, depth: int, width: int, goal: Goal, *, speed: float, s
         share = most * (depth + width) / (depth * width)
         return f"rank {most}, {share:.0%} of its numbers, keeps {1 - curve.at(most):.1%}, not {goal.energy:.1%}"
     return rounded(rank, step, most)
+
+
+def paying_rank(
+    curve: Curve, depth: int, width: int, goal: Goal, *, speed: float, step: int, weights: Sequence[str]
+) -> int | str:
+    """The rank that wins most where every rank has its price; why there is none where none wins anything."""
+    most = min(break_even(depth, width, speed), len(curve.damages) - 1)
+    if most < 1:
+        return "rank 1 already takes more than pays in time"
+    ranks = sorted({*range(min(step, most), most, step), most})
+    shares = {rank: rank * (depth + width) / (depth * width) for rank in ranks}
+    wins = {rank: goal.win(weights, shares[rank], curve.at(rank)) for rank in ranks}
+    best = max(ranks, key=lambda rank: (wins[rank], -rank))
+    return best if wins[best] > 0 else Loss.of(goal, weights, f"rank {best}", shares[best], curve.at(best))
+
+
+class Loss(str):
+    """Why factors win nothing, at the prices of a plan: what the best that was found is, and how many times of what it
+    saves it costs.
+    """
+
+    times: float
+
+    @classmethod
+    def of(cls, goal: Goal, weights: Sequence[str], what: str, share: float, damage: float, kernels: int = 1) -> Loss:
+        assert goal.stakes is not None
+        saved = sum(goal.stakes.gain(name) * (1 - share) for name in weights)
+        times = 1 - replace(goal, caution=1.0).win(weights, share, damage, kernels) / max(saved, 1e-12)
+        found = f"{what}, {share:.0%} of its numbers, loses {damage:.2g} of its output"
+        made = cls(f"{found}: with the bits that would make it good that costs {times:.1f} times what it saves")
+        made.times = times
+        return made
 
 
 @dataclass
@@ -120,6 +176,21 @@ class Job(ABC):
     saved: int
 
     @property
+    @abstractmethod
+    def names(self) -> list[str]:
+        """Of its weights."""
+
+    @property
+    @abstractmethod
+    def share(self) -> float:
+        """Of their numbers and products, that the factors hold."""
+
+    def stakes(self, stakes: Stakes) -> tuple[float, float]:
+        """What it saves, and what its damage costs."""
+        saved = sum(stakes.gain(name) for name in self.names) * (1 - self.share)
+        return saved, sum(stakes.cost(name) for name in self.names) * self.damage
+
+    @property
     def count(self) -> int:
         """How many weights it is about."""
         return 1
@@ -135,12 +206,14 @@ class Unit(ABC):
     Attributes:
         name: of a node; nodes: all of the main graph that it is about; readings: what its survey has to see.
         bytes: of the moments that its survey and its jobs hold.
+        losses: name of a node -> why it won nothing under the last goal that has stakes.
     """
 
     name: str
     nodes: Sequence[str]
     readings: Sequence[Reading]
     bytes: int
+    losses: dict[str, Loss]
 
     @property
     def count(self) -> int:
@@ -225,6 +298,41 @@ class Factoring:
             notes = (*self.notes, *self.refused, *reasons)
             if notes:
                 yield Level(self.context.model.copy(), f"no {self.what} is factored", notes)
+
+    def offers(self, stakes: Stakes) -> Offers:
+        """Factors at ranks by what numbers are worth to a plan, and what damage costs it."""
+        goals = [Goal(automatic=True, stakes=stakes, caution=caution) for caution in CAUTIONS]
+        self.survey(goals)
+        found, done, reasons = list[Offer](), set[tuple[str, str]](), list[str]()
+        for goal in goals:
+            pairs = [unit.jobs(goal) for unit in self.units]
+            jobs = [job for made, _ in pairs for job in made]
+            reasons = [reason for _, said in pairs for reason in said]
+            key = {(job.name, job.text) for job in jobs}
+            if jobs and key != done:
+                done = key
+                saved, cost = (sum(sums) for sums in zip(*(job.stakes(stakes) for job in jobs), strict=True))
+                found.append(Offer(saved / stakes.total, cost / stakes.total, partial(self.level, jobs)))
+        return Offers(tuple(found), "" if found else self.closest(), self.refusals(reasons))
+
+    def level(self, jobs: Sequence[Job], samples: Calibration) -> Level:
+        """The model with ``jobs`` done, fitted to ``samples``."""
+        found = replace(self, context=replace(self.context, samples=samples), notes=list(self.notes))
+        return Level(found.rebuilt(jobs), found.summary(jobs), tuple(found.notes))
+
+    def closest(self) -> str:
+        """The sentence about the place where factors come closest to winning something."""
+        losses = {place: loss for unit in self.units for place, loss in unit.losses.items()}
+        if not losses:
+            return f"no {self.what} has factors"
+        place = min(losses, key=lambda each: losses[each].times)
+        return f"the closest is {place}: {losses[place]}"
+
+    def refusals(self, reasons: Iterable[str]) -> tuple[Refusal, ...]:
+        """Places that are not factored, with reasons that many of them share."""
+        losses = {place: COSTS_MORE for unit in self.units for place in unit.losses}
+        pairs = (reason.partition(": not factored, ")[::2] for reason in (*self.refused, *reasons))
+        return tuple(Refusal(self.name, place, losses.get(place, reason)) for place, reason in pairs)
 
     def summary(self, jobs: Iterable[Job]) -> str:
         """What a level did, for the report."""

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from onnxc.factors import low_rank
 from onnxc.factors.common import Met, constant, met, placed, posed
-from onnxc.factors.factoring import Curve, Goal, Job, Stats, Unit, rank_of
+from onnxc.factors.factoring import Curve, Goal, Job, Loss, Stats, Unit, rank_of
 from onnxc.factors.low_rank import Decomposition, break_even, regularized
 from onnxc.factors.matrices import Matrix, Reader
 from onnxc.model import Constant, Graph, Model, Node, Tensor
@@ -64,6 +64,7 @@ class Group(Unit):
         self.bytes = 16 * max(m.stack * depth**2 for m, depth in zip(members, depths, strict=True))
         self.curves: list[Curve] = []
         self.joint: Curve | None = None
+        self.losses: dict[str, Loss] = {}
 
     @property
     def count(self) -> int:
@@ -82,22 +83,27 @@ class Group(Unit):
         shares = [self.target.rank_share if goal.automatic else goal.parameters or 1.0 for goal in goals]
         return max(max(goal.rank, 0) or break_even(*shape, share) for goal, share in zip(goals, shares, strict=True))
 
-    def rank(self, curve: Curve, shape: tuple[int, int], goal: Goal) -> int | str:
-        """The rank of a matrix [K, N] with ``curve``, or why there is none."""
-        return rank_of(curve, *shape, goal, speed=self.target.rank_share, step=self.target.rank_step)
+    def rank(self, curve: Curve, shape: tuple[int, int], goal: Goal, members: Sequence[Matrix]) -> int | str:
+        """The rank of a matrix [K, N] with ``curve``, which ``members`` are side by side, or why there is none."""
+        names, target = [member.weight.name for member in members], self.target
+        return rank_of(curve, *shape, goal, speed=target.rank_share, step=target.rank_step, weights=names)
 
     def jobs(self, goal: Goal) -> tuple[list[Job], list[str]]:
         """A pair for every member that allows it, or one left factor for all of them."""
         pairs: list[Job] = []
         refused: list[str] = []
-        ranks = [self.rank(curve, m.shape, goal) for m, curve in zip(self.members, self.curves, strict=True)]
+        ranks = [self.rank(curve, m.shape, goal, [m]) for m, curve in zip(self.members, self.curves, strict=True)]
+        self.losses = {m.name: rank for m, rank in zip(self.members, ranks, strict=True) if isinstance(rank, Loss)}
         for matrix, curve, rank in zip(self.members, self.curves, ranks, strict=True):
             if isinstance(rank, str):
                 refused.append(f"{matrix.name}: not factored, {rank}")
             else:
                 pairs.append(MatrixJob.of([matrix], rank, curve.at(rank)))
         shared = None if self.joint is None or goal.rank else self.shared(goal, ranks)
-        return ([shared], []) if shared is not None else (pairs, refused)
+        if shared is not None:
+            self.losses = {}
+            return [shared], []
+        return pairs, refused
 
     def shared(self, goal: Goal, ranks: Sequence[int | str]) -> Job | None:
         """One left factor for all members, where it keeps the energy (of all together, each counting alike) with fewer
@@ -105,9 +111,11 @@ class Group(Unit):
         """
         assert self.joint is not None
         depth, width = self.members[0].shape[0], sum(matrix.shape[1] for matrix in self.members)
-        rank = self.rank(self.joint, (depth, width), goal)
+        rank = self.rank(self.joint, (depth, width), goal, self.members)
         if isinstance(rank, str):
             return None
+        if goal.stakes is not None:
+            return MatrixJob.of(self.members, rank, self.joint.at(rank)) if self.wins(goal, rank, ranks) else None
         own = [each for each in ranks if not isinstance(each, str)]
         if len(own) == len(ranks):  # all of them could have a pair of their own
             numbers = sum(r * sum(m.shape) for r, m in zip(own, self.members, strict=True))
@@ -116,6 +124,19 @@ class Group(Unit):
             if not better:
                 return None
         return MatrixJob.of(self.members, rank, self.joint.at(rank))
+
+    def wins(self, goal: Goal, rank: int, ranks: Sequence[int | str]) -> bool:
+        """Whether one left factor of ``rank`` wins more than pairs of ``ranks``, where there are any."""
+        assert self.joint is not None
+        names = [matrix.weight.name for matrix in self.members]
+        depth, width = self.members[0].shape[0], sum(matrix.shape[1] for matrix in self.members)
+        together = goal.win(names, rank * (depth + width) / (depth * width), self.joint.at(rank))
+        apart = sum(
+            goal.win([name], own * sum(matrix.shape) / (matrix.shape[0] * matrix.shape[1]), curve.at(own))
+            for name, own, matrix, curve in zip(names, ranks, self.members, self.curves, strict=True)
+            if not isinstance(own, str)
+        )
+        return together > apart
 
 
 def joined(
@@ -140,6 +161,15 @@ class MatrixJob(Job):
 
     members: list[Matrix]
     rank: int
+
+    @property
+    def names(self) -> list[str]:
+        return [matrix.weight.name for matrix in self.members]
+
+    @property
+    def share(self) -> float:
+        depth, width = self.members[0].shape[0], sum(matrix.shape[1] for matrix in self.members)
+        return self.rank * (depth + width) / (depth * width)
 
     @property
     def count(self) -> int:

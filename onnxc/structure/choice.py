@@ -1,0 +1,115 @@
+"""Structure that pays, found where nobody named it. In: a planned model. Out: it, or a smaller form of it, planned.
+
+Every pass that acts unasked offers smaller forms; the most promising ones are planned afresh, and of what was built the
+best is taken. How long that may take depends on how long the run took so far.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from time import process_time
+
+from onnxc.cost import PriceFile
+from onnxc.errors import DataError, ModelError
+from onnxc.judge import Judge
+from onnxc.model import Model
+from onnxc.rewrite import StructuralPass
+from onnxc.search import CLOSE
+from onnxc.sites import name_nodes
+from onnxc.structure.planned import Aim, Clock, Planned
+from onnxc.structure.prospects import Cut, Prospects
+
+MOST = 2  # forms that are planned
+ALWAYS, SHARE = 15.0, 1.0  # seconds that may be spent anyway, and how much of the run so far
+
+
+@dataclass
+class Choice:
+    """The search for a smaller form.
+
+    Attributes:
+        whole: the plan of the whole model; seconds: of the processor, what the run took until there.
+        plan: plans a model of which the float form is so many times as fast, and takes its best trials to the gate.
+        stamp: what tells this run from others, for the price file.
+        notes: gets what was tried and what came of it.
+    """
+
+    whole: Planned
+    seconds: float
+    plan: Callable[[Model, float], Planned]
+    judge: Judge
+    prices: PriceFile
+    stamp: str
+    say: Callable[[str], None]
+    notes: list[str] = field(default_factory=list)
+
+    def best(self, passes: Sequence[StructuralPass]) -> Planned:
+        """The whole model's plan, or a better one of a smaller form; its notes say what was tried."""
+        trial, aim = self.whole.delivery.trial, Aim(self.judge.budget)
+        if not passes or self.judge.samples.generated or trial is None or not self.whole.planning.attempts:
+            return self.whole
+        limited = self.judge.budget.size is not None and self.judge.budget.speed is not None
+        if limited and aim.holds(self.whole.figures):  # the least damage is wanted, and every cut does some
+            return self.whole
+        clock = Clock(self.prices, self.stamp)
+        whole = clock.took("the whole model", self.seconds)
+        clock.allowed, clock.spent = max(ALWAYS, SHARE * whole), 0.0
+        if not self.whole.planning.problem.noise:
+            self.whole.planning.sensitivities(trial)
+        prospects = Prospects(self.whole, trial, self.judge, clock, aim, self.stamp, self.say, notes=self.notes)
+        context = prospects.context()
+        found = self.planned([cut for each in passes for cut in prospects.of(each, context)], prospects, whole)
+        found.planning.proposals.refusals += prospects.refusals
+        return replace(found, notes=[*found.notes, *self.notes])
+
+    def planned(self, cuts: Sequence[Cut], prospects: Prospects, whole: float) -> Planned:
+        """The best of the whole model's plan and those of the most promising of ``cuts``; planning one of them takes
+        about as long as ``whole``.
+        """
+        best, tried, scales, aim, clock = self.whole, 0, dict[str, float](), prospects.aim, prospects.clock
+        for cut in sorted(cuts, key=lambda each: aim.of(each.predicted)):
+            if tried >= MOST or aim.of(cut.predicted) * scales.get(cut.by, 1.0) >= CLOSE * aim.of(best.figures):
+                self.notes.append(f"{cut.text}: not planned, predicted to be no better")
+                continue
+            if tried and clock.spent + whole > clock.allowed:
+                self.notes.append(f"{cut.text}: not planned, the time for trying structures is used up")
+                continue
+            start, tried = process_time(), tried + 1
+            made = self.attempt(cut)
+            clock.took(f"planning {cut.text}", process_time() - start)
+            if made is not None:
+                (size, speed), (small, fast) = made.figures, cut.predicted
+                scales[cut.by] = size / speed / (small / fast)
+                best = self.better(best, made, cut, aim)
+        return best
+
+    def attempt(self, cut: Cut) -> Planned | None:
+        """The plan of a form, None where none passes."""
+        self.say(f"planning {cut.text}")
+        self.judge.strictly = True
+        try:
+            level = cut.offer.make(self.judge.samples)
+            name_nodes(level.model)
+            made = self.plan(level.model, cut.lead)
+        except (ModelError, DataError) as error:
+            self.notes.append(f"{cut.text}: not taken, {error}")
+            return None
+        finally:
+            self.judge.strictly = False
+        trial = made.delivery.trial
+        if trial is None:
+            self.notes.append(f"{cut.text}: not taken, {made.delivery.rejected[-1]}")
+            return None
+        return made
+
+    def better(self, best: Planned, made: Planned, cut: Cut, aim: Aim) -> Planned:
+        """The better one of the best so far and the plan of a cut."""
+        size, speed = made.figures
+        what = f"planned with it the file has {size:.1%} of the bytes and is {speed:.2f} times as fast"
+        old = "without, {:.1%} and {:.2f} times".format(*best.figures)
+        if aim.of(made.figures) >= CLOSE * aim.of(best.figures):
+            self.notes.append(f"{cut.text}: not taken, {what}; {old}")
+            return best
+        self.notes.append(f"{cut.text}; {what}; {old}")
+        return replace(made, notes=[*made.notes, *(f"{cut.by}: {note}" for note in cut.level.notes)])

@@ -1,0 +1,195 @@
+"""Smaller forms in float: which are worth a plan. In: what passes offer for a planned model. Out: cuts, judged.
+
+A form is fitted to most of the samples and judged on those that were kept apart: what is fitted to few samples looks
+better on them than it is. What is planned then is fitted to all of them. From the noise that a form makes, the bytes
+that it saves and the time that it wins the plan of the whole model tells how good a plan of it can be: coarser codes
+are what pays for noise. Of many offers few are made: the first one shows what the estimated costs of all are worth.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from time import process_time
+
+from onnxc.cost import speed_up
+from onnxc.data import Calibration
+from onnxc.errors import DataError, ModelError
+from onnxc.file.storage import drop_pages
+from onnxc.judge import SMALL_SHARE, Judge
+from onnxc.model import Model
+from onnxc.planner import stored_bytes
+from onnxc.quality import ReferenceOutputs
+from onnxc.rewrite import Context, Level, Offer, Refusal, StructuralPass
+from onnxc.search import CLOSE, HEADROOM, Trial
+from onnxc.session import Session
+from onnxc.sites import name_nodes
+from onnxc.structure.planned import Aim, Clock, Figures, Planned
+from onnxc.structure.stakes import stakes_of
+
+APART, FEWEST = 4, 16  # each fourth sample is kept apart, where there are so many
+WON = 0.5  # of the time that a form wins in float (as an exponent), what is expected to be won in a plan
+TRUSTED = 0.67  # how much the floor counts, and not the noise of the best plan: a score may have stopped it by chance
+ROOM = 0.2  # of the noise that is allowed, left for codes: with less no plan gets smaller
+MADE = 3  # forms of one pass that are made
+LEADING = 0.3  # seconds in which the float form is timed
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A form that was made and judged in float.
+
+    Attributes:
+        by: name of the pass; offer: what it was made of.
+        lead: times as fast as the whole model in float.
+        predicted: figures of its best plan.
+    """
+
+    by: str
+    offer: Offer
+    level: Level
+    lead: float
+    predicted: Figures
+
+    @property
+    def text(self) -> str:
+        return f"{self.by}: {self.level.specification}"
+
+
+@dataclass
+class Prospects:
+    """What smaller forms of a planned model promise.
+
+    Attributes:
+        whole: the plan of the whole model; best: the trial that is delivered of it.
+        stamp: what tells this run from others, for the price file.
+        apart: the original on samples that nothing is fitted to; None where there are too few.
+        notes, refusals: get what was not taken, and why.
+    """
+
+    whole: Planned
+    best: Trial
+    judge: Judge
+    clock: Clock
+    aim: Aim
+    stamp: str
+    say: Callable[[str], None]
+    apart: ReferenceOutputs | None = None
+    notes: list[str] = field(default_factory=list)
+    refusals: list[Refusal] = field(default_factory=list)
+
+    @property
+    def allowed(self) -> float:
+        """Noise over signal that a plan may have: between that of the best plan, which a score may have stopped, and
+        what the floor allows.
+        """
+        floor = self.whole.planning.allowed * HEADROOM
+        return float(min(floor, floor**TRUSTED * max(self.best.noise, 1e-12) ** (1 - TRUSTED)))
+
+    def context(self) -> Context:
+        """What passes make offers from."""
+        planning, fitted = self.whole.planning, self.judge.samples
+        if len(fitted) >= FEWEST:
+            fitted, held = fitted.split(APART)
+            session = Session(self.judge.original.path or self.judge.original, self.judge.options)
+            self.apart = ReferenceOutputs(session, held, self.judge.reference.answers)
+        return replace(planning.context, samples=fitted, stakes=stakes_of(planning, self.best.plan))
+
+    def of(self, instance: StructuralPass, context: Context) -> list[Cut]:
+        """What a pass offers, as far as it is worth making."""
+        self.say(f"{instance.name}: looking for what a smaller form would save")
+        start = process_time()
+        try:
+            offers = instance.offers(context)
+            self.clock.took(f"{instance.name} offers", process_time() - start)
+            self.refusals += offers.refusals
+            if offers.reason:
+                self.notes.append(f"{instance.name}: not tried: {offers.reason}")
+            return self.made(instance.name, offers.found, context.samples)
+        except (ModelError, DataError) as error:
+            self.notes.append(f"{instance.name}: not tried: {error}")
+            return []
+        finally:
+            drop_pages()
+
+    def made(self, by: str, offers: tuple[Offer, ...], fitted: Calibration | None) -> list[Cut]:
+        """The promising ones of ``offers``: the middle one is made first, then what its noise says is the best."""
+        assert fitted is not None
+        found, waiting, least = list[Cut](), dict(enumerate(offers)), CLOSE * self.aim.of(self.whole.figures)
+        chosen, tried, reasons = len(offers) // 2, 0, dict[int, str]()
+        while waiting and tried < MADE and self.clock.spent <= self.clock.allowed / 2:
+            offer, start, tried = waiting.pop(chosen), process_time(), tried + 1
+            level = offer.make(fitted)
+            name_nodes(level.model)
+            noise, problem = self.noise(level.model)
+            problem = problem or self.missed(level.model)
+            if problem is not None:
+                reasons[chosen] = f"{level.specification}: {problem}"
+                waiting = {at: each for at, each in waiting.items() if at <= chosen // 2}
+            elif (cut := self.judged(by, offer, level, noise)) is not None and self.aim.of(cut.predicted) < least:
+                found.append(cut)
+                least = CLOSE * self.aim.of(cut.predicted)
+            else:
+                sqnr = -10 * math.log10(max(noise, 1e-20))
+                reasons[chosen] = f"{level.specification}, {sqnr:.1f} dB in float: predicted to be no better"
+            self.clock.took(f"{by} {level.specification}", process_time() - start)
+            rate = noise / max(offer.cost, 1e-12)
+            promises = {at: self.aim.of(self.promised(each, rate)) for at, each in waiting.items()}
+            chosen = min(promises, key=lambda at: promises[at], default=0)
+            if not waiting or promises[chosen] >= least:
+                break
+        if reasons and not found:
+            self.notes.append(f"{by}: not planned: {reasons[min(reasons)]}")
+        return found
+
+    def noise(self, model: Model) -> tuple[float, str | None]:
+        """Noise over signal on the samples kept apart, and what makes outputs incomparable."""
+        quality = (self.apart or self.judge.reference).judge(Session(model, self.judge.options))
+        return 10 ** (-quality.sqnr_db / 10) if quality.problem is None else 1e6, quality.problem
+
+    def missed(self, model: Model) -> str | None:
+        """The floor that a form misses in float, held to the share of the allowed drop that its plans will be held to.
+        The hook is not asked where its calls are bounded.
+        """
+        if self.judge.budget.evals is not None:
+            return None
+        return self.judge.judge(model, SMALL_SHARE)[2]
+
+    def judged(self, by: str, offer: Offer, level: Level, noise: float) -> Cut | None:
+        """A form with what its plan is predicted to be; None where no room is left for codes."""
+        model, judge = self.whole.planning.context.model, self.judge
+        if (more := self.finer(noise)) is None:
+            return None
+        key = hashlib.sha256(f"{self.stamp} {by} {level.specification}".encode()).hexdigest()[:24]
+        sample = judge.samples.take(1)[0]
+        lead = speed_up(model, level.model, sample, judge.options, self.clock.prices, key, LEADING)
+        share = weight_bytes(level.model) / max(weight_bytes(model), 1)
+        return Cut(by, offer, level, lead, self.figures(share, lead, more))
+
+    def promised(self, offer: Offer, rate: float) -> Figures:
+        """Figures of an offer that makes ``rate`` times its cost of noise: it saves as much of the bytes as of time."""
+        more, left = self.finer(rate * offer.cost), max(1 - offer.saved, 1e-3)
+        return self.figures(left, 1 / left, more) if more is not None else (1.0, 1e-9)
+
+    def finer(self, noise: float) -> float | None:
+        """How many times as many bits codes have to have, less 1, to make good ``noise``; None where they cannot."""
+        planning = self.whole.planning
+        if noise >= (1 - ROOM) * self.allowed:
+            return None
+        stored = stored_bytes(planning.problem, self.best.plan.stored)
+        bits = 8 * stored / max(sum(planning.problem.sizes.values()), 1)
+        return 0.5 * math.log2(self.allowed / (self.allowed - noise)) / max(bits, 1.0)
+
+    def figures(self, share: float, lead: float, more: float) -> Figures:
+        """Those of the plan of a form with a share of the weights' bytes that is ``lead`` times as fast in float."""
+        size, speed = self.whole.figures
+        planning = self.whole.planning
+        stored = stored_bytes(planning.problem, self.best.plan.stored) / self.judge.original.source_bytes
+        return max(size - stored, 0.0) + stored * share * (1 + more), speed * lead**WON
+
+
+def weight_bytes(model: Model) -> int:
+    """Of all initializers, as they are."""
+    return sum(weight.nbytes for graph in model.graphs() for weight in graph.weights)

@@ -1,0 +1,207 @@
+"""Structure that nobody named: chosen where it wins on size and speed, refused with reasons, bounded and repeatable."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from onnxc import Budget, optimize
+from onnxc.cost import PriceFile
+from onnxc.data import Calibration
+from onnxc.factors.factoring import Curve, Goal, Loss, rank_of
+from onnxc.propose import passes_of
+from onnxc.recipe import Recipe, parse_passes
+from onnxc.report import Report
+from onnxc.rewrite import Stakes
+from onnxc.session import Session
+from onnxc.structure.planned import UNMET, Aim, Clock
+from tests.emission import model, node, weight
+from tests.factored import MODELS, limited
+
+STRUCTURAL = {"prune-channels", "factor-matmul", "factor-conv"}
+PLAIN = "quantize-static,quantize-dynamic,store-int8,store-low-bit,store-codebook,store-float16"
+
+
+def images(name: str, count: int = 64) -> list[dict[str, np.ndarray]]:
+    with np.load(MODELS / "data" / f"{name}_calib.npz") as data:
+        arrays = {key: data[key] for key in data.files}
+    ranks = {info.name: len(info.shape) for info in Session(MODELS / f"{name}.onnx").inputs}
+    return [
+        {key: array[at] if array.ndim > ranks[key] else array[at : at + 1] for key, array in arrays.items()}
+        for at in range(count)
+    ]
+
+
+def speed(report: Report) -> float:
+    assert report.comparison is not None
+    assert report.comparison.ratio is not None
+    return report.comparison.ratio.median
+
+
+@pytest.mark.slow
+def test_a_model_of_low_rank_is_factored_unasked_and_wins_on_size_and_speed(tmp_path: Path) -> None:
+    proto, names = limited("vision_transformer", 16, 0.01)
+    source, prices = tmp_path / "limited.onnx", tmp_path / "prices.json"
+    onnx.save(proto, source)
+    data = images("vision_transformer")
+    plain = optimize(source, tmp_path / "plain.onnx", calib=data, passes=PLAIN, prices=prices)
+    found = optimize(source, tmp_path / "found.onnx", calib=data, prices=prices)
+    assert any(note.startswith("factor-matmul: ") and "planned with it" in note for note in found.notes)
+    left = [tensor.name for tensor in onnx.load(tmp_path / "found.onnx").graph.initializer if "_left" in tensor.name]
+    assert len({name.partition("_left")[0] for name in left}) >= len(names) // 2
+    assert found.bytes_after < 0.9 * plain.bytes_after
+    assert speed(found) > 0.98 * speed(plain)
+
+
+@pytest.mark.slow
+def test_the_same_prices_choose_the_same_structure(tmp_path: Path) -> None:
+    def thin() -> np.ndarray:
+        return weight(256, 8) @ weight(8, 256, scale=1.0) + 0.01 * weight(256, 256)
+
+    proto = model(
+        [node("MatMul", "x u", "h"), node("Relu", "h", "r"), node("MatMul", "r v", "g"), node("Relu", "g", "s"),
+         node("MatMul", "s w", "y")],
+        {"x": [64, 256]},
+        {"y": None},
+        {"u": thin(), "v": thin(), "w": thin()},
+    )  # fmt: skip
+    source, prices = tmp_path / "thin.onnx", tmp_path / "prices.json"
+    onnx.save(proto, source)
+    random = np.random.default_rng(0)
+    data = [{"x": random.standard_normal((64, 256)).astype(np.float32)} for _ in range(24)]
+    first = optimize(source, tmp_path / "first.onnx", calib=data, prices=prices)
+    second = optimize(source, tmp_path / "second.onnx", calib=data, prices=prices)
+    chosen = [
+        note for note in first.notes if re.match(r"factor-matmul: 3 of 3 .*; planned with it .*; without, ", note)
+    ]
+    assert len(chosen) == 1
+    assert (tmp_path / "first.onnx").read_bytes() == (tmp_path / "second.onnx").read_bytes()
+    assert second.notes == first.notes
+    plain = optimize(source, tmp_path / "plain.onnx", calib=data, passes=PLAIN, prices=prices)
+    assert first.bytes_after < 0.5 * plain.bytes_after
+    assert first.comparison is not None
+    assert first.comparison.sqnr_db >= 20
+    sizes = [t.dims for t in onnx.load(tmp_path / "first.onnx").graph.initializer if t.name.startswith(("u", "v", "w"))]
+    assert max(int(np.prod(dims)) for dims in sizes) < 256 * 64
+
+
+def test_a_model_of_full_rank_is_left_as_it_is_with_reasons_by_name(tmp_path: Path) -> None:
+    proto = model(
+        [node("MatMul", "x w", "h"), node("Relu", "h", "r"), node("MatMul", "r v", "y")],
+        {"x": [16, 128]},
+        {"y": None},
+        {"w": weight(128, 128), "v": weight(128, 128)},
+    )
+    source = tmp_path / "full.onnx"
+    onnx.save(proto, source)
+    random = np.random.default_rng(0)
+    data = [{"x": random.standard_normal((16, 128)).astype(np.float32)} for _ in range(32)]
+    found = optimize(source, tmp_path / "found.onnx", calib=data, prices=tmp_path / "prices.json")
+    optimize(source, tmp_path / "plain.onnx", calib=data, passes=PLAIN, prices=tmp_path / "prices.json")
+    refused = [row for row in found.refusals if row.pass_name == "factor-matmul"]
+    assert [(row.reason.partition(",")[0], row.count, row.examples) for row in refused] == [
+        ("factors cost more", 2, ["h_node", "y_node"])
+    ]
+    (said,) = (note for note in found.notes if note.startswith("factor-matmul: "))
+    assert re.search(r"the closest is [hy]_node: rank \d+, \d+% of its numbers, loses .* times what it saves$", said)
+    assert any(note.startswith("prune-channels: not ") for note in found.notes)
+    shapes = [sorted(t.dims) for t in onnx.load(tmp_path / "found.onnx").graph.initializer if len(t.dims) == 2]
+    assert all(shape == [128, 128] or 1 in shape or shape[1] > 128 for shape in shapes)
+    assert (tmp_path / "found.onnx").stat().st_size <= 1.02 * (tmp_path / "plain.onnx").stat().st_size
+
+
+@pytest.mark.parametrize("words", [None, PLAIN, "prune-channels", "factor-conv:rank=4,store-int8"])
+def test_nothing_structural_is_tried_where_passes_are_named(words: str | None) -> None:
+    chosen = passes_of(Recipe(passes=parse_passes(words) if words else None))
+    assert {each.name for each in chosen.unasked} == (STRUCTURAL if words is None else set())
+    named = {each.name for each, _ in chosen.structural}
+    assert named == ({request.name for request in parse_passes(words)} & STRUCTURAL if words else set())
+
+
+def test_without_data_no_structure_is_tried(tmp_path: Path) -> None:
+    report = optimize(MODELS / "sklearn_mlp.onnx", tmp_path / "out.onnx", prices=tmp_path / "prices.json")
+    assert not any(note.startswith(tuple(STRUCTURAL)) for note in report.notes)
+
+
+def curve(*damages: float) -> Curve:
+    return Curve(np.array(damages))
+
+
+def goal(gain: float, cost: float, codes: float = 0.0, kernel: float = 0.0, caution: float = 1.0) -> Goal:
+    stakes = Stakes({"w": gain}, {"w": cost}, {"w": codes}, kernel)
+    return Goal(automatic=True, stakes=stakes, caution=caution)
+
+
+def test_the_rank_is_the_one_that_wins_most() -> None:
+    falling = curve(1.0, *(0.5**rank for rank in range(1, 65)))
+
+    def rank(found: Goal) -> int | str:
+        return rank_of(falling, 64, 64, found, speed=0.65, step=4, weights=["w"])
+
+    cheap, dear = rank(goal(1.0, 1.0)), rank(goal(1.0, 1000.0))
+    assert isinstance(cheap, int)
+    assert isinstance(dear, int)
+    assert cheap < dear <= 0.65 * 32
+    # by hand: at rank 4, of 64 * 64 numbers 4 * 128 are left; 1 - 1/8 - 1/16 is the most that can be won
+    assert cheap == 4
+    assert goal(1.0, 1.0).win(["w"], 1 / 8, 1 / 16) == pytest.approx(1 - 1 / 8 - 1 / 16)
+    lost = rank(goal(1.0, 1.0, codes=1.0))
+    assert isinstance(lost, Loss)
+    assert lost.times == pytest.approx((1 / 16 + 1) / (7 / 8))
+    assert lost.startswith("rank 4, 12% of its numbers, loses 0.062 of its output")
+    assert isinstance(rank(goal(1.0, 1.0, kernel=0.9)), Loss)  # one more kernel takes all that would be won
+    flat = curve(*np.linspace(1.0, 0.0, 65))
+    assert isinstance(rank_of(flat, 64, 64, goal(1.0, 2.0), speed=0.65, step=4, weights=["w"]), Loss)
+
+
+def test_costs_of_rounding_are_a_least_for_what_is_cut() -> None:
+    stakes = Stakes({"a": 0.5, "b": 0.25}, {"a": 1.0, "b": 9.0, "c": 3.0}, {})
+    assert [stakes.cost(name) for name in ("a", "b", "d")] == [3.0, 9.0, 3.0]
+    assert stakes.total == 0.75
+    assert stakes.gain("c") == 0.0
+
+
+@pytest.mark.parametrize(
+    ("budget", "better", "worse"),
+    [
+        (Budget(), (0.1, 1.5), (0.08, 1.1)),
+        (Budget(size=0.2), (0.19, 1.5), (0.05, 1.4)),
+        (Budget(size=0.2), (0.2, 1.0), (0.21, 3.0)),
+        (Budget(speed=1.2), (0.1, 1.2), (0.11, 3.0)),
+        (Budget(speed=1.2), (0.9, 1.2), (0.01, 1.1)),
+    ],
+)
+def test_what_is_wanted_follows_the_limits(budget: Budget, better: Any, worse: Any) -> None:
+    aim = Aim(budget)
+    assert aim.of(better) < aim.of(worse)
+    assert (aim.of(worse) >= UNMET) == (not aim.holds(worse))
+
+
+def test_what_steps_took_is_that_of_the_first_run(tmp_path: Path) -> None:
+    prices = PriceFile.open(tmp_path / "prices.json")
+    first = Clock(prices, "run")
+    assert (first.took("a", 3.0), first.took("b", 4.0), first.spent) == (3.0, 4.0, 7.0)
+    prices.save()
+    second = Clock(PriceFile.open(tmp_path / "prices.json"), "run")
+    assert (second.took("a", 30.0), second.took("c", 1.0), second.spent) == (3.0, 1.0, 4.0)
+    assert Clock(prices, "other").took("a", 5.0) == 5.0
+
+
+@pytest.mark.parametrize("kind", ["list", "function"])
+def test_samples_are_split_into_those_that_are_fitted_and_those_that_judge(kind: str) -> None:
+    inputs = Session(MODELS / "sklearn_mlp.onnx").inputs
+    name, width = inputs[0].name, int(inputs[0].shape[1])
+    data = [{name: np.full((1, width), at, np.float32)} for at in range(18)]
+    whole = Calibration.open(data if kind == "list" else lambda: iter(data), inputs)
+    fitted, apart = whole.split(4)
+    assert [int(each[name][0, 0]) for each in apart] == [3, 7, 11, 15]
+    expected = [at for at in range(18) if at % 4 != 3]
+    assert [int(each[name][0, 0]) for each in fitted] == expected
+    assert len(fitted) == 14
+    assert [int(each[name][0, 0]) for each in fitted.take(14)] == expected
+    assert fitted.digest != whole.digest
