@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from onnxc.codes.formats import WORDS, Format, fitting_block
+from onnxc.codes.formats import PLANES, WORDS, Format, fitting_block
 from onnxc.codes.packing import BLOCK_OPSET
 from onnxc.encoding import stored_bytes
 from onnxc.errors import RecipeError
@@ -19,12 +19,14 @@ from onnxc.rewrite import Candidate, Context, LossyPass, Refusal
 from onnxc.sites import Weight
 
 BLOCKS = (0, 64, 32)
-CHOICES = tuple(levels for levels in WORDS if levels != 8)  # 9 take no more bytes; 8 are what others call 3 bits
+LEVELS = (*PLANES, *WORDS)
+CHOICES = tuple(levels for levels in LEVELS if levels != 8)  # 9 take no more bytes; 8 are what others call 3 bits
+PLAIN = (3, *PLANES)  # levels for which blocks are not worth their bytes
 
 
 @dataclass(frozen=True)
 class StoreLowBit(LossyPass):
-    """Evenly spaced codes of 40, 16, 9 (or 8), 6, 4 or 3 levels: 5.3, 4, 3.2, 2.7, 2 or 1.6 bits.
+    """Evenly spaced codes of 144, 64, 40, 16, 9 (or 8), 6, 4 or 3 levels: 7.2, 6, 5.3, 4, 3.2, 2.7, 2 or 1.6 bits.
 
     1. Every float32 weight with a scale per output channel, also in the bodies of If, Loop and Scan, whatever operator
        reads it: what it unfolds to is int8, for int8 kernels or for a Cast and a Mul.
@@ -47,8 +49,8 @@ class StoreLowBit(LossyPass):
 
     def store(self, weight: Weight, context: Context) -> Iterable[Candidate | Refusal]:
         """Candidates for a weight."""
-        if self.levels and self.levels not in WORDS:
-            raise RecipeError(f"{self.name}:levels={self.levels} is not one of {', '.join(map(str, WORDS))}")
+        if self.levels and self.levels not in LEVELS:
+            raise RecipeError(f"{self.name}:levels={self.levels} is not one of {', '.join(map(str, LEVELS))}")
         reason = refused(weight, context)
         if reason:
             yield Refusal(self.name, weight.name, reason)
@@ -59,7 +61,7 @@ class StoreLowBit(LossyPass):
             for block in BLOCKS if self.block < 0 else [self.block]:
                 fitting = fitting_block(depth, block) if block else 0
                 chosen = Format(levels, fitting, nearest=self.rounding == "nearest")
-                if (block and not fitting and self.block < 0) or (fitting and levels == 3) or chosen in offered:
+                if (block and not fitting and self.block < 0) or (fitting and levels in PLAIN) or chosen in offered:
                     continue
                 if fitting and context.model.opset < BLOCK_OPSET:
                     continue

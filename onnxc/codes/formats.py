@@ -1,8 +1,9 @@
 """How codes are stored: the formats there are, and what each costs. In: a weight's shape. Out: formats, bits.
 
 A code has ``levels`` values. So many codes as fit are written into one word of 8 or 16 bits, in base ``levels``: 16
-levels take 4 bits, 9 and 8 take 3.2, 6 take 2.67, 4 take 2, 3 take 1.6, 40 take 5.33. A table with a row per word turns
-words back into codes with one Gather, which ONNX Runtime runs once, at load, faster than any chain of shifts.
+levels take 4 bits, 9 and 8 take 3.2, 6 take 2.67, 4 take 2, 3 take 1.6, 40 take 5.33; 144 take 7.2 and 64 take 6, as
+two digits. A table with a row per word turns words back into codes with one Gather, which ONNX Runtime runs once, at
+load, faster than any chain of shifts.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ WORDS: dict[int, tuple[type[np.unsignedinteger], int]] = {
     4: (np.uint8, 4),
     3: (np.uint8, 5),
 }
+# levels -> (levels of its high digit, of its low digit): two words stand for the two digits of a code.
+PLANES: dict[int, tuple[int, int]] = {144: (16, 9), 64: (16, 4)}
 FULL = 255  # levels of int8: one code a byte, no table
 CODE_WORDS = 256  # entries of a vector codebook: one byte each
 DIMENSIONS = (2, 4, 8)
@@ -72,8 +75,9 @@ class Format:
             return 8.0 / self.dimension
         if self.levels == FULL:
             return 8.0
-        word, count = WORDS[self.levels]
-        return 8.0 * np.dtype(word).itemsize / count
+        return sum(
+            8.0 * np.dtype(word).itemsize / count for word, count in map(WORDS.__getitem__, digits_of(self.levels))
+        )
 
     def load_seconds(self, elements: int) -> float:
         """About what a weight of so many elements more costs at load, beside others of the format; measured with ONNX
@@ -81,7 +85,7 @@ class Format:
         """
         if self == INT8 or self.scaled:
             return 1e-9 * elements
-        return PIECE_SECONDS + elements * (6.5e-9 if self.block else 3.5e-9)
+        return PIECE_SECONDS + elements * (6.5e-9 if self.block or self.levels in PLANES else 3.5e-9)
 
     @property
     def words(self) -> str:
@@ -94,6 +98,17 @@ class Format:
             return "int8 codes"
         block = f", block {self.block}" if self.block else ""
         return f"{self.bits:.3g}-bit codes{block}" + ", to nearest" * self.nearest
+
+
+def digits_of(levels: int) -> tuple[int, ...]:
+    """The levels of the digits that a code of so many levels is written in, the highest first."""
+    return PLANES.get(levels, (levels,))
+
+
+def word_bytes(elements: int, levels: int) -> int:
+    """Bytes of the words of so many codes."""
+    found = [WORDS[digit] for digit in digits_of(levels)]
+    return sum(-(-elements // count) * np.dtype(word).itemsize for word, count in found)
 
 
 PIECE_SECONDS = 2e-5  # what one more weight costs at load in any form: it is split off and copied

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
-from math import prod
+from math import lcm, prod
 from typing import Any
 
 import ml_dtypes
@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto
 
-from onnxc.codes.formats import CODE_WORDS, WORDS, Format, fitting_block
+from onnxc.codes.formats import CODE_WORDS, PLANES, WORDS, Format, fitting_block, word_bytes
 from onnxc.codes.grids import BlockGrid, CodebookGrid, Grid, lowest_digit, step_unit
 from onnxc.codes.sheets import Packed, Piece, Sheet, by_kind, joined, spread
 from onnxc.model import Tensor
@@ -109,9 +109,8 @@ class PackedDigits:
 
     @property
     def bytes(self) -> int:
-        word, count = WORDS[self.levels]
         steps = 0 if self.steps is None else 2 * self.steps.size
-        return -(-self.size // count) * np.dtype(word).itemsize + steps + OVERHEAD
+        return word_bytes(self.size, self.levels) + steps + OVERHEAD
 
     def emit(self, sheet: Sheet, forms: Mapping[str, PackedDigits]) -> dict[str, Tensor]:
         """Write the nodes that unfold ``forms``."""
@@ -140,10 +139,34 @@ class PackedDigits:
             codes = (digits.astype(np.int8) + np.int8(lowest_digit(self.levels))).astype(ml_dtypes.int4)
             to = TensorProto.FLOAT if self.block else TensorProto.INT8
             return sheet.node("Cast", [sheet.constant(f"{name}_packed", codes)], f"{name}_all", to=to), digits.size
+        if self.levels in PLANES:
+            return two_digits(sheet, name, digits, self.levels)
         words = packed_words(digits, self.levels)
         index = sheet.node("Cast", [sheet.constant(f"{name}_packed", words)], f"{name}_words", to=TensorProto.INT32)
         codes = sheet.node("Gather", [digit_table(sheet, self.levels), index], f"{name}_all")
         return codes, words.size * WORDS[self.levels][1]
+
+
+def two_digits(sheet: Sheet, name: str, digits: Array, levels: int) -> tuple[Tensor, int]:
+    """Codes of more levels than a word has room for, high * base + low, and how many of them."""
+    high, low = PLANES[levels]
+    together = lcm(WORDS[high][1], WORDS[low][1])
+    padded = np.zeros(-(-digits.size // together) * together, np.uint8)
+    padded[: digits.size] = digits.reshape(-1)
+    parts = []
+    for label, base, part in (("high", high, padded // low), ("low", low, padded % low)):
+        words = sheet.constant(f"{name}_{label}", packed_words(part, base))
+        index = sheet.node("Cast", [words], f"{name}_{label}_words", to=TensorProto.INT32)
+        found = sheet.node("Gather", [digit_table(sheet, base), index], f"{name}_{label}_all")
+        floats = sheet.node("Cast", [found], f"{name}_{label}_floats", to=TensorProto.FLOAT)
+        parts.append(sheet.reshaped(floats, (-1,), f"{name}_{label}_digits"))
+    lowest = lowest_digit(levels) - low * lowest_digit(high) - lowest_digit(low)
+    raised = sheet.node("Mul", [parts[0], sheet.shared(f"base_{low}", np.asarray(low, np.float32))], f"{name}_raised")
+    summed = sheet.node("Add", [raised, parts[1]], f"{name}_sum")
+    moved = sheet.node(
+        "Add", [summed, sheet.shared(f"lowest_{levels}", np.asarray(lowest, np.float32))], f"{name}_moved"
+    )
+    return sheet.node("Cast", [moved], f"{name}_all", to=TensorProto.INT8), padded.size
 
 
 def packed_words(digits: Array, levels: int) -> Array:
@@ -247,6 +270,5 @@ def packed_bytes(chosen: Format, layout: Layout) -> int:
     size = prod(layout.shape)
     if chosen.dimension:
         return size // chosen.dimension + CODE_WORDS * chosen.dimension + OVERHEAD
-    word, count = WORDS[chosen.levels]
     steps = 2 * size // chosen.block if chosen.block else 0
-    return -(-size // count) * np.dtype(word).itemsize + steps + OVERHEAD
+    return word_bytes(size, chosen.levels) + steps + OVERHEAD
