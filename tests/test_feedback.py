@@ -1,0 +1,97 @@
+"""Weights solved in order, on what the compressed model feeds them: what it gains on samples that nobody saw."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from onnxc.coder import Coder
+from onnxc.codes.compensation import Met, compensated
+from onnxc.feedback import Fitted, build_solved, possible, solve
+from onnxc.judge import build
+from onnxc.passes.quantize_static import QuantizeStatic
+from onnxc.passes.store_low_bit import StoreLowBit
+from onnxc.planner import Plan
+from onnxc.propose import collect
+from tests import trained
+
+SEEN, UNSEEN = 48, 48
+FORMAT = "levels9"  # 3.2 bits
+
+
+def met(now: np.ndarray, before: np.ndarray, samples: int = 16) -> Met:
+    """Rows [R, K] of so many samples."""
+    found = Met()
+    for one, other in zip(np.split(now, samples), np.split(before, samples), strict=True):
+        found.add(one[:, None], other[:, None])
+    return found
+
+
+def test_a_weight_makes_up_for_what_its_inputs_lost() -> None:
+    """Half of the inputs are rounded to nothing; the other half knows most of them."""
+    random = np.random.default_rng(0)
+    hidden = random.standard_normal((3200, 8)).astype(np.float32)
+    mixed = random.standard_normal((8, 32)).astype(np.float32)
+    before = hidden @ mixed + 0.1 * random.standard_normal((3200, 32)).astype(np.float32)
+    now = before.copy()
+    now[:, 16:] = 0
+    weight = random.standard_normal((1, 32, 6)).astype(np.float32)
+    made = compensated(weight, met(now[:1600], before[:1600]), centre=False)
+    wanted = before[1600:] @ weight[0]
+    lost, left = (float(np.square(wanted - now[1600:] @ w[0]).mean()) for w in (weight, made))
+    assert left < 0.1 * lost
+
+
+def test_nothing_is_corrected_where_nothing_was_lost_or_samples_do_not_agree() -> None:
+    random = np.random.default_rng(1)
+    before = random.standard_normal((64, 48)).astype(np.float32)
+    weight = random.standard_normal((1, 48, 5)).astype(np.float32)
+    assert np.array_equal(compensated(weight, met(before, before), centre=False), weight)
+    noise = before + 0.05 * random.standard_normal(before.shape).astype(np.float32)
+    assert np.array_equal(compensated(weight, met(noise, before), centre=False), weight)
+
+
+def test_zeros_stay_zeros() -> None:
+    random = np.random.default_rng(2)
+    before = random.standard_normal((640, 12)).astype(np.float32)
+    weight = random.standard_normal((1, 12, 4)).astype(np.float32)
+    weight[:, ::3] = 0
+    made = compensated(weight, met(np.round(before), before), centre=True)
+    assert not made[weight == 0].any()
+    assert not np.array_equal(made, weight)
+
+
+@pytest.mark.parametrize(("name", "gain"), [("vision_transformer", 2.0), ("residual_cnn", 3.0)])
+def test_feedback_gains_on_unseen_samples(name: str, gain: float) -> None:
+    """All sites in int8, all weights in 3.2 bits: dB over weights that are solved on the original's activations."""
+    data = trained.samples(name, SEEN + UNSEEN)
+    context = trained.context(trained.load(name), data[:SEEN])
+    assert possible(context)
+    proposals = collect([(QuantizeStatic(), False), (StoreLowBit(levels=9, block=0), True)], context)
+    compute = {site: found[0] for site, found in proposals.compute.items()}
+    stored = dict.fromkeys(sorted(proposals.storage), FORMAT)
+    stored |= {
+        s.weight.name: stored.get(s.weight.name, "int8") for s in context.sites if s.weight and s.name in compute
+    }
+    plan, coder = Plan(compute, stored), Coder(context, proposals)
+    alone = build(context.model, plan, coder)
+    solved = solve(plan, context, coder)
+    made = build_solved(plan, solved, context)
+    assert set(solved.codes) == set(stored)
+    assert solved.shifts, "biases take up the means"
+    unseen = data[SEEN:]
+    assert trained.sqnr(context.model, made, unseen) > trained.sqnr(context.model, alone, unseen) + gain
+    again = build_solved(plan, solve(plan, context, Coder(context, proposals)), context)
+    assert again.serialized() == made.serialized()
+    sizes = [len(each.serialized()) for each in (made, alone)]
+    assert sizes[0] <= sizes[1] * 1.01, "the same formats"
+
+
+def test_samples_kept_apart_are_not_looked_at() -> None:
+    context = trained.context(trained.load("sklearn_mlp"), trained.samples("sklearn_mlp", 12))
+    assert context.samples is not None
+    fitted = Fitted(context.samples)
+    assert fitted.positions == [0, 1, 2, 4, 5, 6, 8, 9, 10]
+    assert len(list(fitted)) == len(fitted)
+    few = trained.context(trained.load("sklearn_mlp"), trained.samples("sklearn_mlp", 8))
+    assert not possible(few)
