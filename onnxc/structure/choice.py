@@ -22,6 +22,7 @@ from onnxc.structure.prospects import Cut, Prospects
 
 MOST = 2  # forms that are planned
 ALWAYS, SHARE = 15.0, 1.0  # seconds that may be spent anyway, and how much of the run so far
+LONGEST = 80.0  # seconds of planning a model of which no smaller form is planned: the run would take twice as long
 
 
 @dataclass
@@ -71,6 +72,10 @@ class Choice:
         for cut in sorted(cuts, key=lambda each: aim.of(each.predicted)):
             if tried >= MOST or aim.of(cut.predicted) * scales.get(cut.by, 1.0) >= CLOSE * aim.of(best.figures):
                 self.notes.append(f"{cut.text}: not planned, predicted to be no better")
+                continue
+            if whole > LONGEST:
+                said = f"planning takes {whole:.0f} s, too long to be tried unasked; name the pass to have it"
+                self.notes.append(f"{cut.text}: not planned, {said}")
                 continue
             if tried and clock.spent + whole > clock.allowed:
                 self.notes.append(f"{cut.text}: not planned, the time for trying structures is used up")
