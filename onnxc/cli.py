@@ -298,8 +298,16 @@ def _add_data(made: Parser, *, evals: bool = False) -> None:
     data.add_argument("--eval", metavar="FILE.py:FUNCTION", help="takes an InferenceSession, returns a score")
     if evals:
         data.add_argument("--evals", type=_limit("evals"), metavar="N", help="most calls of --eval, IN's included")
-    data.add_argument("--shape", type=_value(shape), metavar="NAME=1x128", action="append", help="of a generated input")
-    data.add_argument("--batch", type=_value(count), metavar="N", help="batch size of generated inputs")
+    data.add_argument(
+        "--shape",
+        type=_value(shape),
+        metavar="NAME=1x128",
+        action="append",
+        help="of a generated input, or to time with",
+    )
+    data.add_argument(
+        "--batch", type=_value(count), metavar="N", help="batch size of generated inputs, or to time with"
+    )
 
 
 def _add_where(made: Parser) -> None:
