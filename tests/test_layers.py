@@ -15,6 +15,7 @@ LAYERS = """
     __main__
     cli
     frontier
+    tradeoff
     inspection compiler summary explain
     structure
     planning

@@ -51,7 +51,7 @@ def as_run(
         raise UsageError(
             f"--batch {batch}: the first axis of every input is fixed; export the model with a dynamic batch"
         )
-    made = []
+    made: list[Sample] = []
     for start in range(len(samples)):
         sample = dict(samples[start])
         for name, value in sample.items():
