@@ -115,7 +115,7 @@ def optimize(
             ``recipe`` says; recover: minutes of training.
         work: a folder for the state of the training, so that one that was interrupted goes on.
         recipe: a Recipe or a TOML file.
-        shapes, batch: of generated inputs.
+        shapes, batch: of generated inputs; with calibration data, what models are timed with.
         prices: the file of measured times; fresh: measure again.
         progress: called with what is being done.
 
@@ -201,6 +201,9 @@ def opened(
         samples = generate(original, session, shapes=shapes, batch=batch, seed=recipe.seed)
     say("running the original")
     judge = Judge(original, samples, recipe.budget, options, evaluation, finishing=chosen.finishing)
+    judge.batch, judge.shapes, judge.inputs = batch, shapes, (*session.inputs, *session.optional)
+    if judge.resized:
+        session.run(judge.timed(1)[0])  # now rather than after the work
     judge.prepare(session)
     return Run(original, recipe, chosen, options, samples, judge, prices, say, [])
 
@@ -278,6 +281,8 @@ def observed(run: Run, model: Model) -> Context:
         floats = [t for s in sites for t in (*s.inputs, s.result) if t.name and found.is_float(t)]
         try:
             seen = observe(model, run.samples, len(run.samples), floats, sites, run.options, run.samples.apart)
+            if run.judge.resized:  # times, multiplications and crossings are those of what is timed
+                seen.shapes |= observe(model, run.judge.timed(1), 1, floats, [], run.options).shapes
         except (ModelError, DataError) as error:  # a tensor inside cannot be an output: no ranges, all else goes on
             run.notes.append(f"activations could not be observed: {error}")
     run.seen = Context(model, found, seen, run.recipe, where, samples=run.samples, options=run.options)

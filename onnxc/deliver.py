@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 
 import onnx
 
-from onnxc.cost import PriceFile
+from onnxc.cost import PriceFile, sample_shapes
 from onnxc.errors import ModelError
 from onnxc.file.storage import replace_file
 from onnxc.judge import Judge
@@ -48,13 +48,14 @@ class Delivery:
 
 def speed_of(judge: Judge, path: Path, prices: PriceFile) -> Ratio:
     """The interleaved ratio of the original to the model at ``path``, from the price file where it is known."""
-    key = f"ratio {digest(path)} {judge.options.threads} threads"
+    feeds = judge.timed(SAMPLES)
+    at = f" {sample_shapes(feeds[0])}" if judge.resized else ""
+    key = f"ratio {digest(path)} {judge.options.threads} threads{at}"
     parts = ("", " low", " high", " original", " new")
     if all(f"{key}{part}" in prices.entries for part in parts):
         return Ratio(*(prices.entries[f"{key}{part}"] for part in parts))
     first = Session(judge.original.path or judge.original, judge.options)
     second = Session(path, judge.options)
-    feeds = judge.samples.take(min(SAMPLES, len(judge.samples)))
     found: list[Ratio] = []
     while len(found) < ATTEMPTS and (not found or found[-1].median < SLOWEST):
         found.append(measure_ratio(first, second, feeds, seconds=SECONDS))

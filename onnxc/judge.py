@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from onnxc.answers import class_scores
 from onnxc.coder import Coder
-from onnxc.data import Calibration
+from onnxc.data import Calibration, Sample
 from onnxc.errors import DataError, ModelError, UsageError
 from onnxc.model import Model
 from onnxc.planner import Plan, small_codes
@@ -24,9 +24,10 @@ from onnxc.quality import (
 )
 from onnxc.recipe import Budget
 from onnxc.rewrite import FinishingPass
+from onnxc.samples.batches import as_run
 from onnxc.samples.hooks import Evaluation
 from onnxc.search import Trial
-from onnxc.session import Options, Session
+from onnxc.session import Options, Session, TensorInfo
 from onnxc.written import written
 
 # Of the allowed drop that a plan below 8 bits may use: it is one of many that were tried on the same few items, and
@@ -70,6 +71,7 @@ class Judge:
         drops: (noise in dB, relative drop of the score) of every model that was scored.
         strictly: every plan is held to the share of the allowed drop that plans below 8 bits are held to: the model
             was fitted to the samples.
+        batch, shapes: what inputs look like when models are timed; as the samples are where neither is given.
     """
 
     original: Model
@@ -85,6 +87,19 @@ class Judge:
     finishing: Sequence[tuple[FinishingPass, bool]] = ()
     drops: list[tuple[float, float]] = field(default_factory=list)
     strictly: bool = False
+    batch: int | None = None
+    shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    inputs: Sequence[TensorInfo] = ()
+
+    @property
+    def resized(self) -> bool:
+        """Whether models are timed on other shapes than the samples have; generated ones are made as asked for."""
+        return not self.samples.generated and (self.batch is not None or bool(self.shapes))
+
+    def timed(self, count: int) -> list[Sample]:
+        """At most ``count`` inputs to time models with; UsageError where the model does not take their shape."""
+        taken = self.samples.take(min(count, len(self.samples)))
+        return as_run(taken, self.inputs, batch=self.batch, shapes=self.shapes) if self.resized else taken
 
     @property
     def lowest_sqnr(self) -> float:

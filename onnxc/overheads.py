@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from onnxc.codes.formats import HALF, INT8
+from onnxc.codes.formats import is_small
 from onnxc.planner import Plan, Problem, stored_bytes
 
 # What one of each takes before anything is known, in bytes: a static activation, a dynamic one, an int8 site, a format
@@ -26,7 +26,7 @@ def counts(plan: Plan) -> np.ndarray:
         (a.tensor, a.dynamic) for c in plan.compute.values() for a in (*c.reads, *((c.writes,) if c.writes else ()))
     }
     dynamic = sum(each for _, each in activations)
-    formats = set(plan.stored.values()) - {INT8.name, HALF}
+    formats = {name for name in plan.stored.values() if is_small(name)}
     codebooks = sum(name.startswith("codebook") for name in formats)
     kinds = [len(activations) - dynamic, dynamic, len(plan.compute), len(formats) - codebooks, codebooks]
     return np.array(kinds, np.float64)

@@ -88,7 +88,8 @@ class Planning:
 
     def __post_init__(self) -> None:
         self.say("measuring times in place")
-        prices = priced(self.context, self.proposals, self.coder, self.samples, self.context.options, self.prices)
+        sample = self.judge.timed(1)[0]
+        prices = priced(self.context, self.proposals, self.coder, sample, self.context.options, self.prices)
         self.problem = self.proposals.problem(self.context, prices)
         if self.judge.budget.speed is not None:
             self.problem.most_seconds = prices.total * self.lead / self.judge.budget.speed * TIGHT

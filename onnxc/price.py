@@ -12,7 +12,7 @@ import numpy as np
 from onnxc.coder import Coder
 from onnxc.codes.formats import INT8
 from onnxc.cost import APART, FLOAT, PriceFile, Prices, measure, speed_up
-from onnxc.data import Calibration
+from onnxc.data import Sample
 from onnxc.errors import DataError, ModelError
 from onnxc.judge import build
 from onnxc.model import Model
@@ -33,7 +33,7 @@ def priced(
     context: Context,
     proposals: Proposals,
     codes: Coder,
-    samples: Calibration,
+    sample: Sample,
     options: Options,
     prices: PriceFile,
 ) -> Prices:
@@ -64,7 +64,6 @@ def priced(
         formats = dict.fromkeys(sorted(stored), INT8.name)
         formats |= {s.weight.name: c.form for s in context.sites if s.weight and (c := compute.get(s.name)) and c.form}
         variants[mode] = partial(build, context.model, Plan(compute, formats), codes)
-    sample = samples.take(1)[0]
     shapes = context.observations.shapes
     try:
         measured = measure(variants, context.sites, applied, sample, shapes, options, prices)
@@ -79,7 +78,7 @@ def priced(
         lost = [candidate for candidate in found if candidate.mode in broken]
         proposals.refusals += [Refusal(c.pass_name, name, f"the model would not run: {broken[c.mode]}") for c in lost]
         found[:] = [candidate for candidate in found if candidate not in lost]
-    return priced(context, proposals, codes, samples, options, prices)
+    return priced(context, proposals, codes, sample, options, prices)
 
 
 def estimated(context: Context, proposals: Proposals) -> Prices:

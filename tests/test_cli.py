@@ -21,6 +21,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 import onnxc
 from onnxc import cli, progress, registry
+from onnxc.command_line.arguments import parser
+from onnxc.command_line.values import shape
+from onnxc.command_line.verbs import recipe
 from onnxc.errors import ModelError, RecipeError, UsageError
 from onnxc.recipe import (
     Budget,
@@ -51,7 +54,7 @@ def model(tmp_path: Path) -> Path:
 
 
 def parsed(*flags: str) -> Any:
-    return cli.parser().parse_args(["optimize", "in", "out", *flags])
+    return parser().parse_args(["optimize", "in", "out", *flags])
 
 
 @pytest.mark.parametrize(
@@ -92,11 +95,11 @@ def test_flags_make_a_recipe_and_win_over_the_file(tmp_path: Path) -> None:
     assert loaded.budget == Budget(size=0.3, speed=2.0)
     assert loaded.passes == (PassRequest("quantize-static", {"range": "minmax"}), PassRequest("store-int8"))
     assert (loaded.threads, loaded.ops) == (2, "ort")
-    made = cli.recipe(parsed("--recipe", str(file), "--size", "20%", "--threads", "1", "--passes", "store-int8"))
+    made = recipe(parsed("--recipe", str(file), "--size", "20%", "--threads", "1", "--passes", "store-int8"))
     assert made.budget == Budget(size=0.2, speed=2.0)
     assert made.passes == (PassRequest("store-int8"),)
     assert (made.threads, made.ops) == (1, "ort")
-    assert cli.recipe(parsed()) == Recipe()
+    assert recipe(parsed()) == Recipe()
 
 
 def test_passes_with_fields() -> None:
@@ -132,7 +135,7 @@ def test_recipes_that_are_wrong(tmp_path: Path, text: str, says: str) -> None:
 
 def test_shapes() -> None:
     assert parsed("--shape", "x=1x128", "--shape", "s=").shape == [("x", [1, 128]), ("s", [])]
-    assert cli.shape("a=b=2,3") == ("a=b", [2, 3])
+    assert shape("a=b=2,3") == ("a=b", [2, 3])
 
 
 @pytest.mark.parametrize(

@@ -205,13 +205,8 @@ class TestPrices:
         data = samples(2, x=SHAPE)
         context, found = proposed(convolutions(), data, QuantizeStatic())
         prices = PriceFile.open(tmp_path / "prices.json")
-
-        class Taken:
-            def take(self, count: int) -> list[dict[str, np.ndarray]]:
-                return data[:count]
-
-        arguments = (context, found, Coder(context, found), Taken(), Options())
-        first = priced(*arguments, prices)  # type: ignore[arg-type]  # all that pricing asks of the data is take()
+        arguments = (context, found, Coder(context, found), data[0], Options())
+        first = priced(*arguments, prices)
         assert set(first.sites) == {site.name for site in context.sites}
         assert all(first.sites[name].keys() - {APART} == {FLOAT, "static"} for name in found.compute)
         assert {name for name in first.sites if APART in first.sites[name]} == {"s_node", "p_node", "f_node"}
@@ -222,7 +217,7 @@ class TestPrices:
             raise AssertionError("measured again")
 
         monkeypatch.setattr(cost, "profile", never)
-        again = priced(*arguments, PriceFile.open(prices.path))  # type: ignore[arg-type]  # see above
+        again = priced(*arguments, PriceFile.open(prices.path))
         assert again == first
 
     def test_equal_sites_have_one_price(self) -> None:

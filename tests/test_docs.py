@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 import onnxc.passes
-from onnxc.cli import main, parser
+from onnxc.cli import main
+from onnxc.command_line.arguments import parser
 from onnxc.errors import OnnxcError
 from onnxc.recipe import parse_recipe
 from onnxc.registry import load_passes

@@ -20,12 +20,16 @@ import onnxruntime
 import pytest
 
 from onnxc import cli
-from onnxc import frontier as module
 from onnxc.errors import BudgetError, MissingExtraError, RecipeError, UsageError
-from onnxc.frontier import Frontier, Point, Record, frontier, score, select, targets
+from onnxc.frontier import frontier
 from onnxc.judge import Judge
 from onnxc.planning import Planning
 from onnxc.recipe import Budget, Recipe, load_recipe, parse_evals, parse_passes, presets
+from onnxc.tradeoff import walking
+from onnxc.tradeoff.choosing import score, select
+from onnxc.tradeoff.points import Frontier, Point
+from onnxc.tradeoff.record import Record, digest
+from onnxc.tradeoff.walking import targets
 from tests.unpriced import pretend_everything_pays
 
 ROOT = Path(__file__).parents[1]
@@ -48,8 +52,8 @@ def run(folder: Path, wanted: Recipe | None = None, **more: Any) -> Frontier:
 def noting(patch: pytest.MonkeyPatch) -> list[object]:
     """Nothing is timed, and targets are few; the keys of the plans that are built, in order."""
     pretend_everything_pays(patch)
-    patch.setattr(module, "LADDER_DB", (60.0, 35.0))
-    patch.setattr(module, "TRIES", 2)
+    patch.setattr(walking, "LADDER_DB", (60.0, 35.0))
+    patch.setattr(walking, "TRIES", 2)
     built, judged = list[object](), Planning.judged
 
     def noted(self: Planning, plan: Any) -> Any:
@@ -251,7 +255,7 @@ def test_ctrl_c_says_how_to_go_on(
     def stopped(*_: Any, **__: Any) -> Frontier:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "frontier", stopped)
+    monkeypatch.setattr("onnxc.frontier.frontier", stopped)
     assert cli.main(["frontier", str(MODEL), str(tmp_path / "out")]) == 130
     assert "the same command goes on from here" in capsys.readouterr().err
 
@@ -290,7 +294,7 @@ def scoring(
 ) -> tuple[list[int], list[int]]:
     """The order in which points of falling SQNR are asked for, and which are left."""
     order = list[int]()
-    monkeypatch.setattr(module, "Session", lambda path, options: int(Path(path).stem))
+    monkeypatch.setattr("onnxc.tradeoff.choosing.Session", lambda path, options: int(Path(path).stem))
 
     def hook(session: int) -> float:
         order.append(session)
@@ -300,7 +304,7 @@ def scoring(
     for index in range(len(scores)):
         (tmp_path / f"{index}.onnx").write_bytes(bytes([index]))
         point = Point(str(index), [f"{index}.onnx"], size=1000 - 100 * index, share=1 - index / 10, speed=2.0)
-        point.sqnr_db, point.digest = 60.0 - 5 * index, module.digest(tmp_path, point.files)
+        point.sqnr_db, point.digest = 60.0 - 5 * index, digest(tmp_path, point.files)
         record.points[point.key] = point
     judge = SimpleNamespace(evaluation=hook, evaluations=1, budget=budget, options=None, score=1.0)
     run: Any = SimpleNamespace(

@@ -14,7 +14,9 @@ ROOT = Path(__file__).parents[1]
 LAYERS = """
     __main__
     cli
+    command_line
     frontier
+    tradeoff
     inspection compiler summary explain
     structure
     planning

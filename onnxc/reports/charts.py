@@ -20,7 +20,7 @@ from onnxc.reports.frontier_page import FRONTIER_HEADING, frontier_cells
 from onnxc.reports.html import card, document, grid, listed
 
 if TYPE_CHECKING:
-    from onnxc.frontier import Frontier, Point
+    from onnxc.tradeoff.points import Frontier, Point
 
 WIDTH, HEIGHT = 860, 430
 LEFT, RIGHT, TOP, BOTTOM = 72, 28, 24, 58

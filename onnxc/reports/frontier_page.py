@@ -10,7 +10,7 @@ from onnxc.reports.figures import amount, decibels, percent
 from onnxc.reports.tables import print_sentences, print_table
 
 if TYPE_CHECKING:
-    from onnxc.frontier import Frontier, Point
+    from onnxc.tradeoff.points import Frontier, Point
 
 
 FRONTIER_HEADING = (

@@ -1,0 +1,1 @@
+"""What the command line takes, and what each verb does with it; no logic of compression."""

@@ -1,0 +1,1 @@
+"""The models of a trade-off: what is kept of each, the way down the ladder, which of them stay."""
