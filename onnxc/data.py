@@ -99,22 +99,18 @@ class Calibration:
             return frozenset()
         return frozenset(range(min(APART, self._count) - 1, self._count, APART))
 
-    def split(self, every: int) -> tuple[Calibration, list[Sample]]:
-        """All samples but each ``every``-th one; and those, read: what is fitted to the first is judged on them."""
-        apart = [index for index in range(self._count) if index % every == every - 1]
-        rest = [index for index in range(self._count) if index % every != every - 1]
-        digest = hashlib.sha256(f"{self.digest} without each {every}th".encode()).hexdigest()
-        reader, read = self._reader, self._reader.read
+    def fitted(self) -> Calibration:
+        """All samples but those that are kept apart."""
+        rest = [index for index in range(self._count) if index not in self.apart]
+        if len(rest) == self._count:
+            return self
+        reader, read, kept = self._reader, self._reader.read, frozenset(rest)
         if read is not None:
             part = Reader.indexed(reader.kind, len(rest), lambda index: read(rest[index]))
         else:
-            kept = set(rest)
             part = Reader(reader.kind, lambda: (raw for at, raw in enumerate(reader.stream()) if at in kept))
-        left = replace(self, digest=digest, _count=len(rest), _reader=part)
-        if read is not None:
-            return left, [self._check(read(index)) for index in apart]
-        chosen = set(apart)
-        return left, [self._check(raw) for at, raw in enumerate(reader.stream()) if at in chosen]
+        digest = hashlib.sha256(f"{self.digest} fitted".encode()).hexdigest()
+        return replace(self, digest=digest, _count=len(rest), _reader=part)
 
     def take(self, count: int) -> list[Sample]:
         """At most ``count`` samples, evenly spread over all of them."""

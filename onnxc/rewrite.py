@@ -224,12 +224,12 @@ class Offer:
     Attributes:
         saved: share of what all weights are worth that goes.
         cost: what its damage is estimated to cost, as a share of the same.
-        make: makes it, fitted to some samples.
+        make: makes it.
     """
 
     saved: float
     cost: float
-    make: Callable[[Calibration], Level]
+    make: Callable[[], Level]
 
 
 @dataclass(frozen=True)

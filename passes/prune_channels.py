@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
 from onnxc.coupling.pruning import Channels, Importance
 from onnxc.coupling.selection import allocate, evenly, uniform
-from onnxc.data import Calibration
 from onnxc.errors import RecipeError
 from onnxc.rewrite import Context, Level, Offer, Offers, StructuralPass
 
@@ -99,15 +98,13 @@ class PruneChannels(StructuralPass):
             saved = total - count(removed)
             least = min(least, cost / max(saved, 1e-12))
             if saved > CAUTION * cost:
-                found.append(Offer(saved / stakes.total, cost / stakes.total, partial(self.fitted, channels, removed)))
+                found.append(
+                    Offer(saved / stakes.total, cost / stakes.total, partial(self.level, channels, removed, {}))
+                )
         reason = "" if found else "nothing can be cut"
         if not found and math.isfinite(least):
             reason = f"with the bits that would make it good, any cut costs at least {least:.1f} times what it saves"
         return Offers(tuple(found), reason)
-
-    def fitted(self, channels: Channels, removed: Mapping[int, int], samples: Calibration) -> Level:
-        """The smaller model, refitted to ``samples``."""
-        return self.level(replace(channels, seen=channels.few(samples)), removed, {})
 
     def removed(self, channels: Channels, word: str, value: float) -> dict[int, int]:
         """Units to remove of every group."""

@@ -193,14 +193,14 @@ def test_what_steps_took_is_that_of_the_first_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["list", "function"])
-def test_samples_are_split_into_those_that_are_fitted_and_those_that_judge(kind: str) -> None:
+def test_samples_that_are_kept_apart_are_not_among_those_that_are_fitted(kind: str) -> None:
     inputs = Session(MODELS / "sklearn_mlp.onnx").inputs
     name, width = inputs[0].name, int(inputs[0].shape[1])
     data = [{name: np.full((1, width), at, np.float32)} for at in range(18)]
     whole = Calibration.open(data if kind == "list" else lambda: iter(data), inputs)
-    fitted, apart = whole.split(4)
-    assert [int(each[name][0, 0]) for each in apart] == [3, 7, 11, 15]
-    expected = [at for at in range(18) if at % 4 != 3]
+    fitted = whole.fitted()
+    expected = [at for at in range(18) if at not in whole.apart]
+    assert sorted(whole.apart) == [3, 7, 11, 15]
     assert [int(each[name][0, 0]) for each in fitted] == expected
     assert len(fitted) == 14
     assert [int(each[name][0, 0]) for each in fitted.take(14)] == expected

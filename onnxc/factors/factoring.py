@@ -15,7 +15,6 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxc.data import Calibration
 from onnxc.errors import DataError, ModelError, RecipeError
 from onnxc.factors.low_rank import break_even, rounded
 from onnxc.model import Model
@@ -315,10 +314,9 @@ class Factoring:
                 found.append(Offer(saved / stakes.total, cost / stakes.total, partial(self.level, jobs)))
         return Offers(tuple(found), "" if found else self.closest(), self.refusals(reasons))
 
-    def level(self, jobs: Sequence[Job], samples: Calibration) -> Level:
-        """The model with ``jobs`` done, fitted to ``samples``."""
-        found = replace(self, context=replace(self.context, samples=samples), notes=list(self.notes))
-        return Level(found.rebuilt(jobs), found.summary(jobs), tuple(found.notes))
+    def level(self, jobs: Sequence[Job]) -> Level:
+        """The model with ``jobs`` done."""
+        return Level(self.rebuilt(jobs), self.summary(jobs), tuple(self.notes))
 
     def closest(self) -> str:
         """The sentence about the place where factors come closest to winning something."""

@@ -16,7 +16,6 @@ from onnxc.judge import Judge
 from onnxc.model import Model
 from onnxc.rewrite import StructuralPass
 from onnxc.search import CLOSE
-from onnxc.sites import name_nodes
 from onnxc.structure.planned import Aim, Clock, Planned
 from onnxc.structure.prospects import Cut, Prospects
 
@@ -92,16 +91,14 @@ class Choice:
     def attempt(self, cut: Cut) -> Planned | None:
         """The plan of a form, None where none passes."""
         self.say(f"planning {cut.text}")
-        self.judge.strictly = True
+        drops, self.judge.drops, self.judge.strictly = self.judge.drops, [], True
         try:
-            level = cut.offer.make(self.judge.samples)
-            name_nodes(level.model)
-            made = self.plan(level.model, cut.lead)
+            made = self.plan(cut.level.model, cut.lead)
         except (ModelError, DataError) as error:
             self.notes.append(f"{cut.text}: not taken, {error}")
             return None
         finally:
-            self.judge.strictly = False
+            self.judge.drops, self.judge.strictly = drops, False
         trial = made.delivery.trial
         if trial is None:
             self.notes.append(f"{cut.text}: not taken, {made.delivery.rejected[-1]}")

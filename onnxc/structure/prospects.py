@@ -1,9 +1,9 @@
 """Smaller forms in float: which are worth a plan. In: what passes offer for a planned model. Out: cuts, judged.
 
-A form is fitted to most of the samples and judged on those that were kept apart: what is fitted to few samples looks
-better on them than it is. What is planned then is fitted to all of them. From the noise that a form makes, the bytes
-that it saves and the time that it wins the plan of the whole model tells how good a plan of it can be: coarser codes
-are what pays for noise. Of many offers few are made: the first one shows what the estimated costs of all are worth.
+A form is fitted to all samples but those that are kept apart, and judged on those as well: what is fitted to few
+samples looks better on them than it is. From the noise that a form makes, the bytes that it saves and the time that it
+wins the plan of the whole model tells how good a plan of it can be: coarser codes are what pays for noise. Of many
+offers few are made: the first one shows what the estimated costs of all are worth.
 """
 
 from __future__ import annotations
@@ -15,13 +15,11 @@ from dataclasses import dataclass, field, replace
 from time import process_time
 
 from onnxc.cost import speed_up
-from onnxc.data import Calibration
 from onnxc.errors import DataError, ModelError
 from onnxc.file.storage import drop_pages
 from onnxc.judge import SMALL_SHARE, Judge
 from onnxc.model import Model
 from onnxc.planner import stored_bytes
-from onnxc.quality import ReferenceOutputs
 from onnxc.rewrite import Context, Level, Offer, Refusal, StructuralPass
 from onnxc.search import CLOSE, HEADROOM, Trial
 from onnxc.session import Session
@@ -29,7 +27,6 @@ from onnxc.sites import name_nodes
 from onnxc.structure.planned import Aim, Clock, Figures, Planned
 from onnxc.structure.stakes import stakes_of
 
-APART, FEWEST = 4, 16  # each fourth sample is kept apart, where there are so many
 WON = 0.5  # of the time that a form wins in float (as an exponent), what is expected to be won in a plan
 TRUSTED = 0.67  # how much the floor counts, and not the noise of the best plan: a score may have stopped it by chance
 ROOM = 0.2  # of the noise that is allowed, left for codes: with less no plan gets smaller
@@ -42,13 +39,12 @@ class Cut:
     """A form that was made and judged in float.
 
     Attributes:
-        by: name of the pass; offer: what it was made of.
+        by: name of the pass.
         lead: times as fast as the whole model in float.
         predicted: figures of its best plan.
     """
 
     by: str
-    offer: Offer
     level: Level
     lead: float
     predicted: Figures
@@ -65,7 +61,6 @@ class Prospects:
     Attributes:
         whole: the plan of the whole model; best: the trial that is delivered of it.
         stamp: what tells this run from others, for the price file.
-        apart: the original on samples that nothing is fitted to; None where there are too few.
         notes, refusals: get what was not taken, and why.
     """
 
@@ -76,7 +71,6 @@ class Prospects:
     aim: Aim
     stamp: str
     say: Callable[[str], None]
-    apart: ReferenceOutputs | None = None
     notes: list[str] = field(default_factory=list)
     refusals: list[Refusal] = field(default_factory=list)
 
@@ -90,12 +84,8 @@ class Prospects:
 
     def context(self) -> Context:
         """What passes make offers from."""
-        planning, fitted = self.whole.planning, self.judge.samples
-        if len(fitted) >= FEWEST:
-            fitted, held = fitted.split(APART)
-            session = Session(self.judge.original.path or self.judge.original, self.judge.options)
-            self.apart = ReferenceOutputs(session, held, self.judge.reference.answers)
-        return replace(planning.context, samples=fitted, stakes=stakes_of(planning, self.best.plan))
+        planning, samples = self.whole.planning, self.judge.samples
+        return replace(planning.context, samples=samples.fitted(), stakes=stakes_of(planning, self.best.plan))
 
     def of(self, instance: StructuralPass, context: Context) -> list[Cut]:
         """What a pass offers, as far as it is worth making."""
@@ -107,28 +97,26 @@ class Prospects:
             self.refusals += offers.refusals
             if offers.reason:
                 self.notes.append(f"{instance.name}: not tried: {offers.reason}")
-            return self.made(instance.name, offers.found, context.samples)
+            return self.made(instance.name, offers.found)
         except (ModelError, DataError) as error:
             self.notes.append(f"{instance.name}: not tried: {error}")
             return []
         finally:
             drop_pages()
 
-    def made(self, by: str, offers: tuple[Offer, ...], fitted: Calibration | None) -> list[Cut]:
+    def made(self, by: str, offers: tuple[Offer, ...]) -> list[Cut]:
         """The promising ones of ``offers``: the middle one is made first, then what its noise says is the best."""
-        assert fitted is not None
         found, waiting, least = list[Cut](), dict(enumerate(offers)), CLOSE * self.aim.of(self.whole.figures)
         chosen, tried, reasons = len(offers) // 2, 0, dict[int, str]()
         while waiting and tried < MADE and self.clock.spent <= self.clock.allowed / 2:
             offer, start, tried = waiting.pop(chosen), process_time(), tried + 1
-            level = offer.make(fitted)
+            level = offer.make()
             name_nodes(level.model)
             noise, problem = self.noise(level.model)
-            problem = problem or self.missed(level.model)
             if problem is not None:
                 reasons[chosen] = f"{level.specification}: {problem}"
                 waiting = {at: each for at, each in waiting.items() if at <= chosen // 2}
-            elif (cut := self.judged(by, offer, level, noise)) is not None and self.aim.of(cut.predicted) < least:
+            elif (cut := self.judged(by, level, noise)) is not None and self.aim.of(cut.predicted) < least:
                 found.append(cut)
                 least = CLOSE * self.aim.of(cut.predicted)
             else:
@@ -145,19 +133,20 @@ class Prospects:
         return found
 
     def noise(self, model: Model) -> tuple[float, str | None]:
-        """Noise over signal on the samples kept apart, and what makes outputs incomparable."""
-        quality = (self.apart or self.judge.reference).judge(Session(model, self.judge.options))
-        return 10 ** (-quality.sqnr_db / 10) if quality.problem is None else 1e6, quality.problem
-
-    def missed(self, model: Model) -> str | None:
-        """The floor that a form misses in float, held to the share of the allowed drop that its plans will be held to.
-        The hook is not asked where its calls are bounded.
+        """Noise over signal of a form in float; and the floor that it misses, held to the share of the allowed drop
+        that its plans will be held to. The hook is not asked where its calls are bounded.
         """
-        if self.judge.budget.evals is not None:
-            return None
-        return self.judge.judge(model, SMALL_SHARE)[2]
+        judge, drops = self.judge, self.judge.drops
+        if judge.budget.evals is not None:
+            quality = judge.reference.judge(Session(model, judge.options))
+            missed = quality.problem
+        else:
+            judge.drops = []  # what a whole model loses at some noise says nothing about this one
+            quality, _, missed = judge.judge(model, SMALL_SHARE)
+            judge.drops = drops
+        return 10 ** (-quality.sqnr_db / 10) if quality.problem is None else 1e6, missed
 
-    def judged(self, by: str, offer: Offer, level: Level, noise: float) -> Cut | None:
+    def judged(self, by: str, level: Level, noise: float) -> Cut | None:
         """A form with what its plan is predicted to be; None where no room is left for codes."""
         model, judge = self.whole.planning.context.model, self.judge
         if (more := self.finer(noise)) is None:
@@ -166,7 +155,7 @@ class Prospects:
         sample = judge.samples.take(1)[0]
         lead = speed_up(model, level.model, sample, judge.options, self.clock.prices, key, LEADING)
         share = weight_bytes(level.model) / max(weight_bytes(model), 1)
-        return Cut(by, offer, level, lead, self.figures(share, lead, more))
+        return Cut(by, level, lead, self.figures(share, lead, more))
 
     def promised(self, offer: Offer, rate: float) -> Figures:
         """Figures of an offer that makes ``rate`` times its cost of noise: it saves as much of the bytes as of time."""
