@@ -181,3 +181,42 @@ def test_every_alpha_is_exact() -> None:
         level = smoothed(made, data, alpha=alpha)
         assert level is not None
         assert sqnr(made, level.model, data) > 100
+
+
+def spectrum(**changes: Any) -> tuple[Model, list[dict[str, np.ndarray]]]:
+    """The magnitude of a spectrum, frequencies of very different size, as a speech model has it."""
+    loud = np.geomspace(40, 0.1, 64).astype(np.float32)
+    cut = {"zero": [0, 1], "half": [64, 1], "end": [64, 99], "far": [128, 99], "axes": [1, 2]} | changes
+    nodes = [
+        node("MatMul", "x basis", "p"),
+        node("Transpose", "p", "t", perm=[0, 2, 1]),
+        node("Slice", "t zero end axes", "re"),
+        node("Slice", "t half far axes", "im"),
+        node("Pow", "re two", "rr"),
+        node("Mul", "im im", "ii"),
+        node("Add", "rr ii", "a"),
+        node("Sqrt", "a", "m"),
+        node("Conv", "m w", "y"),
+    ]
+    constants: dict[str, np.ndarray] = {
+        "basis": weight(64, 128) * np.tile(loud, 2),
+        "w": weight(64, 64, 3) / loud[:, None],
+        "two": np.float32(2.0),
+    } | {name: np.array(values, np.int64) for name, values in cut.items()}
+    return Model.load(model(nodes, {"x": ["b", 12, 64]}, {"y": None}, constants)), samples(8, x=[2, 12, 64])
+
+
+def test_the_magnitude_of_a_spectrum_takes_factors_through_its_root() -> None:
+    made, data = spectrum()
+    level = smoothed(made, data)
+    assert level is not None
+    assert sqnr(made, level.model, data) > 110
+    assert sqnr(made, static(context(level.model, data)), data) > sqnr(made, static(context(made, data)), data) + 6
+
+
+def test_parts_that_leave_channels_out_take_none() -> None:
+    made, data = spectrum(far=[127, 99], half=[63, 1])
+    assert smoothed(made, data) is None
+    found, reasons = seams(made, find(made, target("cpu")))
+    assert not [seam for seam in found if seam.name == "m"]
+    assert any("is not cut into parts" in reason for reason in reasons)

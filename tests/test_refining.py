@@ -1,0 +1,61 @@
+"""Ranges chosen on the outputs hold on samples that they were not chosen on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from onnxc.passes.quantize_static import QuantizeStatic
+from onnxc.propose import collect
+from onnxc.refining import Errors, convincing, refine
+from onnxc.rewrite import Activation
+from onnxc.sensitivity import Meter, build_probe
+from onnxc.session import Options
+from tests.trained import context, load, samples
+
+
+def decibels(meter: Meter, activations: Sequence[Activation]) -> float:
+    changes = {name: value for each in activations for name, value in meter.at(each).items()}
+    return float(-10 * np.log10(meter.noise(changes)))
+
+
+def test_what_is_chosen_is_better_on_other_samples() -> None:
+    """By one rule for all tensors."""
+    made, every = load("residual_cnn"), samples("residual_cnn", 64)
+    seen = context(made, every[:32])
+    activations, _ = collect([(QuantizeStatic(), True)], seen).roundings(seen)
+    probe, ranges = build_probe(made, activations, {}), seen.observations.ranges
+    meter, others = Meter(probe, every[:32], Options()), Meter(probe, every[32:], Options())
+    found = refine(meter, activations, dict.fromkeys(ranges, 1.0), ranges, 32, 140)
+    assert len(found) == len(activations)  # another rule for all of them
+    chosen = [replace(each, low=found[each.tensor][0], high=found[each.tensor][1]) for each in activations]
+    assert decibels(meter, chosen) > decibels(meter, activations) + 0.5
+    assert decibels(others, chosen) > decibels(others, activations) + 0.5
+
+
+def test_no_runs_no_choice() -> None:
+    made, data = load("depthwise_cnn"), samples("depthwise_cnn", 4)
+    seen = context(made, data)
+    activations, _ = collect([(QuantizeStatic(), True)], seen).roundings(seen)
+    meter = Meter(build_probe(made, activations, {}), data, Options())
+    noise = dict.fromkeys((each.tensor for each in activations), 1.0)
+    assert refine(meter, activations, noise, seen.observations.ranges, 4, 3) == {}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "expected"),
+    [
+        ([[4.0], [5.0], [6.0], [5.0]], [[1.0], [2.0], [1.5], [1.0]], True),  # every sample gains
+        ([[1.0], [1.0], [1.0], [9.0]], [[1.1], [1.1], [1.1], [1.0]], False),  # one sample gains
+        ([[4.0], [5.0], [6.0], [5.0]], [[3.98], [4.98], [5.98], [4.98]], False),  # too little
+        ([[4.0, 1.0]] * 4, [[1.0, 5.0]] * 4, False),  # another output loses
+        ([[4.0]], [[3.0]], False),  # one sample tells little
+        ([[4.0]], [[1.0]], True),
+    ],
+)
+def test_a_gain_has_to_convince(before: list[list[float]], after: list[list[float]], expected: bool) -> None:
+    pair: tuple[Errors, Errors] = np.array(before), np.array(after)
+    assert convincing(*pair, 2.0) is expected
