@@ -14,13 +14,16 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import ClassVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from onnxc.coupling.pruning import Channels, Importance
 from onnxc.coupling.selection import allocate, evenly, uniform
 from onnxc.data import Calibration
 from onnxc.errors import RecipeError
 from onnxc.rewrite import Context, Level, Offer, Offers, StructuralPass
 
-from .prune_weights import gradients
+from .prune_weights import gradient_samples
 
 LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 CAUTION = 0.1  # of its estimated cost has to be saved: later layers make good what earlier ones lost
@@ -71,7 +74,7 @@ class PruneChannels(StructuralPass):
         channels = Channels.of(context.model, context.samples, context.options, self.rounding, kinds)
         if not channels.groups:
             return
-        effects = gradients(self.name, context, channels.model) if self.importance == "gradient" else None
+        effects = self.effects(channels, context) if self.importance == "gradient" else []
         channels.measure(self.importance, self.fraction or 1.0, effects)
         done: Mapping[int, int] = {}
         for word, value in wanted.items() if context.told else [("macs", level) for level in LEVELS]:
@@ -108,6 +111,18 @@ class PruneChannels(StructuralPass):
     def fitted(self, channels: Channels, removed: Mapping[int, int], samples: Calibration) -> Level:
         """The smaller model, refitted to ``samples``."""
         return self.level(replace(channels, seen=channels.few(samples)), removed, {})
+
+    def effects(self, channels: Channels, context: Context) -> list[NDArray[np.float64]]:
+        """Per group, what its units do to the outputs to first order, through the weights that read them."""
+        some = gradient_samples(self.name, context)
+        from onnxc.training.importance import first_order_of_units
+
+        members = []
+        for group in channels.groups:
+            reading = {(reader.weight, reader.axis) for reader in group.readers}
+            members.append({axis: units for axis, units in group.members.items() if axis in reading})
+        threads = context.options.threads
+        return first_order_of_units(channels.model, some, members, seed=context.recipe.seed, threads=threads)
 
     def removed(self, channels: Channels, word: str, value: float) -> dict[int, int]:
         """Units to remove of every group."""
