@@ -310,6 +310,14 @@ def test_losses() -> None:
         Loss([output])({"y": logits}, {"y": other[:, :2]})
 
 
+def test_logits_learn_from_probabilities() -> None:
+    """A student without the Softmax of its teacher is at rest where both say the same of the classes."""
+    logits = torch.tensor([[1.0, 2.0, 0.5], [0.1, -1.0, 3.0]])
+    output = Output("y", "p", "logits", -1, "probabilities")
+    assert float(Loss([output])({"y": logits + 7}, {"p": torch.softmax(logits, -1)})) == pytest.approx(0, abs=1e-6)
+    assert float(Loss([output])({"y": -logits}, {"p": torch.softmax(logits, -1)})) > 0.1
+
+
 def test_distill_from_the_command_line(teacher: Model, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     student, out = tmp_path / "student.onnx", tmp_path / "out.onnx"
     rounded(teacher).save(student)
