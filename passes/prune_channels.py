@@ -117,12 +117,11 @@ class PruneChannels(StructuralPass):
         some = gradient_samples(self.name, context)
         from onnxc.training.importance import first_order_of_units
 
-        members = []
-        for group in channels.groups:
-            reading = {(reader.weight, reader.axis) for reader in group.readers}
-            members.append({axis: units for axis, units in group.members.items() if axis in reading})
-        threads = context.options.threads
-        return first_order_of_units(channels.model, some, members, seed=context.recipe.seed, threads=threads)
+        reading = [{(each.weight, each.axis) for each in group.readers} for group in channels.groups]
+        pairs = zip(channels.groups, reading, strict=True)
+        members = [{axis: group.members[axis] for axis in axes if axis in group.members} for group, axes in pairs]
+        seed, threads = context.recipe.seed, context.options.threads
+        return first_order_of_units(channels.model, some, members, seed=seed, threads=threads)
 
     def removed(self, channels: Channels, word: str, value: float) -> dict[int, int]:
         """Units to remove of every group."""
