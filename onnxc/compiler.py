@@ -298,7 +298,8 @@ def recovered(run: Run, planning: Planning) -> Iterator[Trial]:
 
     recipe = run.recipe
     settings = Settings(recipe.recover, seed=recipe.seed, threads=recipe.threads, work=run.work)
-    return recovering(run.judge, planning.trials, settings, run.say, told=any(told for _, told in run.chosen.lossy))
+    told = any(told for _, told in run.chosen.lossy)
+    return recovering(run.judge, planning.trials, settings, run.say, told=told, notes=run.notes)
 
 
 def receipt(run: Run) -> dict[str, str]:

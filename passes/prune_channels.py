@@ -14,12 +14,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from onnxc.coupling.pruning import Channels, Importance
 from onnxc.coupling.selection import allocate, evenly, uniform
 from onnxc.errors import RecipeError
 from onnxc.rewrite import Context, Level, Offer, Offers, StructuralPass
 
-from .prune_weights import gradients
+from .prune_weights import gradient_samples
 
 LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 CAUTION = 0.1  # of its estimated cost has to be saved: later layers make good what earlier ones lost
@@ -70,7 +73,7 @@ class PruneChannels(StructuralPass):
         channels = Channels.of(context.model, context.samples, context.options, self.rounding, kinds)
         if not channels.groups:
             return
-        effects = gradients(self.name, context, channels.model) if self.importance == "gradient" else None
+        effects = self.effects(channels, context) if self.importance == "gradient" else []
         channels.measure(self.importance, self.fraction or 1.0, effects)
         done: Mapping[int, int] = {}
         for word, value in wanted.items() if context.told else [("macs", level) for level in LEVELS]:
@@ -105,6 +108,17 @@ class PruneChannels(StructuralPass):
         if not found and math.isfinite(least):
             reason = f"with the bits that would make it good, any cut costs at least {least:.1f} times what it saves"
         return Offers(tuple(found), reason)
+
+    def effects(self, channels: Channels, context: Context) -> list[NDArray[np.float64]]:
+        """Per group, what its units do to the outputs to first order, through the weights that read them."""
+        some = gradient_samples(self.name, context)
+        from onnxc.training.importance import first_order_of_units
+
+        reading = [{(each.weight, each.axis) for each in group.readers} for group in channels.groups]
+        pairs = zip(channels.groups, reading, strict=True)
+        members = [{axis: group.members[axis] for axis in axes if axis in group.members} for group, axes in pairs]
+        seed, threads = context.recipe.seed, context.options.threads
+        return first_order_of_units(channels.model, some, members, seed=seed, threads=threads)
 
     def removed(self, channels: Channels, word: str, value: float) -> dict[int, int]:
         """Units to remove of every group."""

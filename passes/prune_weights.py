@@ -14,10 +14,9 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
+from onnxc.data import Sample
 from onnxc.errors import RecipeError
-from onnxc.model import Model
 from onnxc.pruning.jobs import Amount, Job, model_shares, pruned
 from onnxc.pruning.masks import Importance, Pattern
 from onnxc.rewrite import Context, Level, StructuralPass
@@ -54,7 +53,10 @@ class PruneWeights(StructuralPass):
         found = [Job.of(weight, context, embeddings=self.threshold > 0) for weight in context.sites.weights]
         jobs = [job for job in found if job is not None]
         if self.importance == "gradient" and not self.threshold:
-            effects = gradients(self.name, context)
+            some = gradient_samples(self.name, context)
+            from onnxc.training.importance import first_order
+
+            effects = first_order(context.model, some, seed=context.recipe.seed, threads=context.options.threads)
             jobs = [job.judged_by(effects) for job in jobs]
         for fraction in (self.fraction,) if context.told else FRACTIONS:
             if jobs:
@@ -89,16 +91,14 @@ class PruneWeights(StructuralPass):
         return pattern
 
 
-def gradients(name: str, context: Context, model: Model | None = None) -> dict[str, NDArray[np.float64]]:
-    """Weight name -> the first-order importance of its entries, of the context's model or another one.
+def gradient_samples(name: str, context: Context) -> list[Sample]:
+    """The samples whose gradients a pass takes.
 
     Raises:
         RecipeError: there is no data. MissingExtraError: PyTorch is not installed.
     """
-    from onnxc.training.importance import first_order
+    import onnxc.training  # noqa: F401 - says that torch is missing
 
     if context.samples is None or context.samples.generated:
         raise RecipeError(f"{name}:importance=gradient needs calibration data: give it with --calib PATH")
-    some = context.samples.take(min(len(context.samples), MOST_SAMPLES))
-    threads = context.options.threads
-    return first_order(model or context.model, some, seed=context.recipe.seed, threads=threads)
+    return list(context.samples.take(min(len(context.samples), MOST_SAMPLES)))

@@ -21,7 +21,7 @@ from onnxc.targets import target
 from tests.emission import model, node, random
 
 FORMATS = [
-    *(Format(levels) for levels in (144, 64, 40, 16, 9, 6, 4, 3)),
+    *(Format(levels) for levels in (144, 64, 40, 16, 9, 8, 6, 4, 3)),
     *(Format(levels, 32) for levels in (40, 16, 9, 6, 4)),
     *(Format(dimension=dimension) for dimension in (2, 4, 8)),
 ]

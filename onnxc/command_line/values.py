@@ -23,6 +23,7 @@ def own_words(read: Callable[[str], Any]) -> Callable[[str], Any]:
 
 def limit(name: str) -> Callable[[str], Any]:
     """An argparse type for the limit called ``name``."""
+
     def read(text: str) -> Any:
         from onnxc.recipe import LIMITS
 

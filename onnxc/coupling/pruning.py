@@ -21,9 +21,9 @@ from onnxc.coupling.refit import refit
 from onnxc.coupling.selection import (
     Damage,
     Sizes,
-    by_effects,
     by_norm,
     by_variance,
+    ordered,
     problem,
     second_order,
     steps,
@@ -36,7 +36,6 @@ from onnxc.rewrite import Stakes
 from onnxc.session import Options, Session
 
 Importance = Literal["obs", "variance", "norm", "gradient"]
-Effects = Mapping[str, NDArray[np.float64]]
 MOMENT_BYTES = 512 << 20  # of all second moments held at a time
 MOST_SAMPLES = 256
 SHOWN = 4  # places named per reason
@@ -135,13 +134,13 @@ class Channels:
         self,
         importance: Importance,
         most: float = 1.0,
-        effects: Effects | None = None,
+        effects: Sequence[NDArray[np.float64]] = (),
         stakes: Stakes | None = None,
     ) -> None:
         """Order the units of every group by what is known, about as far as ``most`` of them may go.
 
         Args:
-            effects: for "gradient", the importance of every entry of every weight, by name.
+            effects: for "gradient", the importance of every unit of every group.
             stakes: an error counts what it costs there, and groups of which nothing was measured are refused.
         """
         weights: dict[str, NDArray[np.generic]] = {
@@ -155,7 +154,7 @@ class Channels:
             return
         self.seen = self.few(self.samples)
         if importance == "gradient":
-            self.damages = [by_effects(group, effects or {}) for group in self.groups]
+            self.damages = [ordered(each) for each in effects]
             return
         found = {consumer.reader: consumer for consumer in consumers(self.model, self.readers(range(len(self.groups))))}
         wanted = {

@@ -167,16 +167,6 @@ def by_norm(group: Group, coupling: Coupling, weights: Mapping[str, NDArray[np.g
     return damage
 
 
-def by_effects(group: Group, effects: Mapping[str, NDArray[np.float64]]) -> Damage:
-    """Units by the first-order importance of all their weights (Molchanov et al., 2019), added up."""
-    cost = np.zeros(group.units)
-    for (name, axis), units in group.members.items():
-        if name in effects:
-            along = effects[name].sum(tuple(other for other in range(effects[name].ndim) if other != axis))
-            cost += np.bincount(units[units >= 0], along[units >= 0], group.units)
-    return ordered(cost)
-
-
 def ordered(cost: Wide) -> Damage:
     """The damage of units whose costs add up."""
     order = np.argsort(cost, kind="stable")

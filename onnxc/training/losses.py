@@ -16,9 +16,10 @@ from torch.nn import functional
 
 from onnxc.answers import class_scores
 from onnxc.errors import DataError, ModelError
-from onnxc.model import Model
+from onnxc.model import Model, Tensor
 
 TINY = 1e-9  # of a probability
+CLASSES = frozenset({"logits", "probabilities", "log-probabilities"})
 
 
 @dataclass(frozen=True)
@@ -29,12 +30,15 @@ class Output:
         name: in the student; teacher: in the teacher.
         kind: "logits", "probabilities", "log-probabilities", "sigmoid" or "values".
         axis: of the classes.
+        theirs: the teacher's kind where it is another one: logits may learn from probabilities. Then only what both
+            say of the classes is compared.
     """
 
     name: str
     teacher: str
     kind: str = "values"
     axis: int = -1
+    theirs: str = ""
 
 
 def matched(teacher: Model, student: Model, mapping: Mapping[str, str] | None = None) -> list[Output]:
@@ -57,7 +61,7 @@ def matched(teacher: Model, student: Model, mapping: Mapping[str, str] | None = 
         pairs = list(zip(mine, theirs, strict=True))
     else:
         raise ModelError("the outputs of teacher and student have different names: say which belong together")
-    classes = class_scores(student)
+    classes, teaching = class_scores(student), class_scores(teacher)
     made = []
     for name, other in pairs:
         tensor = next(each for each in student.graph.outputs if each.name == name)
@@ -66,21 +70,26 @@ def matched(teacher: Model, student: Model, mapping: Mapping[str, str] | None = 
         axis = classes.get(name, None)
         if name in classes and axis is None:
             continue
-        maker = tensor
-        while maker.inputs and maker.inputs[0].op in {"Identity", "Cast", "Reshape", "Squeeze", "Flatten"}:
-            maker = maker.inputs[0].inputs[0]
-        operator = maker.inputs[0].op if maker.inputs else ""
-        kinds = {"Softmax": "probabilities", "LogSoftmax": "log-probabilities", "Sigmoid": "sigmoid"}
-        kind = kinds.get(operator, "logits" if name in classes else "values")
-        made.append(Output(name, other, kind, -1 if axis is None else axis))
+        kind = kind_of(tensor, "logits" if name in classes else "values")
+        known = kind_of(theirs[other], "logits" if other in teaching else "values")
+        differs = known != kind and {kind, known} <= CLASSES
+        made.append(Output(name, other, kind, -1 if axis is None else axis, known if differs else ""))
     if not made:
         raise ModelError("the student has no float output that the teacher has too: there is nothing to learn from")
     return made
 
 
-def logarithms(values: torch.Tensor, output: Output, temperature: float = 1.0) -> torch.Tensor:
-    """Log-probabilities of an output of class scores."""
-    if output.kind == "probabilities":
+def kind_of(tensor: Tensor, otherwise: str) -> str:
+    """The kind of an output by the operator that makes it."""
+    while tensor.inputs and tensor.inputs[0].op in {"Identity", "Cast", "Reshape", "Squeeze", "Flatten"}:
+        tensor = tensor.inputs[0].inputs[0]
+    kinds = {"Softmax": "probabilities", "LogSoftmax": "log-probabilities", "Sigmoid": "sigmoid"}
+    return kinds.get(tensor.inputs[0].op if tensor.inputs else "", otherwise)
+
+
+def logarithms(values: torch.Tensor, output: Output, temperature: float = 1.0, kind: str = "") -> torch.Tensor:
+    """Log-probabilities of an output of class scores, of another kind than the student's where one is given."""
+    if (kind or output.kind) == "probabilities":
         values = torch.log(values.clamp(min=TINY))
     return torch.log_softmax(values.float() / temperature, output.axis)
 
@@ -119,7 +128,7 @@ class Loss:
                 shapes = f"{list(new.shape)}, the teacher's {output.teacher!r} {list(old.shape)}"
                 raise DataError(f"output {output.name!r} has shape {shapes}")
             part = self.part(output, new.float(), old.float())
-            if labels is not None and output.kind in {"logits", "probabilities", "log-probabilities"}:
+            if labels is not None and output.kind in CLASSES:
                 scores = logarithms(new, output).movedim(output.axis, 1)
                 part = (1 - self.labels) * part + self.labels * functional.nll_loss(scores, labels.to(new.device))
             total = total.to(new.device) + part
@@ -133,13 +142,13 @@ class Loss:
         if self.measure == "cosine":
             return 1 - functional.cosine_similarity(new.flatten(1), old.flatten(1)).mean()
         divergence = None
-        if output.kind in {"logits", "probabilities", "log-probabilities"}:
+        if output.kind in CLASSES:
             t = self.temperature
-            mine, theirs = logarithms(new, output, t), logarithms(old, output, t)
+            mine, theirs = logarithms(new, output, t), logarithms(old, output, t, output.theirs)
             divergence = (theirs.exp() * (theirs - mine)).sum(output.axis).mean() * t * t
         elif output.kind == "sigmoid":
             mine, theirs = new.clamp(TINY, 1 - 1e-6), old.clamp(TINY, 1 - 1e-6)
             divergence = (theirs * (theirs / mine).log() + (1 - theirs) * ((1 - theirs) / (1 - mine)).log()).mean()
         if divergence is None:
             return squares
-        return divergence if self.measure == "kl" else divergence + squares
+        return divergence if self.measure == "kl" or output.theirs else divergence + squares

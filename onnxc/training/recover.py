@@ -69,6 +69,7 @@ def recovering(
     say: Say = lambda message: None,
     *,
     told: bool = False,
+    notes: list[str],
 ) -> Iterator[Trial]:
     """The trials to deliver, the first one trained.
 
@@ -79,6 +80,7 @@ def recovering(
         trials: makes them, best first, by the judge's budget of that moment.
         told: the passes were told what to do; then no floor keeps it from being trained. With a limit of size or
             speed floors are lower by ROOM before training, otherwise they are what they are.
+        notes: gets a sentence where training was in vain.
     """
     floors = judge.budget
     judge.budget = lowered(judge, told=told)
@@ -90,9 +92,9 @@ def recovering(
         trained = recovered(judge, first, settings, say)
         yield trained
         if trained.missed is not None and judge.budget == floors:
-            said = f"recovery: {trained.missed}, trained too; what follows holds the floors without training"
-            for trial in trials():
-                yield replace(trial, notes=(*trial.notes, said))
+            notes += trained.notes
+            notes.append(f"recovery: undone, {trained.missed}; what was written was not trained")
+            yield from trials()
 
 
 def lowered(judge: Judge, *, told: bool) -> Budget:

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 pytest.importorskip("torch")
 
+import onnxc
+from onnxc.data import Calibration
+from onnxc.errors import RecipeError
 from onnxc.model import Model
-from onnxc.session import Session
+from onnxc.quality import ReferenceOutputs
+from onnxc.session import Options, Session
 from onnxc.training.importance import first_order
+from onnxc.training.students import level_of
 
 MODELS = Path(__file__).parents[2] / "models"
 
@@ -40,3 +46,33 @@ def test_it_foretells_the_damage_of_noise() -> None:
         assert 0.02**2 * found[weight].sum() == pytest.approx(np.mean(measured), rel=0.4)
     again = first_order(model, samples)
     assert all(np.array_equal(found[name], again[name]) for name in found)
+
+
+def kept(name: str, **fields: Any) -> float:
+    """The signal to noise ratio that a pruned network keeps, in dB."""
+    model = Model.load(MODELS / "residual_cnn.onnx")
+    session = Session(model)
+    data = Calibration.open(MODELS / "data" / "residual_cnn_calib.npz", session.inputs)
+    samples = Calibration.open(list(data.take(24)), session.inputs)
+    level = level_of(name, fields, model, samples, Options(), 0)
+    assert level is not None
+    return ReferenceOutputs(session, samples, {}).judge(Session(level.model)).sqnr_db
+
+
+def test_gradients_choose_which_weights_go() -> None:
+    """Of seven in ten of all weights together they keep more than magnitude does."""
+    by_gradients, by_size = (
+        kept("prune-weights", fraction=0.7, scope="model", importance=word) for word in ("gradient", "magnitude")
+    )
+    assert by_gradients > by_size + 1
+
+
+def test_gradients_choose_which_channels_go() -> None:
+    """Half of all channels, the others refitted."""
+    assert kept("prune-channels", fraction=0.5, importance="gradient") > 12
+
+
+@pytest.mark.parametrize("name", ["prune-weights", "prune-channels"])
+def test_gradients_need_data(name: str) -> None:
+    with pytest.raises(RecipeError, match="importance=gradient needs calibration data"):
+        onnxc.optimize(MODELS / "residual_cnn.onnx", passes=f"{name}:fraction=0.5:importance=gradient")

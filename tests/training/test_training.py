@@ -270,12 +270,15 @@ def test_every_kind_of_model_learns(name: str) -> None:
         assert float(made.batch_loss(lesson.learning[:1])) < float(first)
 
 
-@pytest.mark.parametrize(("student", "least"), [("width=0.5", 10.0), ("compact", 5.0)])
-def test_students_are_made_out_of_the_teacher(student: str, least: float) -> None:
-    """A quarter of the weights or fewer, and least squares alone keeps most of the signal."""
-    teacher = Model.load(MODELS / "residual_cnn.onnx")
+@pytest.mark.parametrize(
+    ("name", "student", "least"),
+    [("residual_cnn", "width=0.5", 10.0), ("residual_cnn", "compact", 5.0), ("vision_transformer", "compact", 10.0)],
+)
+def test_students_are_made_out_of_the_teacher(name: str, student: str, least: float) -> None:
+    """A third of the weights or so, and least squares alone keeps most of the signal."""
+    teacher = Model.load(MODELS / f"{name}.onnx")
     session = Session(teacher)
-    calib = Calibration.open(samples("residual_cnn", 16), session.inputs)
+    calib = Calibration.open(samples(name, 16), session.inputs)
     small, notes = made_student(student, teacher, calib, Options(), 0)
     assert notes
     assert len(small.serialized()) < 0.4 * teacher.source_bytes
@@ -283,10 +286,11 @@ def test_students_are_made_out_of_the_teacher(student: str, least: float) -> Non
     assert reference.judge(Session(small)).sqnr_db > least
 
 
-def test_a_student_cannot_be_made_of_everything(teacher: Model) -> None:
-    calib = Calibration.open(samples("sklearn_mlp", 4), Session(teacher).inputs)
-    with pytest.raises(ModelError, match="no dense convolution"):
-        made_student("compact", teacher, calib, Options(), 0)
+def test_a_student_cannot_be_made_of_everything() -> None:
+    trees = Model.load(MODELS / "lightgbm_trees.onnx")
+    calib = Calibration.open(samples("lightgbm_trees", 4), Session(trees).inputs)
+    with pytest.raises(ModelError, match="no dense convolution or matrix"):
+        made_student("compact", trees, calib, Options(), 0)
 
 
 def test_losses() -> None:
@@ -304,6 +308,14 @@ def test_losses() -> None:
     assert cosine == pytest.approx(1 - 4.25 / 5.25, rel=1e-5)
     with pytest.raises(DataError, match="shape"):
         Loss([output])({"y": logits}, {"y": other[:, :2]})
+
+
+def test_logits_learn_from_probabilities() -> None:
+    """A student without the Softmax of its teacher is at rest where both say the same of the classes."""
+    logits = torch.tensor([[1.0, 2.0, 0.5], [0.1, -1.0, 3.0]])
+    output = Output("y", "p", "logits", -1, "probabilities")
+    assert float(Loss([output])({"y": logits + 7}, {"p": torch.softmax(logits, -1)})) == pytest.approx(0, abs=1e-6)
+    assert float(Loss([output])({"y": -logits}, {"p": torch.softmax(logits, -1)})) > 0.1
 
 
 def test_distill_from_the_command_line(teacher: Model, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -350,6 +362,24 @@ def test_recover_from_the_command_line(
     assert "--calib" in capsys.readouterr().err
     assert main([*words, "--calib", str(data), "--min-agreement", "50%"]) == 0
     assert "recovery:" in capsys.readouterr().out
+
+
+def test_floors_hold_for_what_training_makes_of_what_was_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Plainly rounded the model misses 30.5 dB, so that it stays float; trained it holds them."""
+    pretend_everything_pays(monkeypatch)
+    model, data = MODELS / "sklearn_mlp.onnx", MODELS / "data" / "sklearn_mlp_calib.npz"
+    out, passes = tmp_path / "out.onnx", "store-low-bit:levels=9:block=0:rounding=nearest"
+    words = ["optimize", str(model), str(out), "--calib", str(data), "--passes", passes, "--min-sqnr", "30.5"]
+    assert main(words) == 0
+    assert "nothing was changed" in capsys.readouterr().out
+    work = tmp_path / "work"
+    assert main([*words, "--recover", "0.5", "--work", str(work)]) == 0
+    assert "recovery:" in capsys.readouterr().out
+    assert out.stat().st_size < 0.15 * model.stat().st_size
+    assert work.is_dir()
+    assert not list(work.iterdir()), "the state of a complete training is removed"
 
 
 def test_values_have_the_shapes_of_the_file(teacher: Model) -> None:
