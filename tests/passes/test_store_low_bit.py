@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from onnx import numpy_helper
 
 import onnxc
 from onnxc.codes import solve
@@ -58,6 +59,21 @@ def test_gptq_gains_over_rounding_to_nearest(
     assert sqnr(solved) > sqnr(nearest) + gain
     sizes = [(tmp_path / f"{each}.onnx").stat().st_size for each in ("solved", "nearest")]
     assert abs(sizes[0] - sizes[1]) < 200
+
+
+def test_pruned_while_it_is_rounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One sweep that prunes by the second order and rounds what stays beats magnitudes by far, in as few bytes."""
+    budget, passes = onnxc.Budget(min_sqnr=0.1, min_agreement=0.0), "store-low-bit:levels=9:zeros=60%"
+    joint = optimized("vision_transformer", passes, tmp_path / "joint.onnx", budget=budget)
+    graph = Session(tmp_path / "joint.onnx", dump=True).optimized()
+    weights = [numpy_helper.to_array(each) for each in graph.graph.initializer if len(each.dims) == 2]
+    pruned = [float((each == 0).mean()) for each in weights if each.size > 9000]
+    assert len(pruned) >= 8
+    assert min(pruned) > 0.55
+    monkeypatch.setattr(solve.Factors, "of", lambda *_: None)
+    magnitude = optimized("vision_transformer", passes, tmp_path / "magnitude.onnx", budget=budget)
+    assert sqnr(joint) > sqnr(magnitude) + 3
+    assert joint.bytes_after < 0.14 * joint.bytes_before
 
 
 def test_small_codes_run_on_int8_kernels(tmp_path: Path) -> None:
