@@ -31,7 +31,7 @@ def unpriced(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend_everything_pays(monkeypatch)
 
 
-def optimized(passes: str, target: Path, **options: object) -> onnxc.Report:
+def optimized(passes: str, target: Path) -> onnxc.Report:
     return onnxc.optimize(
         MODELS / "residual_cnn.onnx", target, calib=MODELS / "data" / "residual_cnn_calib.npz", passes=passes,
         prices=target.with_name("prices.json"), budget=onnxc.Budget(min_sqnr=10, min_agreement=0.0),
@@ -53,7 +53,7 @@ def test_types(kind: str, tmp_path: Path) -> None:
 
 def test_eight_bit_floats_need_their_opset(tmp_path: Path) -> None:
     report = optimized("store-float16:type=float8e5m2", tmp_path / "out.onnx")
-    assert any("needs opset 19" in row.reason for row in report.rows)
+    assert any("needs opset 19" in row.reason for row in report.refusals)
 
 
 def test_biases_are_stored_in_halves(tmp_path: Path) -> None:

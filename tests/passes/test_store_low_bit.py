@@ -9,16 +9,21 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import numpy_helper
 
 import onnxc
+from onnxc.coder import Coder
 from onnxc.codes import solve
 from onnxc.codes.formats import INT8
-from onnxc.codes.grids import make_grid
+from onnxc.codes.gptq import damage, gptq
+from onnxc.codes.grids import EvenGrid, make_grid
+from onnxc.codes.solve import as_groups
 from onnxc.errors import RecipeError
 from onnxc.kernels import leftover_weights, operators
 from onnxc.model import Model
+from onnxc.passes.store_low_bit import StoreLowBit
+from onnxc.propose import collect
 from onnxc.session import Session
+from tests import trained
 from tests.unpriced import pretend_everything_pays
 
 MODELS = Path(__file__).parents[2] / "models"
@@ -61,19 +66,28 @@ def test_gptq_gains_over_rounding_to_nearest(
     assert abs(sizes[0] - sizes[1]) < 200
 
 
-def test_pruned_while_it_is_rounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pruned_while_it_is_rounded() -> None:
     """One sweep that prunes by the second order and rounds what stays beats magnitudes by far, in as few bytes."""
-    budget, passes = onnxc.Budget(min_sqnr=0.1, min_agreement=0.0), "store-low-bit:levels=9:zeros=60%"
-    joint = optimized("vision_transformer", passes, tmp_path / "joint.onnx", budget=budget)
-    graph = Session(tmp_path / "joint.onnx", dump=True).optimized()
-    weights = [numpy_helper.to_array(each) for each in graph.graph.initializer if len(each.dims) == 2]
-    pruned = [float((each == 0).mean()) for each in weights if each.size > 9000]
-    assert len(pruned) >= 8
-    assert min(pruned) > 0.55
-    monkeypatch.setattr(solve.Factors, "of", lambda *_: None)
-    magnitude = optimized("vision_transformer", passes, tmp_path / "magnitude.onnx", budget=budget)
-    assert sqnr(joint) > sqnr(magnitude) + 3
-    assert joint.bytes_after < 0.14 * joint.bytes_before
+    context = trained.context(trained.load("vision_transformer"), trained.samples("vision_transformer", 48))
+    proposals = collect([(StoreLowBit(levels=9, zeros=0.6), True)], context)
+    coder, gains = Coder(context, proposals), []
+    for name, (way,) in proposals.storage.items():
+        factor = coder.factors.of(coder.weights[name])
+        if factor is None or coder.weights[name].elements < 9000:
+            continue
+        assert way.mode == "levels9@60"
+        codes = coder.codes(name, way.mode, computed=False)
+        assert (codes.values == 0).mean() > 0.59
+        assert codes.packed is not None
+        assert codes.packed.bytes < 0.105 * coder.weights[name].bytes
+        matrix = as_groups(coder.values(name), codes.axis or 0, 1)
+        scaled = codes.scale.reshape(1, 1, -1)
+        by_magnitude, _ = gptq(matrix / scaled, None, EvenGrid(9), 0.6)
+        gains.append(damage(matrix, by_magnitude * scaled, factor.moment) / codes.damage)
+    assert len(gains) >= 8
+    assert np.median(gains) > 2
+    with pytest.raises(RecipeError, match="share below 1"):
+        collect([(StoreLowBit(levels=9, block=32, zeros=0.6), True)], context)
 
 
 def test_small_codes_run_on_int8_kernels(tmp_path: Path) -> None:
