@@ -132,5 +132,6 @@ def stored_bytes(weight: Weight, chosen: Format = INT8, *, groups: int = 1) -> i
     if chosen != INT8:
         size = packed_bytes(chosen, layout)
     if not chosen.block and not chosen.dimension:
-        size = min(size, expected_bytes(weight.elements, weight.zeros, chosen.levels))
+        zeros = max(weight.zeros, weight.elements * chosen.zeros // 100)
+        size = min(size, expected_bytes(weight.elements, zeros, chosen.levels))
     return size + others

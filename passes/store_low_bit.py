@@ -39,6 +39,8 @@ class StoreLowBit(LossyPass):
         levels: only so many; 0: the planner chooses.
         block: only this size; -1: the planner chooses among none, 64 and 32.
         rounding: "gptq" (which needs data), or "nearest": no error is fed forward, as a baseline or for --recover.
+        zeros: share of the codes that become zero in the sweep that rounds them (SparseGPT); stored in the smallest
+            form that they allow. Only if asked for: at equal size fewer levels are more exact.
     """
 
     name: ClassVar[str] = "store-low-bit"
@@ -46,11 +48,14 @@ class StoreLowBit(LossyPass):
     levels: int = 0
     block: int = -1
     rounding: Literal["gptq", "nearest"] = "gptq"
+    zeros: float = 0.0
 
     def store(self, weight: Weight, context: Context) -> Iterable[Candidate | Refusal]:
         """Candidates for a weight."""
         if self.levels and self.levels not in LEVELS:
             raise RecipeError(f"{self.name}:levels={self.levels} is not one of {', '.join(map(str, LEVELS))}")
+        if not 0 <= self.zeros < 1 or (self.zeros and self.block > 0):
+            raise RecipeError(f"{self.name}: zeros is a share below 1, of codes without blocks")
         reason = refused(weight, context)
         if reason:
             yield Refusal(self.name, weight.name, reason)
@@ -58,9 +63,10 @@ class StoreLowBit(LossyPass):
         depth = weight.elements // weight.shape[weight.channel_axis or 0]
         offered = set()
         for levels in [self.levels] if self.levels else CHOICES:
-            for block in BLOCKS if self.block < 0 else [self.block]:
+            for block in [0] if self.zeros else BLOCKS if self.block < 0 else [self.block]:
                 fitting = fitting_block(depth, block) if block else 0
-                chosen = Format(levels, fitting, nearest=self.rounding == "nearest")
+                nearest, zeros = self.rounding == "nearest", round(100 * self.zeros)
+                chosen = Format(levels, fitting, nearest=nearest, zeros=zeros)
                 if (block and not fitting and self.block < 0) or (fitting and levels in PLAIN) or chosen in offered:
                     continue
                 if fitting and context.model.opset < BLOCK_OPSET:

@@ -36,7 +36,10 @@ FLOATS: dict[str, tuple[int, int, float]] = {
     "float8e4m3fn": (8, 19, 448.0),
     "float8e5m2": (8, 19, 57344.0),
 }
-NAME = re.compile(r"levels(\d+)(?:/(\d+))?(-nearest)?|codebook(\d+)|int([48])/(\d+)")
+NAME = re.compile(
+    r"levels(?P<levels>\d+)(?:/(?P<block>\d+)|@(?P<zeros>\d+))?(?P<nearest>-nearest)?|codebook(?P<dimension>\d+)"
+    r"|int(?P<bits>[48])/(?P<scaled>\d+)"
+)
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,7 @@ class Format:
         dimension: of a vector codebook: neighbouring outputs that one byte stands for; 0: no codebook.
         scaled: blocks have a float scale each, and an operator reads them as they are: nothing unfolds at load.
         nearest: every weight takes the level nearest to it, whatever it meets; otherwise levels are chosen by GPTQ.
+        zeros: percent of the codes that are made zero, while they are solved: pruned and rounded in one sweep.
     """
 
     levels: int = FULL
@@ -56,6 +60,7 @@ class Format:
     dimension: int = 0
     scaled: bool = False
     nearest: bool = False
+    zeros: int = 0
 
     @property
     def name(self) -> str:
@@ -66,7 +71,8 @@ class Format:
             return f"int{4 if self.levels == 16 else 8}/{self.block}"
         if self.levels == FULL:
             return "int8"
-        return f"levels{self.levels}" + (f"/{self.block}" if self.block else "") + "-nearest" * self.nearest
+        after = f"/{self.block}" if self.block else f"@{self.zeros}" if self.zeros else ""
+        return f"levels{self.levels}{after}" + "-nearest" * self.nearest
 
     @property
     def bits(self) -> float:
@@ -96,8 +102,8 @@ class Format:
             return f"int{self.bits:.0f} codes, block {self.block}, multiplied as they are"
         if self.levels == FULL:
             return "int8 codes"
-        block = f", block {self.block}" if self.block else ""
-        return f"{self.bits:.3g}-bit codes{block}" + ", to nearest" * self.nearest
+        further = f", block {self.block}" if self.block else f", {self.zeros} % of them zero" if self.zeros else ""
+        return f"{self.bits:.3g}-bit codes{further}" + ", to nearest" * self.nearest
 
 
 def digits_of(levels: int) -> tuple[int, ...]:
@@ -127,10 +133,12 @@ def parse_format(name: str) -> Format:
     found = NAME.fullmatch(name)
     if found is None:
         raise ValueError(f"no format '{name}'")
-    levels, block, dimension, bits, scaled = (int(found[part] or 0) for part in (1, 2, 4, 5, 6))
-    if scaled:
-        return Format(16 if bits == 4 else FULL, scaled, scaled=True)
-    return Format(FULL, 0, dimension) if dimension else Format(levels, block, nearest=found[3] is not None)
+    part = {key: int(value or 0) for key, value in found.groupdict().items() if key != "nearest"}
+    if part["scaled"]:
+        return Format(16 if part["bits"] == 4 else FULL, part["scaled"], scaled=True)
+    if part["dimension"]:
+        return Format(dimension=part["dimension"])
+    return Format(part["levels"], part["block"], nearest=found["nearest"] is not None, zeros=part["zeros"])
 
 
 def is_small(mode: str) -> bool:

@@ -11,13 +11,19 @@ import onnx
 import pytest
 
 import onnxc
+from onnxc.coder import Coder
 from onnxc.codes import solve
 from onnxc.codes.formats import INT8
-from onnxc.codes.grids import make_grid
+from onnxc.codes.gptq import damage, gptq
+from onnxc.codes.grids import EvenGrid, make_grid
+from onnxc.codes.solve import as_groups
 from onnxc.errors import RecipeError
 from onnxc.kernels import leftover_weights, operators
 from onnxc.model import Model
+from onnxc.passes.store_low_bit import StoreLowBit
+from onnxc.propose import collect
 from onnxc.session import Session
+from tests import trained
 from tests.unpriced import pretend_everything_pays
 
 MODELS = Path(__file__).parents[2] / "models"
@@ -58,6 +64,30 @@ def test_gptq_gains_over_rounding_to_nearest(
     assert sqnr(solved) > sqnr(nearest) + gain
     sizes = [(tmp_path / f"{each}.onnx").stat().st_size for each in ("solved", "nearest")]
     assert abs(sizes[0] - sizes[1]) < 200
+
+
+def test_pruned_while_it_is_rounded() -> None:
+    """One sweep that prunes by the second order and rounds what stays beats magnitudes by far, in as few bytes."""
+    context = trained.context(trained.load("vision_transformer"), trained.samples("vision_transformer", 48))
+    proposals = collect([(StoreLowBit(levels=9, zeros=0.6), True)], context)
+    coder, gains = Coder(context, proposals), []
+    for name, (way,) in proposals.storage.items():
+        factor = coder.factors.of(coder.weights[name])
+        if factor is None or coder.weights[name].elements < 9000:
+            continue
+        assert way.mode == "levels9@60"
+        codes = coder.codes(name, way.mode, computed=False)
+        assert (codes.values == 0).mean() > 0.59
+        assert codes.packed is not None
+        assert codes.packed.bytes < 0.105 * coder.weights[name].bytes
+        matrix = as_groups(coder.values(name), codes.axis or 0, 1)
+        scaled = codes.scale.reshape(1, 1, -1)
+        by_magnitude, _ = gptq(matrix / scaled, None, EvenGrid(9), 0.6)
+        gains.append(damage(matrix, by_magnitude * scaled, factor.moment) / codes.damage)
+    assert len(gains) >= 8
+    assert np.median(gains) > 2
+    with pytest.raises(RecipeError, match="share below 1"):
+        collect([(StoreLowBit(levels=9, block=32, zeros=0.6), True)], context)
 
 
 def test_small_codes_run_on_int8_kernels(tmp_path: Path) -> None:

@@ -172,7 +172,7 @@ def test_packed_codes_are_learned_and_written_back(teacher: Model, name: str, na
     write(found)
     assert student.serialized() == before
     made = recover(teacher, student, samples("sklearn_mlp"), Settings(minutes=30, steps=10, batch=8), blockwise=False)
-    assert made.improved or made.before < 1e-4
+    assert made.improved or made.before < 2e-4
     assert len(made.model.serialized()) == len(before)
     if chosen.levels == 4:
         old, new = ({t.name: np.asarray(t.values) for t in m.graph.weights} for m in (student, made.model))
