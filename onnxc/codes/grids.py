@@ -18,7 +18,7 @@ Matrix = NDArray[np.float32]
 SHRINKS = (1.0, 0.93, 0.86, 0.79, 0.72, 0.63)  # shares of a block's range that are tried
 ROUNDS, VECTORS = 12, 1 << 14  # of k-means, and the vectors it sees
 TINY = 1e-12
-NEAR = 512  # vectors whose distances to all code words are looked at together
+SMALL_PRODUCT = 1 << 18  # multiplications up to which OpenBLAS stays on one thread: waiting for others takes longer
 PART = 1 << 20  # weights of a matrix that are looked at together: an embedding table needs no copies of itself
 
 
@@ -147,16 +147,17 @@ def step_scale(levels: int, steps: NDArray[np.uint8]) -> Matrix:
 def nearest_words(vectors: Matrix, importance: Matrix, table: Matrix) -> NDArray[np.uint8]:
     """The index of the code word with the least weighted squared distance to each of ``vectors`` [V, d].
 
-    A few hundred vectors at a time, whose distances stay in the processor's cache, with one product for both terms.
+    Some dozens of vectors at a time, whose distances stay in the processor's cache, with one product for both terms,
+    small enough that no thread waits for another.
     """
     terms = np.concatenate([importance, vectors * importance], 1)
     factors = np.ascontiguousarray(np.concatenate([table**2, -2 * table], 1).T)
-    found = np.empty(len(vectors), np.uint8)
-    distance = np.empty((NEAR, len(table)), np.float32)
-    for start in range(0, len(vectors), NEAR):
-        part = terms[start : start + NEAR]
+    found, near = np.empty(len(vectors), np.uint8), max(SMALL_PRODUCT // factors.size, 1)
+    distance = np.empty((near, len(table)), np.float32)
+    for start in range(0, len(vectors), near):
+        part = terms[start : start + near]
         np.matmul(part, factors, out=distance[: len(part)])
-        found[start : start + NEAR] = distance[: len(part)].argmin(1)
+        found[start : start + near] = distance[: len(part)].argmin(1)
     return found
 
 
