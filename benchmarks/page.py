@@ -149,10 +149,11 @@ the faster. Results of another model's outputs (below 10 dB) and failures are no
 ## Where another tool is ahead
 
 *score at no more bytes*: the score is higher than that of a result of onnxc with as many or more bytes, and no other
-result of onnxc makes up for it. *speed at no lower score*: no result of onnxc that scores as high is as fast, and not
-too much is lost. *size without a fault*: smaller than every result of onnxc. Scores above the original's count as the
-original's; results below 10 dB do not count; speeds within 2 % are equal. *onnxc* is its size, score and speed with
-samples and score. An interval that holds 0 (95 %, resampled items) says that the two scores cannot be told apart.
+result of onnxc makes up for it. *speed at no lower score*: faster than a result of onnxc whose score is no higher, or
+cannot be told from one that is not, and no other result of onnxc makes up for it; not too much is lost. *size without
+a fault*: smaller than every result of onnxc. Scores above the original's count as the original's; results below 10 dB
+do not count; speeds within 2 % are equal. *onnxc* is its size, score and speed with samples and score. An interval that
+holds 0 (95 %, resampled items) says that the two scores cannot be told apart.
 
 {ahead}
 ## Every result

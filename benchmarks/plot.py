@@ -27,7 +27,7 @@ COLORS = {
 }
 SIZE_HIGH = 1.0
 LOSS_LOW, LOSS_HIGH = -0.01, 0.04
-AREA = 26.0  # square pixels of a mark as fast as the original
+AREA = 34.0  # square pixels of a mark as fast as the original
 SLOW, FAST = 0.25, 6.0  # speeds beyond are drawn as these
 
 STYLE = """
@@ -52,7 +52,7 @@ def draw(rows: Sequence[Row]) -> str:
     drawn = [row for row in rows if not row.failure and row.speed and "other outputs" not in row.faults]
     models = list(dict.fromkeys((row.collection, row.model) for row in rows))
     width = LEFT + COLUMNS * (PANEL + GAP_X) + 4
-    height = TOP + math.ceil(len(models) / COLUMNS) * (HIGH + GAP_Y) - 4
+    height = TOP + math.ceil(len(models) / COLUMNS) * (HIGH + GAP_Y) - 28
     fonts = "system-ui, -apple-system, 'Segoe UI', Helvetica, Arial, sans-serif"
     place = f'viewBox="0 0 {width} {height}" width="{width}" height="{height}"'
     parts = [
@@ -107,8 +107,9 @@ def panel(name: str, rows: Sequence[Row], x: float, y: float, *, first: bool) ->
     parts = [f'<text class="bold" x="{x}" y="{y - 10}">{escape(name)}</text>']
     for share in (0.0, 0.25, 0.5, 0.75, 1.0):
         parts.append(f'<line class="grid" x1="{across(share):.1f}" x2="{across(share):.1f}" y1="{y}" y2="{y + HIGH}"/>')
-        label = f'text class="small" x="{across(share):.1f}" y="{y + HIGH + 16}" text-anchor="middle"'
-        parts.append(f"<{label}>{share:.0%}</text>")
+        anchor = {0.0: "start", 1.0: "end"}.get(share, "middle")
+        place = f'x="{across(share):.1f}" y="{y + HIGH + 16}" text-anchor="{anchor}"'
+        parts.append(f'<text class="small" {place}>{100 * share:.0f}{" %" if share == 1 else ""}</text>')
     for loss in (-0.01, 0.0, 0.01, 0.02, 0.03, 0.04):
         kind = "limit" if loss == 0.01 else "grid"
         parts.append(f'<line class="{kind}" x1="{x}" x2="{x + PANEL}" y1="{down(loss):.1f}" y2="{down(loss):.1f}"/>')

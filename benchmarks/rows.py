@@ -58,6 +58,12 @@ class Row:
         """The score; one above the original's counts as the original's."""
         return min(self.score or 0.0, self.score_original or 0.0)
 
+    def reaches(self, score: float) -> bool:
+        """Whether the score is as high, or cannot be told from one that is."""
+        return self.counted >= score or (
+            self.interval is not None and self.interval[1] >= score - (self.score_original or 0.0)
+        )
+
     @property
     def faults(self) -> list[str]:
         """What speaks against using the result."""
@@ -100,6 +106,12 @@ def ahead_in_size(row: Row, rows: Iterable[Row]) -> bool:
 
 
 def ahead_in_speed(row: Row, rows: Iterable[Row]) -> bool:
-    """Whether no result of onnxc that scores as high is as fast."""
-    fast = [own.speed for own in own_rows(row, rows) if own.counted >= row.counted and own.speed]
-    return judged(row) and row.kept and row.speed is not None and row.speed > FASTER * max([SLOWEST, *fast])
+    """Whether the result is faster than one of onnxc of no higher score, and none makes up for it; 1 % is kept."""
+    own = [each for each in own_rows(row, rows) if each.speed]
+    above = any(row.reaches(each.counted) and faster(row, each) for each in own)
+    return judged(row) and row.kept and above and all(faster(row, each) for each in own if each.reaches(row.counted))
+
+
+def faster(row: Row, other: Row) -> bool:
+    """Whether it is by more than speeds differ by chance."""
+    return row.speed is not None and other.speed is not None and row.speed > FASTER * other.speed

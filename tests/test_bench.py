@@ -59,18 +59,19 @@ import sys
 sys.path.insert(0, {str(BENCH)!r})
 from rows import Row, ahead_in_score, ahead_in_size, ahead_in_speed
 
-def row(tool, size, score, speed, decibels=20.0):
-    return Row("models", "m", tool, "", 1000, 0.9, size, score, decibels=decibels, speed=speed)
+def row(tool, size, score, speed, decibels=20.0, interval=None):
+    return Row("models", "m", tool, "", 1000, 0.9, size, score, interval, decibels=decibels, speed=speed)
 
 own = row("onnxc", 200, 0.895, 2.0)
 others = [
-    row("smaller and worse", 100, 0.890, 1.0),
+    row("smaller and worse", 100, 0.892, 1.0),
     row("larger and better", 300, 0.899, 1.0),
     row("as small and better", 200, 0.899, 1.0),
     row("better, of other outputs", 200, 0.899, 3.0, 5.0),
     row("faster and as good", 500, 0.895, 2.1),
     row("faster by a hair", 500, 0.895, 2.02),
-    row("faster and worse", 500, 0.894, 3.0),
+    row("faster and worse", 500, 0.894, 3.0, interval=[-0.008, -0.0055]),
+    row("faster and worse by chance", 500, 0.894, 3.0, interval=[-0.008, -0.004]),
 ]
 rows = [own, *others]
 print([other.tool for other in others if ahead_in_score(other, rows)])
@@ -82,7 +83,7 @@ print(ahead_in_score(row("x", 200, 0.95, 1.0), [row("onnxc", 200, 0.9, 1.0)]))
 """)
     assert run(script, cwd=tmp_path).splitlines() == [
         "['as small and better']",
-        "['faster and as good']",
+        "['faster and as good', 'faster and worse by chance']",
         "['smaller and worse']",
         "False False False",
         "False",
