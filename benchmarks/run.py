@@ -134,66 +134,70 @@ def score(bench: Bench, task: Task, row: Row, target: Path) -> None:
     row.score, row.interval, row.decibels = found["score"], found["interval"], found["decibels"]
 
 
-def measure_speeds(bench: Bench, task: Task, rows: Sequence[Row], tools: Sequence[Tool]) -> None:
-    """Fill in the speed of what ``tools`` made of the task, everything interleaved in one process."""
+def speeds_of(bench: Bench, task: Task, tools: Sequence[Tool]) -> dict[str, dict[str, float]]:
+    """How fast what ``tools`` made of the task is, by label: everything interleaved in one process."""
     print(f"{task.name}: times", file=sys.stderr, flush=True)
     files = {tool.label: place_of(task) / tool.file / "model.onnx" for tool in tools}
     given = [f"{label}={path}" for label, path in files.items() if path.exists()]
     if not given:
-        return
+        return {}
     found, failure = bench.ask("speeds", place_of(task), str(task.model), *given)
     if failure:
         raise SystemExit(f"{task.name}: speeds: {failure}")
-    for row in rows:
-        if (row.collection, row.model) == (task.collection, task.name) and row.label in found["speeds"]:
-            for key, value in found["speeds"][row.label].items():
-                setattr(row, key, value)
+    times: dict[str, dict[str, float]] = found["speeds"]
+    return times
 
 
-def compare_with_onnxc(bench: Bench, task: Task, rows: Sequence[Row]) -> None:
-    """How sure it is that a tool whose score is higher at no more bytes is better: the paired interval to onnxc's."""
+def intervals_to_onnxc(bench: Bench, task: Task, rows: Sequence[Row]) -> dict[str, list[float]]:
+    """Of tools whose score is higher at no more bytes, by label: the paired interval of the difference to onnxc's."""
     own = place_of(task) / "onnxc" / "model.onnx"
-    for row in rows:
-        row.versus = None
-        tool = next((tool for tool in TOOLS if tool.label == row.label), None)
-        theirs = place_of(task) / (tool.file if tool else "") / "model.onnx"
-        if tool and own.exists() and theirs.exists() and ahead_in_score(row, rows):
-            found, failure = bench.ask("score", theirs.parent, task.judge, str(theirs), str(own))
-            row.versus = None if failure else found["interval"]
+    found = {}
+    for tool in TOOLS:
+        theirs = place_of(task) / tool.file / "model.onnx"
+        ahead = [row for row in rows if row.label == tool.label and ahead_in_score(row, rows)]
+        if ahead and own.exists() and theirs.exists():
+            answer, failure = bench.ask("score", theirs.parent, task.judge, str(theirs), str(own))
+            if not failure and answer["interval"]:
+                found[tool.label] = answer["interval"]
+    return found
 
 
-def measured(bench: Bench, task: Task, tools: Sequence[Tool], kept: Sequence[Row]) -> list[Row]:
-    """All rows of a task: new ones of ``tools``, and what is ``kept`` of the others."""
+def measured(bench: Bench, task: Task, tools: Sequence[Tool], before: float | None) -> list[Row]:
+    """A row of each of the tools; ``before`` is the original's score, if it is known."""
     samples = place_of(task) / "samples"
     shutil.rmtree(samples, ignore_errors=True)
     write_samples(task, samples)
-    before = kept[0].score_original if kept else None
     if before is None:
         found, failure = bench.ask("score", place_of(task) / "original", task.judge, str(task.model), str(task.model))
         if failure:
             raise SystemExit(f"{task.name}: the original does not run: {failure}")
         before = found["score"]
-    new = []
+    rows = []
     for tool in tools:
         print(f"{task.name}: {tool.label}", file=sys.stderr, flush=True)
-        new.append(made(bench, task, tool, before))
+        rows.append(made(bench, task, tool, before))
     if bench.timed:
-        measure_speeds(bench, task, new, tools)
-    order = [tool.label for tool in TOOLS]
-    labels = {row.label for row in new}
-    rows = [*new, *(row for row in kept if row.label not in labels and row.label in order)]
-    rows.sort(key=lambda row: order.index(row.label))
-    compare_with_onnxc(bench, task, rows)
+        fill(rows, speeds_of(bench, task, tools))
     return rows
 
 
-def replaced(rows: Sequence[Row], new: Sequence[Row]) -> list[Row]:
-    """All rows with those of one task replaced, at the same place."""
-    found: dict[tuple[str, str], list[Row]] = {}
+def fill(rows: Sequence[Row], found: dict[str, dict[str, float]]) -> None:
+    """Put figures, by label, into rows."""
     for row in rows:
-        found.setdefault((row.collection, row.model), []).append(row)
-    found[new[0].collection, new[0].model] = list(new)
-    return [row for own in found.values() for row in own]
+        for key, value in found.get(row.label, {}).items():
+            setattr(row, key, value)
+
+
+def of_task(rows: Sequence[Row], task: Task) -> list[Row]:
+    """The rows of one task."""
+    return [row for row in rows if (row.collection, row.model) == (task.collection, task.name)]
+
+
+def merged(rows: Sequence[Row], new: Sequence[Row]) -> list[Row]:
+    """All rows, new ones in place of old ones, models in the order in which they came, tools in that of ``TOOLS``."""
+    found = {(row.collection, row.model, row.label): row for row in [*rows, *new]}
+    models = list(dict.fromkeys(key[:2] for key in found))
+    return [found[*model, tool.label] for model in models for tool in TOOLS if (*model, tool.label) in found]
 
 
 def stored() -> tuple[list[Row], dict[str, str]]:
@@ -252,20 +256,23 @@ def main() -> None:
     if given.model is not None:
         if not given.calib:
             parser.error("MODEL needs --calib")
-        print(text_table(measured(bench, own_task(given.model, given.calib, given.eval), tools, [])))
+        print(text_table(measured(bench, own_task(given.model, given.calib, given.eval), tools, None)))
         return
     names = given.models.split(",") if given.models else None
     tasks = zoo_tasks(given.zoo, names) if given.zoo else stored_tasks(names)
     for task in tasks:
-        kept = [row for row in stored()[0] if (row.collection, row.model) == (task.collection, task.name)]
-        if given.times:
-            measure_speeds(bench, task, kept, tools)
-            new = kept
-        else:
-            new = measured(bench, task, tools, kept)
-        print(text_table(row for row in new if row.label in {tool.label for tool in tools}), flush=True)
-        rows, versions = stored()  # again: another process may have measured another model
-        write(replaced(rows, new), versions | versions_of(tools))
+        kept = of_task(stored()[0], task)
+        times = speeds_of(bench, task, tools) if given.times else {}
+        new = [] if given.times else measured(bench, task, tools, kept[0].score_original if kept else None)
+        versus = intervals_to_onnxc(bench, task, of_task(merged(kept, new), task))
+        rows, versions = stored()  # again: another process may have measured something else
+        rows = merged(rows, new)
+        fill(of_task(rows, task), times)
+        for row in of_task(rows, task):
+            row.versus = versus.get(row.label)
+        write(rows, versions | versions_of(tools))
+        labels = {tool.label for tool in tools}
+        print(text_table(row for row in of_task(rows, task) if row.label in labels), flush=True)
 
 
 if __name__ == "__main__":
