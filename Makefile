@@ -24,8 +24,9 @@ $(STAMP): pyproject.toml
 
 setup: $(STAMP)
 
+# TORCH is what the tools that need PyTorch get; a wheel for the CPU alone is a tenth of the size.
 bench benchmark: $(STAMP)
-	$(BIN)/python benchmarks/run.py $(ARGS)
+	$(BIN)/python benchmarks/run.py --torch '$(TORCH)' $(ARGS)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest $(ARGS)

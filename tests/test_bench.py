@@ -37,9 +37,10 @@ def test_the_committed_page_plot_and_table_are_those_of_the_results(copy: Path) 
     assert [path.read_text(encoding="utf-8") for path in written] == before
 
 
-def test_no_path_of_a_machine_is_in_the_results() -> None:
-    rows = json.loads((BENCH / "results.json").read_text(encoding="utf-8"))["rows"]
-    assert {row["tool"] for row in rows} >= {
+def test_the_results_are_of_every_tool_and_name_no_folder_of_a_machine() -> None:
+    text = (BENCH / "results.json").read_text(encoding="utf-8")
+    tools = {row["tool"] for row in json.loads(text)["rows"]}
+    assert tools == {
         "onnxc",
         "ONNX Runtime",
         "onnxsim",
@@ -48,8 +49,28 @@ def test_no_path_of_a_machine_is_in_the_results() -> None:
         "Quark",
         "ModelOpt",
         "Olive",
+        "Neural Compressor",
     }
-    assert not [row["failure"] for row in rows if "/" in row["failure"].replace("http://", "").replace("https://", "")]
+    assert not [folder for folder in ("/tmp/", "/home/", "/root/", "/usr/", "site-packages") if folder in text]
+
+
+def test_every_tool_has_an_environment_a_script_that_knows_its_modes_and_a_color(tmp_path: Path) -> None:
+    script = tmp_path / "tools_of.py"
+    script.write_text(f"""
+import sys
+sys.path.insert(0, {str(BENCH)!r})
+from environments import ENVIRONMENTS, HERE
+from plot import COLORS
+from tools import TOOLS
+
+for tool in TOOLS:
+    assert tool.name in COLORS, tool
+    if tool.script:
+        assert tool.environment in ENVIRONMENTS, tool
+        assert f'"{{tool.mode}}": ' in (HERE / "compress" / tool.script).read_text(encoding="utf-8"), tool
+print(len(TOOLS))
+""")
+    assert int(run(script, cwd=tmp_path)) == 25
 
 
 def test_another_tool_is_ahead_by_score_at_no_more_bytes_or_by_speed_at_no_lower_score(tmp_path: Path) -> None:
