@@ -1,7 +1,8 @@
 """What is compared. In: nothing. Out: every tool with its modes, and the command that runs it on a task.
 
 A mode is the best documented way that a tool has for a CPU and a kind of model; what each does is written at the top
-of its script in compress/. Nobody has to choose a mode of onnxc: the three differ in what it is given.
+of its script in compress/. Nobody has to choose a mode of onnxc: the three differ in what it is given. One more tool is
+a line here, one in environments.py, a color in plot.py, and a script.
 """
 
 from __future__ import annotations
