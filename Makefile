@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test test-training tiny lint format fuzz corpus benchmark clean
+.PHONY: help setup demo test test-training tiny lint format fuzz corpus bench benchmark clean
 
 help:
 	@echo "make demo    compress a trained model (MODEL=residual_cnn, or any other of models/)"
@@ -13,7 +13,7 @@ help:
 	@echo "make lint    ruff and mypy        make format ruff format"
 	@echo "make fuzz    damaged files for SECONDS=600 seconds"
 	@echo "make corpus  every model of the ONNX backend suite through load, simplify and optimize"
-	@echo "make benchmark   side by side with ONNX Runtime's own quantizers, on models/"
+	@echo "make bench   side by side with other tools, which it installs, on models/ (ARGS=--help says more)"
 
 # The stamp is younger than pyproject.toml when the environment is up to date.
 $(STAMP): pyproject.toml
@@ -24,8 +24,9 @@ $(STAMP): pyproject.toml
 
 setup: $(STAMP)
 
-benchmark: $(STAMP)
-	$(BIN)/python benchmarks/run.py $(ARGS)
+# TORCH is what the tools that need PyTorch get; a wheel for the CPU alone is a tenth of the size.
+bench benchmark: $(STAMP)
+	$(BIN)/python benchmarks/run.py --torch '$(TORCH)' $(ARGS)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest $(ARGS)
@@ -69,4 +70,4 @@ corpus: $(STAMP)
 	$(BIN)/python -m tests.corpus_optimize
 
 clean:
-	rm -rf $(VENV) build dist demo *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist demo benchmarks/.bench *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,11 +1,17 @@
-"""Speed, size and score of several models that answer the same task. In: files and samples. Out: figures.
+"""Speed and score of models that answer the same task. In: files and samples. Out: a JSON file of figures.
 
-Plain onnxruntime, nothing of onnxc: a judge should not come from the judged.
+    python measure.py score OUT.json SAMPLES/ JUDGE MODEL.onnx ORIGINAL.onnx
+    python measure.py speeds OUT.json SAMPLES/ ORIGINAL.onnx NAME=MODEL.onnx ...
+
+run.py starts it as a process of its own: a model that crashes ONNX Runtime costs a row. Plain onnxruntime, nothing
+of onnxc: a judge should not come from the judged.
 """
 
 from __future__ import annotations
 
+import json
 import statistics
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +22,7 @@ import onnxruntime
 
 ROUNDS = 15
 SECONDS = 4.0
+SAMPLES = 16
 
 Sample = Mapping[str, np.ndarray]
 
@@ -71,3 +78,33 @@ def speeds(original: Path, others: Mapping[str, Path], samples: Sequence[Sample]
         }
         for name, found in ratios.items()
     }
+
+
+def samples_of(folder: Path) -> list[Sample]:
+    """The first few of a folder's samples."""
+    found: list[Sample] = []
+    for path in sorted(folder.glob("*.npz"))[:SAMPLES]:
+        with np.load(path) as archive:
+            found.append({name: archive[name] for name in archive.files})
+    return found
+
+
+def main() -> None:
+    """The command line."""
+    what, out, folder, *rest = sys.argv[1:]
+    samples = samples_of(Path(folder))
+    if what == "score":
+        from judge import decibels, judged  # which import this file
+
+        judge, model, original = rest
+        found: dict[str, Any] = judged(judge, Path(model), Path(original))
+        found["decibels"] = decibels(Path(model), Path(original), samples)
+    else:
+        original, *others = rest
+        pairs = (other.partition("=") for other in others)
+        found = {"speeds": speeds(Path(original), {name: Path(path) for name, _, path in pairs}, samples)}
+    Path(out).write_text(json.dumps(found), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

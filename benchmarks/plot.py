@@ -1,7 +1,8 @@
 """The plot of the benchmark. In: rows. Out: an SVG that reads on light and dark pages.
 
-Two panels, a line per model: size on the left, speed on the right. A hollow mark lost more than 1 % of the
-score.
+A panel per model: size to the right, loss of the score downwards, so that the upper left corner is best. A mark is a
+result; its area is its speed, and it is hollow where it is slower than the original. What lost more than the axis
+shows stands on its lower edge. Results of other outputs (below 10 dB) are left out.
 """
 
 from __future__ import annotations
@@ -10,103 +11,113 @@ import math
 from collections.abc import Sequence
 from html import escape
 
-from tables import Row
+from rows import SLOWEST, Row
 
-WIDTH, LABEL, PANEL, GAP, STEP, TOP = 880, 150, 320, 50, 38, 86
+COLUMNS, PANEL, HIGH, LEFT, TOP, GAP_X, GAP_Y = 4, 196, 132, 50, 92, 28, 62
 COLORS = {
     "onnxc": "#1a7f37",
-    "onnxc --ops ort": "#55a868",
-    "onnxc, no data": "#a5d6ae",
-    "ORT dynamic": "#bf5b04",
-    "ORT static": "#6f4bb8",
-    "ORT static u8s8": "#2f6fc4",
+    "ONNX Runtime": "#0969da",
+    "onnxsim": "#8250df",
+    "NNCF": "#bf3989",
+    "AIMET": "#cf222e",
+    "Quark": "#d97706",
+    "ModelOpt": "#6e7781",
+    "Olive": "#0e8a8a",
+    "Neural Compressor": "#7d4e00",
 }
-SPEED_LOW, SPEED_HIGH = 0.09, 4.0
-SIZE_HIGH = 1.2
+SIZE_HIGH = 1.0
+LOSS_LOW, LOSS_HIGH = -0.01, 0.04
+AREA = 34.0  # square pixels of a mark as fast as the original
+SLOW, FAST = 0.25, 6.0  # speeds beyond are drawn as these
 
 STYLE = """
     .card { fill: #ffffff; stroke: #d0d7de; }
     text { fill: #1f2328; font-size: 12px; }
-    .small { font-size: 11px; fill: #57606a; }
+    .small { font-size: 10.5px; fill: #57606a; }
     .bold { font-weight: 600; }
-    .grid { stroke: #d8dee4; }
-    .one { stroke: #57606a; stroke-dasharray: 3 3; }
-    .hollow { fill: #ffffff; stroke-width: 2; }
+    .grid { stroke: #e4e8ec; }
+    .limit { stroke: #8c959f; stroke-dasharray: 3 3; }
     @media (prefers-color-scheme: dark) {
       .card { fill: #0d1117; stroke: #30363d; }
       text { fill: #e6edf3; }
       .small { fill: #9aa4af; }
-      .grid { stroke: #262c33; }
-      .one { stroke: #9aa4af; }
-      .hollow { fill: #0d1117; }
+      .grid { stroke: #21262d; }
+      .limit { stroke: #6e7681; }
     }
 """
 
 
-def size_x(share: float) -> float:
-    """Where a share of the bytes lies in the left panel."""
-    return LABEL + PANEL * min(share, SIZE_HIGH) / SIZE_HIGH
-
-
-def speed_x(speed: float) -> float:
-    """Where a speed lies in the right panel, on a logarithmic scale."""
-    position = math.log(speed / SPEED_LOW) / math.log(SPEED_HIGH / SPEED_LOW)
-    return LABEL + PANEL + GAP + PANEL * min(max(position, 0.0), 1.0)
-
-
 def draw(rows: Sequence[Row]) -> str:
     """The whole picture."""
-    models = list(dict.fromkeys(row.model for row in rows))
-    bottom = TOP + STEP * len(models)
-    height = bottom + 40
+    drawn = [row for row in rows if not row.failure and row.speed and "other outputs" not in row.faults]
+    models = list(dict.fromkeys((row.collection, row.model) for row in rows))
+    width = LEFT + COLUMNS * (PANEL + GAP_X) + 4
+    height = TOP + math.ceil(len(models) / COLUMNS) * (HIGH + GAP_Y) - 28
     fonts = "system-ui, -apple-system, 'Segoe UI', Helvetica, Arial, sans-serif"
-    place = f'viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}"'
+    place = f'viewBox="0 0 {width} {height}" width="{width}" height="{height}"'
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" {place} role="img" font-family="{fonts}">',
-        "<title>Size and speed of every result, as a share and a multiple of the original's</title>",
+        "<title>Loss of score against size of every result; the area of a mark is its speed</title>",
         f"<style>{STYLE}</style>",
-        f'<rect class="card" x="0.5" y="0.5" width="{WIDTH - 1}" height="{height - 1}" rx="10"/>',
+        f'<rect class="card" x="0.5" y="0.5" width="{width - 1}" height="{height - 1}" rx="10"/>',
+        *legend(),
     ]
-    x = 20.0
-    for tool, color in COLORS.items():
-        parts.append(f'<circle cx="{x + 5}" cy="22" r="5" fill="{color}"/><text x="{x + 16}" y="26">{tool}</text>')
-        x += 34 + 7 * len(tool)
-    parts.append(f'<circle class="hollow" cx="25" cy="{bottom + 14}" r="5" stroke="#57606a"/>')
-    parts.append(f'<text class="small" x="36" y="{bottom + 18}">lost over 1 %</text>')
-    parts.append(f'<text class="bold" x="{LABEL}" y="58">size (left is better)</text>')
-    parts.append(f'<text class="bold" x="{LABEL + PANEL + GAP}" y="58">speed (right is better)</text>')
-    for share in (0.0, 0.25, 0.5, 0.75, 1.0):
-        parts += tick(size_x(share), bottom, f"{share:.0%}", one=share == 1)
-    for speed in (0.125, 0.25, 0.5, 1.0, 2.0, 4.0):
-        parts += tick(speed_x(speed), bottom, f"{speed:g}×", one=speed == 1)
     for number, model in enumerate(models):
-        y = TOP + STEP * (number + 0.5)
-        parts.append(f'<text x="20" y="{y + 4}">{escape(model)}</text>')
-        for lane, tool in enumerate(reversed(COLORS)):
-            parts += marks([r for r in rows if (r.model, r.tool) == (model, tool)], y + 4 * (2.5 - lane), tool)
+        x = LEFT + (number % COLUMNS) * (PANEL + GAP_X)
+        y = TOP + (number // COLUMNS) * (HIGH + GAP_Y)
+        own = [row for row in drawn if (row.collection, row.model) == model]
+        parts += panel(model[1], own, x, y, first=number % COLUMNS == 0)
     return "\n".join([*parts, "</svg>\n"])
 
 
-def tick(x: float, bottom: float, label: str, *, one: bool) -> list[str]:
-    """A vertical line with its number."""
-    kind = "one" if one else "grid"
-    return [
-        f'<line class="{kind}" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP - 14}" y2="{bottom}"/>',
-        f'<text class="small" x="{x:.1f}" y="{bottom + 18}" text-anchor="middle">{label}</text>',
-    ]
+def legend() -> list[str]:
+    """Colors, and what areas mean."""
+    parts, x = [], 20.0
+    for tool, color in COLORS.items():
+        parts.append(f'<circle cx="{x + 5}" cy="22" r="5" fill="{color}"/><text x="{x + 15}" y="26">{tool}</text>')
+        x += 32 + 6.6 * len(tool)
+    parts.append('<text class="small" x="20" y="50">area: times as fast</text>')
+    x = 130.0
+    for speed in (0.5, 1.0, 2.0, 4.0):
+        parts += [mark(x, 46, speed, "#57606a"), f'<text class="small" x="{x + 12}" y="50">{speed:g}</text>']
+        x += 44
+    parts.append(f'<text class="small" x="{x}" y="50">hollow: slower than the original</text>')
+    text = "across: bytes against the original's; down: loss of the score; dashed: 1 %"
+    parts.append(f'<text class="small" x="{x + 190}" y="50">{text}</text>')
+    return parts
 
 
-def marks(rows: Sequence[Row], y: float, tool: str) -> list[str]:
-    """Two circles per result; none where a tool failed."""
-    found = []
-    for row in rows:
-        if row.failure or row.speed is None:
-            continue
-        lost = "loses too much" in row.faults
-        paint = f'class="hollow" stroke="{COLORS[tool]}"' if lost else f'fill="{COLORS[tool]}"'
-        hint = escape(f"{row.model}, {tool}: {row.share:.1%} of the bytes, {row.speed:.2f} times as fast")
-        found += [
-            f'<circle {paint} cx="{x:.1f}" cy="{y:.1f}" r="4"><title>{hint}</title></circle>'
-            for x in (size_x(row.share), speed_x(row.speed))
-        ]
-    return found
+def mark(x: float, y: float, speed: float, color: str, hint: str = "") -> str:
+    """A circle whose area is a speed."""
+    radius = math.sqrt(AREA * min(max(speed, SLOW), FAST) / math.pi)
+    slow = speed < SLOWEST
+    paint = f'fill="none" stroke="{color}" stroke-width="1.4"' if slow else f'fill="{color}" fill-opacity="0.8"'
+    return f'<circle {paint} cx="{x:.1f}" cy="{y:.1f}" r="{radius:.2f}"><title>{escape(hint)}</title></circle>'
+
+
+def panel(name: str, rows: Sequence[Row], x: float, y: float, *, first: bool) -> list[str]:
+    """One model; onnxc is drawn last, above the others, and large marks below small ones."""
+
+    def across(share: float) -> float:
+        return x + PANEL * min(share, SIZE_HIGH * 1.03) / SIZE_HIGH
+
+    def down(loss: float) -> float:
+        return y + HIGH * (min(max(loss, LOSS_LOW), LOSS_HIGH) - LOSS_LOW) / (LOSS_HIGH - LOSS_LOW)
+
+    parts = [f'<text class="bold" x="{x}" y="{y - 10}">{escape(name)}</text>']
+    for share in (0.0, 0.25, 0.5, 0.75, 1.0):
+        parts.append(f'<line class="grid" x1="{across(share):.1f}" x2="{across(share):.1f}" y1="{y}" y2="{y + HIGH}"/>')
+        anchor = {0.0: "start", 1.0: "end"}.get(share, "middle")
+        place = f'x="{across(share):.1f}" y="{y + HIGH + 16}" text-anchor="{anchor}"'
+        parts.append(f'<text class="small" {place}>{100 * share:.0f}{" %" if share == 1 else ""}</text>')
+    for loss in (-0.01, 0.0, 0.01, 0.02, 0.03, 0.04):
+        kind = "limit" if loss == 0.01 else "grid"
+        parts.append(f'<line class="{kind}" x1="{x}" x2="{x + PANEL}" y1="{down(loss):.1f}" y2="{down(loss):.1f}"/>')
+        if first:
+            text = "4 % +" if loss == LOSS_HIGH else f"{100 * loss:.0f} %"
+            place = f'x="{x - 8}" y="{down(loss) + 4:.1f}" text-anchor="end"'
+            parts.append(f'<text class="small" {place}>{text}</text>')
+    for row in sorted(rows, key=lambda row: (row.tool == "onnxc", -(row.speed or 0.0))):
+        hint = f"{row.model}, {row.label}: {row.share:.1%} of the bytes, {row.speed:.2f} times as fast"
+        parts.append(mark(across(row.share), down(row.loss or 0.0), row.speed or 0.0, COLORS[row.tool], hint))
+    return parts

@@ -1,119 +1,74 @@
-"""One compression by one tool. In: a tool's name, a model, calibration data, a hook. Out: a model file.
+"""What is compared. In: nothing. Out: every tool with its modes, and the command that runs it on a task.
 
-    python benchmarks/tools.py "ORT static" IN.onnx OUT.onnx --calib DATA --eval FILE.py:FUNCTION
-
-run.py starts it as a process of its own, so that a crash of a tool costs one row. ONNX Runtime's quantizers
-are called as its documentation recommends: quant_pre_process first, then QDQ.
+A mode is the best documented way that a tool has for a CPU and a kind of model; what each does is written at the top
+of its script in compress/. Nobody has to choose a mode of onnxc: the three differ in what it is given. One more tool is
+a line here, one in environments.py, a color in plot.py, and a script.
 """
 
 from __future__ import annotations
 
-import argparse
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from onnxruntime.quantization import (
-    CalibrationDataReader,
-    QuantType,
-    quantize_dynamic,
-    quantize_static,
-)
-from onnxruntime.quantization.shape_inference import quant_pre_process
+from environments import HERE, python_of
+from tasks import Task
 
-import onnxc
-from onnxc.session import Session
-
-SAMPLES = 128
-Sample = Mapping[str, np.ndarray]
+Command = list[str]
 
 
-class Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types
-    """Samples the way onnxruntime.quantization asks for them."""
+@dataclass(frozen=True)
+class Tool:
+    """A tool in a mode; ``script`` and ``environment`` are empty for onnxc, which runs from here."""
 
-    def __init__(self, samples: Sequence[Sample]) -> None:
-        self.samples: Iterator[Sample] = iter(samples)
+    name: str
+    mode: str
+    environment: str = ""
+    script: str = ""
 
-    def get_next(self) -> Sample | None:
-        """The next sample, None after the last."""
-        return next(self.samples, None)
+    @property
+    def label(self) -> str:
+        """How tables call it."""
+        return f"{self.name} {self.mode}".strip()
 
+    @property
+    def file(self) -> str:
+        """The same, for a path."""
+        return self.label.replace(" ", "-").replace("--", "-")
 
-def samples_of(model: Path, calib: str, count: int = SAMPLES) -> list[Sample]:
-    """At most ``count`` samples of ``calib``, evenly spread; every tool gets the same ones."""
-    return onnxc.Calibration.open(calib, Session(model).inputs).take(count)
-
-
-def prepared(source: Path, folder: str) -> Path:
-    """The model after ONNX Runtime's own preparation for quantizing."""
-    target = Path(folder, "prepared.onnx")
-    quant_pre_process(str(source), str(target), skip_symbolic_shape=True)
-    return target
-
-
-def with_onnxc(source: Path, target: Path, calib: str, hook: str | None) -> None:
-    """Everything onnxc has: samples and the score."""
-    onnxc.optimize(source, target, calib=samples_of(source, calib), eval=hook, prices=f"{target}.prices")
-
-
-def with_onnxc_for_ort(source: Path, target: Path, calib: str, hook: str | None) -> None:
-    """The same, operators of com.microsoft allowed, as ONNX Runtime's quantizers use them."""
-    samples = samples_of(source, calib)
-    onnxc.optimize(source, target, calib=samples, eval=hook, ops="ort", prices=f"{target}.prices")
+    def command(self, task: Task, source: Path, samples: Path, target: Path, torch: str) -> Command:
+        """What to run; makes the environment if it is not there."""
+        if self.name == "onnxc":
+            prices = ["--prices", f"{target}.prices.json"]
+            given = [str(source), str(target), *prices, *ONNXC_MODES[self.mode](task, samples)]
+            return [sys.executable, "-m", "onnxc", "optimize", *given]
+        python = str(python_of(self.environment, torch))
+        script = str(HERE / "compress" / self.script)
+        return [python, script, self.mode, str(source), str(target), str(samples)]
 
 
-def with_onnxc_alone(source: Path, target: Path, calib: str, hook: str | None) -> None:
-    """No data, no score."""
-    onnxc.optimize(source, target, prices=f"{target}.prices")
+def with_all(task: Task, samples: Path) -> Command:
+    """Samples, and the score of the select items where there is one."""
+    return ["--calib", str(samples), *(["--eval", task.hook] if task.hook else [])]
 
 
-def with_dynamic(source: Path, target: Path, calib: str, hook: str | None) -> None:
-    """quantize_dynamic as it comes, int8 weights."""
-    with tempfile.TemporaryDirectory() as folder:
-        quantize_dynamic(prepared(source, folder), target, weight_type=QuantType.QInt8)
-
-
-def with_static(source: Path, target: Path, calib: str, hook: str | None) -> None:
-    """quantize_static as it comes: int8 activations and weights per tensor, ranges by minimum and maximum."""
-    with tempfile.TemporaryDirectory() as folder:
-        quantize_static(prepared(source, folder), target, Reader(samples_of(source, calib)))
-
-
-def with_static_channels(source: Path, target: Path, calib: str, hook: str | None) -> None:
-    """quantize_static with what suits this processor best: uint8 activations, int8 weights per channel."""
-    with tempfile.TemporaryDirectory() as folder:
-        quantize_static(
-            prepared(source, folder),
-            target,
-            Reader(samples_of(source, calib)),
-            per_channel=True,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-        )
-
-
-TOOLS: dict[str, Callable[[Path, Path, str, str | None], None]] = {
-    "onnxc": with_onnxc,
-    "onnxc --ops ort": with_onnxc_for_ort,
-    "onnxc, no data": with_onnxc_alone,
-    "ORT dynamic": with_dynamic,
-    "ORT static": with_static,
-    "ORT static u8s8": with_static_channels,
+ONNXC_MODES: dict[str, Callable[[Task, Path], Command]] = {
+    "": with_all,
+    "--ops ort": lambda task, samples: [*with_all(task, samples), "--ops", "ort"],
+    "without data": lambda task, samples: [],
 }
-
-
-def main() -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(description="One compression by one tool.")
-    parser.add_argument("tool", choices=TOOLS)
-    parser.add_argument("source", type=Path)
-    parser.add_argument("target", type=Path)
-    parser.add_argument("--calib", required=True)
-    parser.add_argument("--eval")
-    given = parser.parse_args()
-    TOOLS[given.tool](given.source, given.target, given.calib, given.eval)
-
-
-if __name__ == "__main__":
-    main()
+PEERS = {
+    "ONNX Runtime": ("onnxruntime", "with_onnxruntime.py", ("dynamic", "static", "nbits")),
+    "onnxsim": ("onnxsim", "with_onnxsim.py", ("dynamic", "static", "gptq")),
+    "NNCF": ("nncf", "with_nncf.py", ("static", "transformer", "int4")),
+    "AIMET": ("aimet", "with_aimet.py", ("int8", "cle", "adaround")),
+    "Quark": ("quark", "with_quark.py", ("u8s8", "adaround", "transformer")),
+    "ModelOpt": ("modelopt", "with_modelopt.py", ("int8", "int4")),
+    "Olive": ("olive", "with_olive.py", ("dynamic", "static", "rtn4")),
+    "Neural Compressor": ("neural-compressor", "with_neural_compressor.py", ("dynamic", "static")),
+}
+TOOLS = [Tool("onnxc", mode) for mode in ONNXC_MODES]
+TOOLS += [
+    Tool(name, mode, environment, script) for name, (environment, script, modes) in PEERS.items() for mode in modes
+]
