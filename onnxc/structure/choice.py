@@ -54,6 +54,9 @@ class Choice:
             return self.whole
         clock = Clock(self.prices, self.stamp)
         whole = clock.took("the whole model", self.seconds)
+        if whole > LONGEST:
+            said = f"smaller forms are not tried unasked: planning takes {whole:.0f} s, and would take as long again"
+            return replace(self.whole, notes=[*self.whole.notes, f"{said}; name a pass ({words(passes)}) to have it"])
         clock.allowed, clock.spent = max(ALWAYS, SHARE * whole), 0.0
         if not self.whole.planning.problem.noise:
             self.whole.planning.sensitivities(trial)
@@ -71,10 +74,6 @@ class Choice:
         for cut in sorted(cuts, key=lambda each: aim.of(each.predicted)):
             if tried >= MOST or aim.of(cut.predicted) * scales.get(cut.by, 1.0) >= CLOSE * aim.of(best.figures):
                 self.notes.append(f"{cut.text}: not planned, predicted to be no better")
-                continue
-            if whole > LONGEST:
-                said = f"planning takes {whole:.0f} s, too long to be tried unasked; name the pass to have it"
-                self.notes.append(f"{cut.text}: not planned, {said}")
                 continue
             if tried and clock.spent + whole > clock.allowed:
                 self.notes.append(f"{cut.text}: not planned, the time for trying structures is used up")
@@ -115,3 +114,8 @@ class Choice:
             return best
         self.notes.append(f"{cut.text}; {what}; {old}")
         return replace(made, notes=[*made.notes, *(f"{cut.by}: {note}" for note in cut.level.notes)])
+
+
+def words(passes: Sequence[StructuralPass]) -> str:
+    """The names of ``passes``."""
+    return ", ".join(each.name for each in passes)
