@@ -13,6 +13,8 @@ import onnx
 from onnxc.model import Constant, Model
 from onnxc.rewrite import FinishingPass, Outcome
 
+LONGEST = 4096  # entries of a vector whose values inference may follow
+
 
 @dataclass(frozen=True)
 class StripShapes(FinishingPass):
@@ -31,8 +33,10 @@ class StripShapes(FinishingPass):
         if not named:
             return Outcome()
         del message.graph.value_info[:]
+        # every value of a vector becomes a message of its own: packed weights would take gigabytes
+        small = all(len(each.dims) != 1 or each.dims[0] <= LONGEST for each in message.graph.initializer)
         try:
-            inferred = onnx.shape_inference.infer_shapes(message, data_prop=True).graph.value_info
+            inferred = onnx.shape_inference.infer_shapes(message, data_prop=small).graph.value_info
         except (onnx.shape_inference.InferenceError, ValueError, RuntimeError):
             return Outcome()
         known = {info.name: info.type for info in inferred}
