@@ -3,7 +3,7 @@
     x ── Conv [64, 32, 3, 3] ── Relu ── Conv [64, 64, 3, 3] ──
     becomes   x ── Conv [32, 32, 3, 3] ── Relu ── Conv [64, 32, 3, 3], solved anew ──
 
-In: a model and calibration data. Out: levels of 10, 20, 30 ... % fewer multiply-adds, or the one that was asked for.
+In: a model and data. Out: levels of 10, 20, 30 ... % fewer multiply-adds, or the one that was asked for.
 """
 
 from __future__ import annotations
@@ -110,13 +110,13 @@ class PruneChannels(StructuralPass):
         return Offers(tuple(found), reason)
 
     def effects(self, channels: Channels, context: Context) -> list[NDArray[np.float64]]:
-        """Per group, what its units do to the outputs to first order, through the weights that read them."""
-        some = gradient_samples(self.name, context)
+        """Per group, what its units do to the outputs to first order."""
+        some = gradient_samples(self.name, context)  # says what is missing: data, or PyTorch
         from onnxc.training.importance import first_order_of_units
 
-        reading = [{(each.weight, each.axis) for each in group.readers} for group in channels.groups]
-        pairs = zip(channels.groups, reading, strict=True)
-        members = [{axis: group.members[axis] for axis in axes if axis in group.members} for group, axes in pairs]
+        read = [{(each.weight, each.axis) for each in group.readers} for group in channels.groups]
+        both = zip(channels.groups, read, strict=True)
+        members = [{axis: group.members[axis] for axis in axes & group.members.keys()} for group, axes in both]
         seed, threads = context.recipe.seed, context.options.threads
         return first_order_of_units(channels.model, some, members, seed=seed, threads=threads)
 

@@ -5,7 +5,7 @@ No labels are needed: the original tells what each answer should be. Block by bl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import replace
 
 from onnxc.data import Sample
@@ -33,12 +33,14 @@ def recover(
     *,
     loss: Loss | None = None,
     blockwise: bool = True,
+    held: Collection[int] = (),
 ) -> Trained:
     """Fine-tune what ``compressed`` holds (weights, codes, scales, biases) so that it answers as ``original`` does.
 
     Args:
         original, compressed: neither is changed.
-        samples: calibration data; an eighth of it is held back and decides what is best.
+        samples: calibration data. held: positions of those that are held back and decide what is best; an eighth of
+            them where none are given.
         loss: "auto" by default (see losses.py).
         blockwise: reconstruct block by block first.
 
@@ -55,6 +57,7 @@ def recover(
             samples,
             [each.teacher for each in loss.outputs],
             settings.seed,
+            held=held,
         )
         trainer = Trainer(original, compressed, lesson, loss, settings, options, say)
     except ModelError as error:
@@ -117,7 +120,9 @@ def lowered(judge: Judge, *, told: bool) -> Budget:
 def recovered(judge: Judge, trial: Trial, settings: Settings, say: Say) -> Trial:
     """The better one of ``trial`` before and after training; what was done is among its notes."""
     try:
-        trained = recover(judge.original, trial.model, judge.samples, settings, judge.options, say)
+        trained = recover(
+            judge.original, trial.model, judge.samples, settings, judge.options, say, held=judge.samples.apart
+        )
     except (ModelError, DataError) as error:
         return rejudged(judge, replace(trial, notes=(*trial.notes, str(error))))
     notes = (*trial.notes, *(f"recovery: {note}" for note in trained.notes))

@@ -8,7 +8,7 @@ latents ──────────────── the file's initializers
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from time import monotonic
 
@@ -85,8 +85,12 @@ class Lesson:
         outputs: Sequence[str],
         seed: int,
         labels: list[int] | None = None,
+        held: Collection[int] = (),
     ) -> Lesson:
         """Run the teacher over ``samples``, once.
+
+        Args:
+            held: positions of samples that nothing may learn from; an eighth of all by default.
 
         Raises:
             DataError: the inputs of the two models have nothing in common, or there are fewer than two samples.
@@ -108,7 +112,10 @@ class Lesson:
             answers.append(teacher.run(row, list(outputs)))
         if len(rows) < 2:
             raise DataError("training needs two samples at least, one to learn from and one to judge by")
-        return cls(rows, answers, labels, *split(len(rows), seed), digest.hexdigest())
+        learning, judging = split(len(rows), seed)
+        if held:
+            learning, judging = [each for each in range(len(rows)) if each not in held], sorted(held)
+        return cls(rows, answers, labels, learning, judging, digest.hexdigest())
 
     def wanted(self, numbers: Sequence[int]) -> dict[str, torch.Tensor]:
         """The teacher's answers to a batch."""

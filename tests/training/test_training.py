@@ -195,6 +195,13 @@ def test_pruned_weights_stay_zero(teacher: Model) -> None:
             assert not np.asarray(new.values)[zero].any()
 
 
+def test_nothing_is_learned_from_what_is_held_back(teacher: Model) -> None:
+    names = [each.name for each in teacher.graph.outputs][1:]
+    lesson = Lesson.given(Session(teacher), Session(teacher), samples("sklearn_mlp"), names, 0, held={3, 7, 11})
+    assert lesson.held == [3, 7, 11]
+    assert sorted(lesson.learning + lesson.held) == list(range(24))
+
+
 def test_nothing_worse_is_handed_out(teacher: Model) -> None:
     made = recover(teacher, teacher.copy(), samples("sklearn_mlp"), FEW)
     assert not made.improved
