@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,15 @@ from onnxc import Budget, optimize
 from onnxc.cost import PriceFile
 from onnxc.data import Calibration
 from onnxc.factors.factoring import Curve, Goal, Loss, rank_of
+from onnxc.passes import FactorMatmul, PruneChannels
 from onnxc.propose import passes_of
 from onnxc.recipe import Recipe, parse_passes
 from onnxc.report import Report
-from onnxc.rewrite import Stakes
+from onnxc.rewrite import Context, Stakes, StructuralPass
 from onnxc.session import Session
 from onnxc.structure.planned import UNMET, Aim, Clock
-from tests.emission import model, node, weight
-from tests.factored import MODELS, limited
+from tests.emission import model, node, samples, weight
+from tests.factored import MODELS, context_of, limited
 
 STRUCTURAL = {"prune-channels", "factor-matmul", "factor-conv"}
 PLAIN = "quantize-static,quantize-dynamic,store-int8,store-low-bit,store-codebook,store-float16"
@@ -90,36 +92,51 @@ def test_the_same_prices_choose_the_same_structure(tmp_path: Path) -> None:
     assert max(int(np.prod(dims)) for dims in sizes) < 256 * 64
 
 
-def test_a_model_of_full_rank_is_left_as_it_is_with_reasons_by_name(tmp_path: Path) -> None:
+def full_rank(cost: float) -> Context:
+    """Two matrices of full rank in a plan where damage 1 of either costs ``cost`` times what both are worth."""
     proto = model(
         [node("MatMul", "x w", "h"), node("Relu", "h", "r"), node("MatMul", "r v", "y")],
         {"x": [16, 128]},
         {"y": None},
         {"w": weight(128, 128), "v": weight(128, 128)},
     )
-    source = tmp_path / "full.onnx"
-    onnx.save(proto, source)
-    random = np.random.default_rng(0)
-    data = [{"x": random.standard_normal((16, 128)).astype(np.float32)} for _ in range(32)]
-    found = optimize(source, tmp_path / "found.onnx", calib=data, prices=tmp_path / "prices.json")
-    optimize(source, tmp_path / "plain.onnx", calib=data, passes=PLAIN, prices=tmp_path / "prices.json")
-    refused = [row for row in found.refusals if row.pass_name == "factor-matmul"]
-    assert [(row.reason.partition(",")[0], row.count, row.examples) for row in refused] == [
-        ("factors cost more", 2, ["h_node", "y_node"])
+    stakes = Stakes({"w": 0.5, "v": 0.5}, {"w": cost, "v": cost}, {})
+    return replace(context_of(proto, samples(32, x=[16, 128])), stakes=stakes)
+
+
+def test_where_damage_is_dear_nothing_is_offered_and_the_reasons_have_names() -> None:
+    factors, channels = FactorMatmul().offers(full_rank(100.0)), PruneChannels().offers(full_rank(100.0))
+    assert factors.found == channels.found == ()
+    assert [(each.place, each.reason.partition(",")[0]) for each in factors.refusals] == [
+        ("h_node", "factors cost more"),
+        ("y_node", "factors cost more"),
     ]
-    (said,) = (note for note in found.notes if note.startswith("factor-matmul: "))
-    assert re.search(r"the closest is [hy]_node: rank \d+, \d+% of its numbers, loses .* times what it saves$", said)
-    assert any(note.startswith("prune-channels: not ") for note in found.notes)
-    shapes = [sorted(t.dims) for t in onnx.load(tmp_path / "found.onnx").graph.initializer if len(t.dims) == 2]
-    assert all(shape == [128, 128] or 1 in shape or shape[1] > 128 for shape in shapes)
-    assert (tmp_path / "found.onnx").stat().st_size <= 1.02 * (tmp_path / "plain.onnx").stat().st_size
+    assert re.fullmatch(
+        r"the closest is [hy]_node: rank \d+, \d+% of its numbers, loses 0\.\d+ of its output: "
+        r"with the bits that would make it good that costs \d+\.\d times what it saves",
+        factors.reason,
+    )
+    assert re.fullmatch(r".* any cut costs at least \d+\.\d times what it saves", channels.reason)
+
+
+@pytest.mark.parametrize("instance", [FactorMatmul(), PruneChannels()], ids=lambda each: each.name)
+def test_where_damage_is_cheap_deeper_and_deeper_forms_are_offered(instance: StructuralPass) -> None:
+    context = full_rank(0.01)
+    offers = instance.offers(context).found
+    assert offers
+    assert [offer.saved for offer in offers] == sorted(offer.saved for offer in offers)
+    assert [offer.cost for offer in offers] == sorted(offer.cost for offer in offers)
+    assert all(0 < offer.saved < 1 and 0 < offer.cost < 0.1 for offer in offers)
+    before = sum(each.nbytes for each in context.model.graph.weights)
+    after = sum(each.nbytes for each in offers[-1].make().model.graph.weights)
+    assert after == pytest.approx(before * (1 - offers[-1].saved), rel=0.05)
 
 
 @pytest.mark.parametrize("words", [None, PLAIN, "prune-channels", "factor-conv:rank=4,store-int8"])
 def test_nothing_structural_is_tried_where_passes_are_named(words: str | None) -> None:
     chosen = passes_of(Recipe(passes=parse_passes(words) if words else None))
     assert {each.name for each in chosen.unasked} == (STRUCTURAL if words is None else set())
-    named = {each.name for each, _ in chosen.structural}
+    named = {each.name for each, _ in chosen.structural} & STRUCTURAL
     assert named == ({request.name for request in parse_passes(words)} & STRUCTURAL if words else set())
 
 
