@@ -105,6 +105,10 @@ class Histogram:
         counts[counts.size // 2] = max(counts[counts.size // 2] - self.zeros, 0.0)
         reach = int(np.ceil((high - low) / levels / (centres[1] - centres[0])))
         counts = np.convolve(counts, np.full(2 * reach + 1, 1 / (2 * reach + 1)), "same")
+        first, last = int(np.searchsorted(centres, low)), min(int(np.searchsorted(centres, high)), counts.size - 1)
+        for end, beyond in ((first, slice(0, first)), (last, slice(last + 1, None))):  # nothing lies beyond the ends
+            counts[end] += counts[beyond].sum()
+            counts[beyond] = 0
         ratios = np.concatenate([np.linspace(1, 0.5, 26), np.linspace(0.47, 0.05, 15)])
 
         def best(pairs: list[tuple[float, float]]) -> tuple[float, float]:

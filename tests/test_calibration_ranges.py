@@ -60,6 +60,24 @@ def filled(values: np.ndarray) -> Histogram:
     return made
 
 
+def migacz(values: np.ndarray, levels: int = 128, bins: int = 2048) -> float:
+    """The threshold of "8-bit Inference with TensorRT" (2017), page 38: for every end P with the outliers in its last
+    bin, Q of the bins without them, spread over those that hold something.
+    """
+    top = float(values.max())
+    counts = np.histogram(values[values != 0], bins, (0, top))[0].astype(float)
+    losses = []
+    for end in range(levels, bins + 1):
+        inside, wanted = counts[:end], counts[:end].copy()
+        wanted[-1] += counts[end:].sum()
+        level = np.arange(end) * levels // end
+        mass, held = np.bincount(level, inside), np.bincount(level, inside > 0)
+        found = np.where(inside > 0, (mass / np.maximum(held, 1))[level], 0.0)
+        p, q = wanted / wanted.sum(), np.maximum(found / found.sum(), 1e-9)
+        losses.append(float((p[p > 0] * np.log(p[p > 0] / q[p > 0])).sum()))
+    return (int(np.argmin(losses)) + levels) * top / bins
+
+
 class TestEntropy:
     def test_it_gains_over_the_whole_range_on_a_trained_model(self) -> None:
         model, data = load("residual_cnn"), samples("residual_cnn")
@@ -71,6 +89,20 @@ class TestEntropy:
         low, high = filled(values).limits("entropy")
         assert -6 < low < -3
         assert 3 < high < 6
+
+    @pytest.mark.parametrize("name", ["relu", "lognormal", "gamma", "outliers"])
+    def test_it_is_about_the_threshold_of_the_paper(self, name: str) -> None:
+        """Against a transcript of the talk's pseudocode, on magnitudes."""
+        random = np.random.default_rng(0)
+        values = {
+            "relu": np.maximum(random.standard_normal(100_000), 0),
+            "lognormal": random.lognormal(size=100_000),
+            "gamma": random.gamma(0.5, size=100_000),
+            "outliers": np.append(np.abs(random.standard_normal(100_000)), [60, 61]),
+        }[name]
+        low, high = filled(values).limits("entropy", levels=127)
+        assert low == 0
+        assert high == pytest.approx(migacz(values), rel=0.3)
 
     def test_a_grid_and_a_clipped_peak_stay_whole(self) -> None:
         grey = np.random.default_rng(0).integers(0, 256, 50_000) / 255 * 3.2 - 0.4
