@@ -86,30 +86,34 @@ def own_rows(row: Row, rows: Iterable[Row]) -> list[Row]:
     return [each for each in same if each.tool == "onnxc" and not each.failure]
 
 
-def judged(row: Row) -> bool:
-    """Whether the row of another tool is compared with onnxc's at all."""
-    return row.tool != "onnxc" and not row.failure and "other outputs" not in row.faults
+def judged(row: Row, own: Iterable[Row]) -> bool:
+    """Whether the row of another tool is compared with ``own`` ones of onnxc at all."""
+    return row.tool != "onnxc" and not row.failure and "other outputs" not in row.faults and any(own)
 
 
 def ahead_in_score(row: Row, rows: Iterable[Row]) -> bool:
     """Whether the score is above that of a result of onnxc with as many or more bytes, and none makes up for it."""
     own = own_rows(row, rows)
     above = any(row.counted > each.counted for each in own if row.share <= each.share)
-    return judged(row) and above and not any(each.counted >= row.counted for each in own if each.share <= row.share)
+    return (
+        judged(row, own) and above and not any(each.counted >= row.counted for each in own if each.share <= row.share)
+    )
 
 
 def ahead_in_size(row: Row, rows: Iterable[Row]) -> bool:
     """Whether the result has no fault and is smaller than every result of onnxc that has none."""
-    return (
-        judged(row) and not row.faults and all(row.share < own.share for own in own_rows(row, rows) if not own.faults)
-    )
+    own = own_rows(row, rows)
+    whole = row.speed is not None and not row.faults
+    return judged(row, own) and whole and all(row.share < each.share for each in own if not each.faults)
 
 
 def ahead_in_speed(row: Row, rows: Iterable[Row]) -> bool:
     """Whether the result is faster than one of onnxc of no higher score, and none makes up for it; 1 % is kept."""
     own = [each for each in own_rows(row, rows) if each.speed]
     above = any(row.reaches(each.counted) and faster(row, each) for each in own)
-    return judged(row) and row.kept and above and all(faster(row, each) for each in own if each.reaches(row.counted))
+    return (
+        judged(row, own) and row.kept and above and all(faster(row, each) for each in own if each.reaches(row.counted))
+    )
 
 
 def faster(row: Row, other: Row) -> bool:

@@ -194,9 +194,10 @@ def of_task(rows: Sequence[Row], task: Task) -> list[Row]:
 
 
 def merged(rows: Sequence[Row], new: Sequence[Row]) -> list[Row]:
-    """All rows, new ones in place of old ones, models in the order in which they came, tools in that of ``TOOLS``."""
+    """All rows, new ones in place of old ones; models/ first and in its order, tools in that of ``TOOLS``."""
     found = {(row.collection, row.model, row.label): row for row in [*rows, *new]}
-    models = list(dict.fromkeys(key[:2] for key in found))
+    first = [("models", task.name) for task in stored_tasks(None)]
+    models = dict.fromkeys([*first, *(key[:2] for key in found)])
     return [found[*model, tool.label] for model in models for tool in TOOLS if (*model, tool.label) in found]
 
 
@@ -251,7 +252,8 @@ def main() -> None:
     if not tools:
         parser.error(f"--only names none of: {', '.join(tool.label for tool in TOOLS)}")
     if given.render:
-        write(*stored())
+        rows, versions = stored()
+        write(merged(rows, []), versions)
         return
     if given.model is not None:
         if not given.calib:
