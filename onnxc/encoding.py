@@ -104,7 +104,8 @@ def round_to_nearest(
     scale = np.asarray(peak / np.float32(levels), np.float32)
     if smallest_scale is not None:
         scale = np.maximum(scale, smallest_scale)
-    scale = rounded_up(np.where(scale < np.float32(1e-30), np.float32(1.0), scale))
+    scale = np.where(scale < np.float32(1e-30), np.float32(1.0), scale).astype(np.float32)
+    scale = rounded_up(scale) if axis is not None else scale
     codes = Codes(np.zeros((0,), np.int8), scale, axis, levels)
     shape = [1] * values.ndim
     if axis is not None:

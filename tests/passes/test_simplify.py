@@ -143,7 +143,8 @@ def test_a_child_that_dies_or_hangs_is_replaced(tmp_path: Path, script: str, mes
     try:
         with pytest.raises(SimplifierError, match=message):
             worker.ask(b"x", seconds=0.5 if "sleep" in script else 20)
-        child.write_text("import sys; b = sys.stdout.buffer; b.write((2).to_bytes(8, 'little') + b'=y'); b.flush()")
+        answering = "import sys; sys.stdin.buffer.read(9); b = sys.stdout.buffer"
+        child.write_text(f"{answering}; b.write((2).to_bytes(8, 'little') + b'=y'); b.flush()")
         assert worker.ask(b"x", seconds=20) == b"y"
     finally:
         worker.close()
