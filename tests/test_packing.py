@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from onnxc.codes.formats import INT8, Format, parse_format
+from onnxc.codes.formats import INT8, PLANES, Format, parse_format
 from onnxc.codes.gptq import damage, factorize, gptq
 from onnxc.codes.grids import make_grid
 from onnxc.codes.packing import layout_of, packed, possible
@@ -120,7 +120,7 @@ def test_the_bytes_are_those_announced(chosen: Format) -> None:
         sizes.append(len(loaded.serialized()) - empty)
     announced = stored_bytes(weights[0], chosen)
     assert abs(sizes[2] - sizes[1] - announced) < 120
-    assert sizes[0] - announced < 2200
+    assert sizes[0] - announced < (3000 if chosen.levels in PLANES else 2200), "nodes that all of the format share"
     assert announced < weights[0].bytes * (chosen.bits / 32 + 0.04)
 
 
