@@ -60,6 +60,7 @@ from onnxc.summary import summarize
 from onnxc.targets import target as target_named
 
 Progress = Callable[[str], None]
+FORM_TRIALS = 6  # plans that are built of a smaller form
 FORMS = 3  # trials of a smaller form that go to the gate: the best one and two that load faster
 
 
@@ -249,6 +250,8 @@ def planned(run: Run, model: Model, lead: float = 1.0, *, stamp: Mapping[str, st
     so many go to the gate.
     """
     planning = proposed(run, model, lead)
+    if most is not None:
+        planning.most = FORM_TRIALS
     trials = islice(recovered(run, planning), most)
     told, here = any(told for _, told in run.chosen.structural), planning.context.target.measured
     return Planned(planning, gate(run.judge, trials, run.prices, stamp, run.say, told=told, measured=here))

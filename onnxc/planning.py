@@ -67,6 +67,7 @@ class Planning:
         notes: gets sentences for the user; say: is told what is being done.
         attempts: every plan that was judged; overheads: bytes of their files besides the weights.
         feedback: whether weights are solved on what the compressed model feeds them; pace: seconds that it takes.
+        most: plans that are built.
         lead: how many times as fast as the original's the float form of this model is.
     """
 
@@ -85,6 +86,7 @@ class Planning:
     overheads: Overheads = field(default_factory=Overheads)
     feedback: bool = False
     pace: float | None = None
+    most: int = TRIALS
 
     def __post_init__(self) -> None:
         self.say("measuring times in place")
@@ -149,8 +151,8 @@ class Planning:
         that it is the same number in every run.
         """
         if not self.feedback or self.pace is None:
-            return TRIALS
-        return int(np.clip(SOLVING / self.pace, FEWEST_TRIALS, TRIALS))
+            return self.most
+        return int(np.clip(SOLVING / self.pace, FEWEST_TRIALS, self.most))
 
     def built(self, plan: Plan) -> Model:
         """``plan`` as a model."""
