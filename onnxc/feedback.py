@@ -32,6 +32,7 @@ from onnxc.written import written
 FEWEST = 8  # samples: from fewer nothing is learned
 MOST = 96  # samples that are looked at
 ROWS = 4096  # of inputs that a weight sees, over all samples
+PARTS, MOST_TOGETHER = 12, 8  # of the samples, to tell chance; samples of one
 STAGE_BYTES = 384 << 20  # of the sums of one pass
 
 
@@ -157,7 +158,8 @@ def staged(units: Mapping[str, Unit], context: Context, coder: Coder) -> Iterato
 def observed(stage: Sequence[Unit], rewriter: Rewriter, walk: Walk, original: Walk) -> dict[str, Met]:
     """Reading key -> what meets the weights of ``stage`` in both models."""
     readings = {unit.reading.key: unit.reading for unit in stage}
-    found = {key: Met() for key in readings}
+    together = int(np.clip(len(walk.samples) // PARTS, 1, MOST_TOGETHER))
+    found = {key: Met(together) for key in readings}
     read = {reading.tensor: rewriter.read_as(reading.tensor) for reading in readings.values()}
     befores = original.advance(list(read))
     for seed, now in enumerate(walk.advance(list(dict.fromkeys(read.values())))):
@@ -171,6 +173,8 @@ def observed(stage: Sequence[Unit], rewriter: Rewriter, walk: Walk, original: Wa
             if np.isfinite(rows).all() and np.isfinite(others).all():
                 found[key].add(rows, others)
     next(befores, None)  # the last sample's tensors are put away
+    for each in found.values():
+        each.flush()
     return found
 
 

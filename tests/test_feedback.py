@@ -22,7 +22,7 @@ FORMAT = "levels9"  # 3.2 bits
 def met(now: np.ndarray, before: np.ndarray, samples: int = 16) -> Met:
     """Rows [R, K] of so many samples."""
     found = Met()
-    for one, other in zip(np.split(now, samples), np.split(before, samples), strict=True):
+    for one, other in zip(np.split(now, samples), np.split(before, samples), strict=True):  # each a part
         found.add(one[:, None], other[:, None])
     return found
 

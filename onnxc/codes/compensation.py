@@ -43,37 +43,51 @@ class Half:
 
 @dataclass
 class Met:
-    """What meets one weight, over all samples; they go to two halves in turn.
+    """What meets one weight, over all samples. Some samples at a time are one part; parts go to two halves in turn.
 
     Attributes:
+        together: samples of a part: sums of few rows take longer than their products.
         halves: the sums; empty until a row came.
-        squares: sum over samples of the squares of all products of two different inputs' means over the sample.
-        samples: that gave rows.
+        squares: sum over parts of the squares of all products of two different inputs' means over the part.
+        samples: that gave rows; parts: how many there were.
     """
 
+    together: int = 1
     halves: list[Half] = field(default_factory=list)
     squares: float = 0.0
     samples: int = 0
+    parts: int = 0
+    _waiting: list[tuple[Matrix, Matrix]] = field(default_factory=list)
 
     def add(self, now: Matrix, before: Matrix) -> None:
         """Rows [R, G, K] of one sample, in the model being compressed and in the original, paired."""
+        self._waiting.append((now, before))
+        self.samples += 1
+        if len(self._waiting) >= self.together:
+            self.flush()
+
+    def flush(self) -> None:
+        """Add up what waits."""
+        if not self._waiting:
+            return
+        now, before = (np.concatenate(rows).swapaxes(0, 1) for rows in zip(*self._waiting, strict=True))
+        self._waiting.clear()
+        groups, _, depth = now.shape
         if not self.halves:
-            groups, depth = now.shape[1:]
             square, line = (groups, depth, depth), (groups, depth)
             self.halves = [
                 Half(np.zeros(square, np.float32), np.zeros(square, np.float32), np.zeros(line), np.zeros(line))
                 for _ in range(2)
             ]
-        now, before = now.swapaxes(0, 1), before.swapaxes(0, 1)
-        half, transposed = self.halves[self.samples % 2], now.swapaxes(1, 2)
+        half, transposed = self.halves[self.parts % 2], now.swapaxes(1, 2)
         moment = transposed @ now
         half.moment += moment
-        half.cross += transposed @ before
+        half.cross += moment if np.array_equal(now, before) else transposed @ before
         half.mean += now.sum(1, dtype=np.float64)
         half.reference += before.sum(1, dtype=np.float64)
         half.rows += now.shape[1]
         self.squares += off_diagonal(moment) / now.shape[1] ** 2
-        self.samples += 1
+        self.parts += 1
 
     @property
     def whole(self) -> Half:
@@ -93,7 +107,7 @@ class Met:
         """
         moment, _ = self.whole.centred(centre=False)
         known = off_diagonal(moment)
-        chance = max(self.squares / max(self.samples, 1) - known, 0.0) / max(self.samples - 1, 1)
+        chance = max(self.squares / max(self.parts, 1) - known, 0.0) / max(self.parts - 1, 1)
         if centre:
             moment, _ = self.whole.centred(centre=True)
             known = off_diagonal(moment)
@@ -115,7 +129,8 @@ class Met:
 def off_diagonal(moment: Matrix) -> float:
     """Sum of the squares of all entries [G, K, K] off the diagonals."""
     diagonal = np.diagonal(moment, axis1=1, axis2=2).astype(np.float64)
-    return max(float(np.einsum("gkl,gkl->", moment, moment, dtype=np.float64)) - float((diagonal**2).sum()), 0.0)
+    whole = sum(float(np.vdot(each, each)) for each in moment)
+    return max(whole - float((diagonal**2).sum()), 0.0)
 
 
 def compensated(weight: Matrix, met: Met, *, centre: bool) -> Matrix:

@@ -122,7 +122,9 @@ def test_the_planner_goes_below_int8_by_itself(tmp_path: Path) -> None:
 @pytest.mark.parametrize("size", [0.25, 0.14])
 def test_a_limit_of_size_is_kept_with_the_least_noise(size: float, tmp_path: Path) -> None:
     """A looser limit gives a better model; neither is smaller than it has to be."""
-    report = optimized("vision_transformer", ROUNDING, tmp_path / "out.onnx", budget=onnxc.Budget(size=size, min_sqnr=8))
+    report = optimized(
+        "vision_transformer", ROUNDING, tmp_path / "out.onnx", budget=onnxc.Budget(size=size, min_sqnr=8)
+    )
     share = report.bytes_after / report.bytes_before
     assert 0.8 * size < share <= size
     assert sqnr(report) > (28 if size == 0.25 else 18)
