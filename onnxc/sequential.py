@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxc.errors import ModelError
 from onnxc.file.editing import in_order, reads
 from onnxc.model import Constant, Model, Node, Tensor, Variable
 from onnxc.session import Options, Session
@@ -157,6 +158,9 @@ class Walk:
                 feeds = {n: v for n, v in sample.items() if n in taken or n in optional}
                 feeds |= {name: self.load(held[name]) for name in entries}
                 found = session.run(feeds, wanted)
+            lost = [name for name in names if name not in found and name not in fed and name not in held]
+            if lost:  # it was read before, and nobody behind it needed it any more
+                raise ModelError(f"tensor '{lost[0]}' cannot be read again behind what was already rewritten")
             values = {
                 name: found[name] if name in found else sample[name] if name in fed else self.load(held[name])
                 for name in names

@@ -82,7 +82,7 @@ def test_why_not_further() -> None:
     best = plan(problem)
     judge = SimpleNamespace(original=SimpleNamespace(source_bytes=100_000))
     overheads = Overheads()
-    planning: Any = SimpleNamespace(problem=problem, attempts=[], overheads=overheads, judge=judge)
+    planning: Any = SimpleNamespace(problem=problem, attempts=[], overheads=overheads, judge=judge, lead=1.0)
     overheads.learn(problem, best, 1000 + stored_bytes(problem, best.stored))
     assert "smallest and fastest form that pays" in further(planning, best)
     assert "no plan that was tried" in further(planning, Plan(seconds=3e-3))

@@ -80,7 +80,10 @@ class Met:
                 for _ in range(2)
             ]
         half, transposed = self.halves[self.parts % 2], now.swapaxes(1, 2)
-        moment = transposed @ now
+        with np.errstate(over="ignore", invalid="ignore"):
+            moment = transposed @ now
+        if not np.isfinite(moment).all():  # squares of huge values: nothing can be solved on them
+            return
         half.moment += moment
         half.cross += moment if np.array_equal(now, before) else transposed @ before
         half.mean += now.sum(1, dtype=np.float64)

@@ -23,8 +23,9 @@ Matrix = NDArray[np.float32]
 
 
 def second_moment(rows: Matrix) -> Matrix:
-    """H = E[x xT], [K, K], of input rows [R, K]."""
-    return np.asarray(rows.T @ rows / max(len(rows), 1), np.float32)
+    """H = E[x xT], [K, K], of input rows [R, K]; infinite where squares overflow, which factorize() leaves alone."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.asarray(rows.T @ rows / max(len(rows), 1), np.float32)
 
 
 def shrunk_moment(rows: Matrix) -> Matrix:
@@ -38,6 +39,8 @@ def shrunk_moment(rows: Matrix) -> Matrix:
     """
     count = max(len(rows), 1)
     moment = second_moment(rows)
+    if not np.isfinite(moment).all():
+        return moment
     diagonal = np.diagonal(moment).copy()
     mean = rows.mean(0, dtype=np.float64) if len(rows) else np.zeros(rows.shape[1])
     outer = np.outer(mean, mean).astype(np.float32)
@@ -83,7 +86,10 @@ def factorize(moment: Matrix, damping: float = DAMPING) -> Factor:
     depth = moment.shape[1]
     diagonal = np.diagonal(moment, axis1=1, axis2=2).astype(np.float64)
     mean = diagonal.mean(1)
-    idle = ~(np.isfinite(moment).all((1, 2)) & (mean > 0))
+    sound = np.asarray(np.isfinite(moment).all((1, 2)))
+    if not sound.all():
+        moment = np.where(sound[:, None, None], moment, np.eye(depth, dtype=np.float32))
+    idle = ~(sound & (mean > 0))
     order = np.argsort(-np.where(idle[:, None], 0.0, diagonal), axis=1, kind="stable")
     damped = np.take_along_axis(np.take_along_axis(moment, order[:, :, None], 1), order[:, None, :], 2).astype(
         np.float64

@@ -204,7 +204,8 @@ def windows(node: Node, values: Array, consumer: Consumer, quota: int, random: n
     where: tuple[Any, ...] = (sample.reshape(-1, *[1] * spatial), slice(None), *index)
     picked = padded[where]  # [R, kernel..., C]
     moved = np.moveaxis(picked, -1, 1)
-    return np.ascontiguousarray(moved).reshape(len(chosen), groups, -1)
+    depth = moved.shape[1] // groups * int(np.prod(kernel))
+    return np.ascontiguousarray(moved).reshape(len(chosen), groups, depth)
 
 
 def padding(
