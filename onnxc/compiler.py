@@ -245,11 +245,20 @@ def simplified(run: Run) -> Model:
     return model
 
 
-def planned(run: Run, model: Model, lead: float = 1.0, *, stamp: Mapping[str, str], most: int | None = None) -> Planned:
-    """``model``, of which the float form is ``lead`` times as fast as the original, planned; of its trials at most
-    so many go to the gate.
+def planned(
+    run: Run,
+    model: Model,
+    lead: float = 1.0,
+    before: float = 0.0,
+    *,
+    stamp: Mapping[str, str],
+    most: int | None = None,
+) -> Planned:
+    """``model``, of which the float form is ``lead`` times as fast as the original and makes the noise ``before``,
+    planned; of its trials at most so many go to the gate.
     """
-    planning = proposed(run, model, lead)
+    planning = proposed(run, model)
+    planning.shaped(lead, before)
     if most is not None:
         planning.most = FORM_TRIALS
     trials = islice(recovered(run, planning), most)
@@ -257,7 +266,7 @@ def planned(run: Run, model: Model, lead: float = 1.0, *, stamp: Mapping[str, st
     return Planned(planning, gate(run.judge, trials, run.prices, stamp, run.say, told=told, measured=here))
 
 
-def proposed(run: Run, model: Model, lead: float = 1.0) -> Planning:
+def proposed(run: Run, model: Model) -> Planning:
     """Find the sites, observe them on real data, ask every lossy pass, and price what they say."""
     context = observed(run, model)
     if (note := check_kept(run.original, context)) is not None:
@@ -265,7 +274,7 @@ def proposed(run: Run, model: Model, lead: float = 1.0) -> Planning:
     proposals = collect(run.chosen.lossy, context)
     coder = Coder(context, proposals)
     lossy, judge = run.chosen.lossy, run.judge
-    return Planning(context, proposals, coder, lossy, judge, run.samples, run.prices, run.notes, run.say, lead)
+    return Planning(context, proposals, coder, lossy, judge, run.samples, run.prices, run.notes, run.say)
 
 
 def observed(run: Run, model: Model) -> Context:

@@ -29,7 +29,7 @@ from onnxc.planner import Plan, Problem, predicted_noise, small_codes
 from onnxc.price import priced
 from onnxc.propose import Proposals, collect
 from onnxc.rewrite import Context, LossyPass
-from onnxc.search import TRIALS, Trial, search, storage_only, under
+from onnxc.search import LEAST_SHARE, TRIALS, Trial, search, storage_only, under
 from onnxc.sensitivity import HEARD, measure, telling
 
 RANGES = (
@@ -68,7 +68,8 @@ class Planning:
         attempts: every plan that was judged; overheads: bytes of their files besides the weights.
         feedback: whether weights are solved on what the compressed model feeds them; pace: seconds that it takes.
         most: plans that are built.
-        lead: how many times as fast as the original's the float form of this model is.
+        lead: how many times as fast as the original's the float form of this model is; before: the noise over signal
+            that it makes before anything is rounded.
     """
 
     context: Context
@@ -81,6 +82,7 @@ class Planning:
     notes: list[str]
     say: Callable[[str], None]
     lead: float = 1.0
+    before: float = 0.0
     problem: Problem = field(init=False)
     attempts: list[Attempt] = field(default_factory=list)
     overheads: Overheads = field(default_factory=Overheads)
@@ -93,8 +95,13 @@ class Planning:
         sample = self.judge.timed(1)[0]
         prices = priced(self.context, self.proposals, self.coder, sample, self.context.options, self.prices)
         self.problem = self.proposals.problem(self.context, prices)
+        self.shaped(self.lead, self.before)
+
+    def shaped(self, lead: float, before: float) -> None:
+        """What is known of this form of the model."""
+        self.lead, self.before = lead, before
         if self.judge.budget.speed is not None:
-            self.problem.most_seconds = prices.total * self.lead / self.judge.budget.speed * TIGHT
+            self.problem.most_seconds = self.problem.prices.total * lead / self.judge.budget.speed * TIGHT
 
     def trials(self) -> Iterator[Trial]:
         """The trials to deliver, best first: the searched plan; should it turn out slower than the input, the same
@@ -136,8 +143,9 @@ class Planning:
 
     @property
     def allowed(self) -> float:
-        """Noise over signal that the SQNR floor allows."""
-        return float(10 ** (-self.judge.lowest_sqnr / 10))
+        """Noise over signal that the SQNR floor leaves to rounding."""
+        floor = float(10 ** (-self.judge.lowest_sqnr / 10))
+        return max(floor - self.before, LEAST_SHARE * floor)
 
     def feed_back(self) -> bool:
         """From now on weights are solved on what the compressed model feeds them: that takes longer for every plan, and
@@ -171,7 +179,7 @@ class Planning:
         """``plan`` as a model, held against the original."""
         self.say(f"judging a plan with {len(plan.compute)} sites in int8 and {len(plan.coded)} weights as codes")
         expected = self.overheads.file_bytes(self.problem, plan) if self.attempts else None
-        trial = self.judge.trial(self.built(plan), plan)
+        trial = replace(self.judge.trial(self.built(plan), plan), before=self.before)
         self.overheads.learn(self.problem, plan, file_bytes(trial.model))
         share = self.overheads.file_bytes(self.problem, plan) / max(self.judge.original.source_bytes, 1)
         self.say(f"about {share:.1%} of the bytes, {trial.quality.sqnr_db:.1f} dB: {trial.missed or 'it holds'}")

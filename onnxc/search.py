@@ -30,6 +30,7 @@ CLOSE = 0.97  # of the best plan's worth: a smaller gain is not worth another tr
 FACTORS, RECENT = 8, 0.6  # calibration: factors up to 2^8, and what a trial counts beside the one after it
 REPAIRS, LOUDEST = 24, 12
 FULL_ENOUGH, CLOSED = 0.99, 1.02  # of the noise aimed at; ratio of two prices between which plans hardly differ
+LEAST_SHARE = 0.02  # of a form's noise, that rounding makes: what is left of a difference of two like figures
 STEP, HALVINGS, LEAST, MOST = 8.0, 4, 1e-9, 1e9  # of the price of what is limited
 
 
@@ -47,6 +48,7 @@ class Trial:
         missed: the sentence of the floor that is missed, None when all hold.
         excess: how many times over the allowed one the drop of the score is, 1 where it is allowed or not known.
         notes: what finishing passes said.
+        before: noise over signal of the model before anything is rounded: of a form that is smaller than the original.
     """
 
     plan: Plan
@@ -56,11 +58,13 @@ class Trial:
     missed: str | None
     notes: tuple[str, ...] = ()
     excess: float = 1.0
+    before: float = 0.0
 
     @property
     def noise(self) -> float:
-        """Measured noise over signal of the worst output."""
-        return 10 ** (-self.quality.sqnr_db / 10) if math.isfinite(self.quality.sqnr_db) else 1e6
+        """Measured noise over signal of the worst output: that of rounding."""
+        total = 10 ** (-self.quality.sqnr_db / 10) if math.isfinite(self.quality.sqnr_db) else 1e6
+        return max(total - self.before, LEAST_SHARE * total)
 
 
 def search(

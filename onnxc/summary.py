@@ -37,7 +37,9 @@ def summarize(planning: Planning, delivery: Delivery, notes: list[str]) -> Repor
         report.predicted_speed = problem.prices.total * planning.lead / plan.seconds
     if delivery.trial is not None and planning.attempts:
         report.predicted_bytes = predicted_bytes(planning, plan)
-        noise = predicted_noise(problem, plan.compute, plan.stored)  # the plan may be older than the prediction
+        noise = planning.before + predicted_noise(
+            problem, plan.compute, plan.stored
+        )  # the plan may be older than the prediction
         report.predicted_sqnr_db = -10 * log10(noise) if noise > 0 else None
         report.allowed_noise = planning.allowed
         report.further = further(planning, plan)

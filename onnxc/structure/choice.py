@@ -30,14 +30,15 @@ class Choice:
 
     Attributes:
         whole: the plan of the whole model; seconds: of the processor, what the run took until there.
-        plan: plans a model of which the float form is so many times as fast, and takes its best trials to the gate.
+        plan: plans a model of which the float form is so many times as fast and makes so much noise, and takes its best
+            trials to the gate.
         stamp: what tells this run from others, for the price file.
         notes: gets what was tried and what came of it.
     """
 
     whole: Planned
     seconds: float
-    plan: Callable[[Model, float], Planned]
+    plan: Callable[[Model, float, float], Planned]
     judge: Judge
     prices: PriceFile
     stamp: str
@@ -92,7 +93,7 @@ class Choice:
         self.say(f"planning {cut.text}")
         drops, self.judge.drops, self.judge.strictly = self.judge.drops, [], True
         try:
-            made = self.plan(cut.level.model, cut.lead)
+            made = self.plan(cut.level.model, cut.lead, cut.noise)
         except (ModelError, DataError) as error:
             self.notes.append(f"{cut.text}: not taken, {error}")
             return None

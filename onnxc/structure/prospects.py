@@ -40,13 +40,14 @@ class Cut:
 
     Attributes:
         by: name of the pass.
-        lead: times as fast as the whole model in float.
+        lead: times as fast as the whole model in float; noise: over signal, that it makes in float.
         predicted: figures of its best plan.
     """
 
     by: str
     level: Level
     lead: float
+    noise: float
     predicted: Figures
 
     @property
@@ -155,7 +156,7 @@ class Prospects:
         sample = judge.samples.take(1)[0]
         lead = speed_up(model, level.model, sample, judge.options, self.clock.prices, key, LEADING)
         share = weight_bytes(level.model) / max(weight_bytes(model), 1)
-        return Cut(by, level, lead, self.figures(share, lead, more))
+        return Cut(by, level, lead, noise, self.figures(share, lead, more))
 
     def promised(self, offer: Offer, rate: float) -> Figures:
         """Figures of an offer that makes ``rate`` times its cost of noise: it saves as much of the bytes as of time."""
