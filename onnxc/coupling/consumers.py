@@ -200,7 +200,7 @@ def windows(node: Node, values: Array, consumer: Consumer, quota: int, random: n
     for axis in range(spatial):
         offsets = np.arange(kernel[axis]) * dilations[axis]
         grid = (places[axis] * strides[axis])[:, None] + offsets
-        index.append(grid.reshape(len(chosen), *[-1 if axis == other else 1 for other in range(spatial)]))
+        index.append(grid.reshape(len(chosen), *[kernel[axis] if axis == other else 1 for other in range(spatial)]))
     where: tuple[Any, ...] = (sample.reshape(-1, *[1] * spatial), slice(None), *index)
     picked = padded[where]  # [R, kernel..., C]
     moved = np.moveaxis(picked, -1, 1)

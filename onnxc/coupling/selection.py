@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from onnxc.coupling.common import is_constant
 from onnxc.coupling.consumers import Consumer, Moments, Wide
 from onnxc.coupling.graph import Axis, Coupling, Group, Indices
+from onnxc.errors import DataError
 
 DAMPING = 0.01  # of the mean of H's diagonal
 STEPS = 64  # of the removal of all units: more than one unit goes at a time in wider groups
@@ -68,6 +69,8 @@ def centred(moments: Moments) -> Wide:
 def problem(group: Group, consumer: Consumer, moments: Moments, weight: float = 1.0) -> Problem:
     """The second-order problem of one consumer, whose relative error counts ``weight``."""
     units = group.members[consumer.reader.weight, consumer.reader.axis][consumer.channels]
+    if not moments.own[:, -1, -1].all():
+        raise DataError(f"the samples hold nothing that meets '{consumer.reader.weight}'")
     if consumer.bias is not None:
         moment = centred(moments)
     else:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from onnxc.culprits.matching import Pair, matched, tensors
+from onnxc.errors import DataError, ModelError
 from onnxc.model import Model, Tensor, Variable
 from onnxc.session import Options, Session
 
@@ -52,10 +53,25 @@ def site_damage(
     pairs, missing = matched(reference, new)
     damages: dict[str, float | None] = {}
     for start in range(0, len(pairs), SITES_AT_ONCE):
-        damages |= damage_of(reference, new, pairs[start : start + SITES_AT_ONCE], samples, options)
+        chunk = pairs[start : start + SITES_AT_ONCE]
+        try:
+            damages |= damage_of(reference, new, chunk, samples, options)
+        except (ModelError, DataError):  # channels were cut: what the original has does not fit some of the sites
+            for pair in chunk:
+                damages |= alone(reference, new, pair, samples, options)
     known = [SiteDamage(p.site, p.operator, value) for p in pairs if (value := damages[p.target]) is not None]
     missing += [pair.site for pair in pairs if damages[pair.target] is None]
     return sorted(known, key=lambda each: -each.damage), missing
+
+
+def alone(
+    reference: Model, new: Model, pair: Pair, samples: Sequence[Sample], options: Options
+) -> dict[str, float | None]:
+    """The damage of one site, None where it cannot take what the original has there."""
+    try:
+        return damage_of(reference, new, [pair], samples, options)
+    except (ModelError, DataError):
+        return {pair.target: None}
 
 
 def damage_of(

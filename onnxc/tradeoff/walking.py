@@ -122,7 +122,8 @@ class Walk:
         if old is not None:
             self.found.known += 1
             self.remember(old, chosen)
-            self.weighed(old, chosen)
+            if old.size:
+                planning.overheads.learn(planning.problem, chosen, old.size)
             return Trial(chosen, planning.context.model, old.quality, None, floor(run, old))
         point = self.predicted(key, chosen)
         trial = planning.judged(chosen)
