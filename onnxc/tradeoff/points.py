@@ -27,7 +27,7 @@ class Point:
         sqnr_db, agreement, changed, judged: of the outputs, over all samples; score: of the user's metric.
         predicted_share, predicted_speed, predicted_sqnr_db: what the plan was chosen for.
         sites: in int8; formats: format -> weights stored in it; kernels: the same for plans that compute alike.
-        damages: weight -> damage of its codes, which the next plans are made with.
+        damages: weight -> damage of its codes, others: bytes that are no weights; the next plans are made with both.
         rejected: why it is no model to deliver, whatever the floors; None if it is one.
         beaten_by: key of the point that is smaller, faster and better.
     """
@@ -55,6 +55,7 @@ class Point:
     formats: dict[str, int] = field(default_factory=dict)
     kernels: str = ""
     damages: dict[str, float] = field(default_factory=dict)
+    others: float = 0.0
     rejected: str | None = None
     beaten_by: str | None = None
 
@@ -117,6 +118,6 @@ class Frontier:
         result: dict[str, Any] = plain(self)
         for each in result["points"]:
             each["file"] = each.pop("files")[0]
-            for name in ("damages", "digest", "key", "kernels", "rejected", "beaten_by"):
+            for name in ("damages", "others", "digest", "key", "kernels", "rejected", "beaten_by"):
                 del each[name]
         return result

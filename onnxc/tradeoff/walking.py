@@ -17,6 +17,7 @@ from onnxc.codes.formats import FLOATS
 from onnxc.compiler import Progress, Run, observed, proposed, receipt, simplified
 from onnxc.deliver import Delivery, gate
 from onnxc.model import Model
+from onnxc.overheads import counts
 from onnxc.planner import Plan, plan, stored_bytes
 from onnxc.planning import Planning
 from onnxc.search import FEWER, HEADROOM, Trial, calibrated, halves, storage_only, under
@@ -67,8 +68,11 @@ class Walk:
         first = planning.judged(plan(problem.in_full_codes()))
         self.found.built += 1
         point = self.predicted(self.key(first.plan), first.plan)
-        if self.record.reusable(point.key, lambda old: floor(self.run, old)) is None:
+        old = self.record.reusable(point.key, lambda point: floor(self.run, point))
+        if old is None:
             self.keep(point, first)
+        else:
+            planning.overheads.seen[-1] = counts(first.plan), old.others
         self.seen.add(first.plan.key)
         planning.sensitivities(first)
         self.run.prices.save()
@@ -122,8 +126,7 @@ class Walk:
         if old is not None:
             self.found.known += 1
             self.remember(old, chosen)
-            if old.size:
-                planning.overheads.learn(planning.problem, chosen, old.size)
+            planning.overheads.seen.append((counts(chosen), old.others))
             return Trial(chosen, planning.context.model, old.quality, None, floor(run, old))
         point = self.predicted(key, chosen)
         trial = planning.judged(chosen)
@@ -147,6 +150,7 @@ class Walk:
             delivery = gate(planning.judge, [trial], run.prices, receipt(run), self.say, told=told)
             model = self.measured(point, delivery, total)
             self.weighed(point, chosen)
+        point.others = planning.overheads.seen[-1][1]
         record.add(point, model, self.found.name, external_data=run.recipe.external_data)
         record.save(run.recipe.budget, complete=False, notes=())
         run.prices.save()
