@@ -55,7 +55,7 @@ def test_a_model_of_low_rank_is_factored_unasked_and_wins_on_size_and_speed(tmp_
     found = optimize(source, tmp_path / "found.onnx", calib=data, prices=prices)
     assert any(note.startswith("factor-matmul: ") and "planned with it" in note for note in found.notes)
     left = [tensor.name for tensor in onnx.load(tmp_path / "found.onnx").graph.initializer if "_left" in tensor.name]
-    assert len({name.partition("_left")[0] for name in left}) >= len(names) // 2
+    assert len({name.partition("_left")[0] for name in left}) >= len(names) // 4  # the others: bits are cheaper
     assert found.bytes_after < 0.9 * plain.bytes_after
     assert speed(found) > 0.98 * speed(plain)
 
