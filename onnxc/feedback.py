@@ -182,7 +182,10 @@ def solve_unit(unit: Unit, met: Met, plan: Plan, coder: Coder, rewriter: Rewrite
     """Codes for one weight, in ``found`` and in the model that the next stages see."""
     name, mode = unit.name, plan.stored[unit.name]
     computed = any(site.name in plan.compute for site in coder.readers.get(name, []))
-    if met.samples < FEWEST or not all(half.rows for half in met.halves) or not met.halves:
+    weight = coder.weights[name]
+    depth = weight.elements // weight.shape[weight.channel_axis or 0]
+    fits = bool(met.halves) and met.halves[0].moment.shape[1] == depth  # as for a tensor that is read in two ways
+    if met.samples < FEWEST or not fits or not all(half.rows for half in met.halves):
         codes = coder.codes(name, mode, computed=computed)
     else:
         groups, axis = met.halves[0].moment.shape[0], coder.weights[name].channel_axis or 0
