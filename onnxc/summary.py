@@ -41,7 +41,7 @@ def summarize(planning: Planning, delivery: Delivery, notes: list[str]) -> Repor
             problem, plan.compute, plan.stored
         )  # the plan may be older than the prediction
         report.predicted_sqnr_db = -10 * log10(noise) if noise > 0 else None
-        report.allowed_noise = planning.allowed
+        report.allowed_noise = planning.allowed + planning.before
         report.further = further(planning, plan)
     int8 = [site for site in context.sites if site.name in plan.compute]
     for refusal in proposals.refusals:
