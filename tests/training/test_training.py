@@ -171,7 +171,7 @@ def test_packed_codes_are_learned_and_written_back(teacher: Model, name: str, na
     assert name == "d4" or lean(program, found, teacher) > 10_000
     write(found)
     assert student.serialized() == before
-    made = recover(teacher, student, samples("sklearn_mlp"), Settings(minutes=30, steps=10, batch=8), blockwise=False)
+    made = recover(teacher, student, samples("sklearn_mlp"), Settings(minutes=30, steps=20, batch=8), blockwise=False)
     assert made.improved or made.before < 2e-4
     assert len(made.model.serialized()) == len(before)
     if chosen.levels == 4:
@@ -374,11 +374,11 @@ def test_recover_from_the_command_line(
 def test_floors_hold_for_what_training_makes_of_what_was_asked_for(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Plainly rounded the model misses 30.5 dB, so that it stays float; trained it holds them."""
+    """Plainly rounded the model misses 28.7 dB, so that it stays float; trained it holds them."""
     pretend_everything_pays(monkeypatch)
     model, data = MODELS / "sklearn_mlp.onnx", MODELS / "data" / "sklearn_mlp_calib.npz"
     out, passes = tmp_path / "out.onnx", "store-low-bit:levels=9:block=0:rounding=nearest"
-    words = ["optimize", str(model), str(out), "--calib", str(data), "--passes", passes, "--min-sqnr", "30.5"]
+    words = ["optimize", str(model), str(out), "--calib", str(data), "--passes", passes, "--min-sqnr", "28.7"]
     assert main(words) == 0
     assert "nothing was changed" in capsys.readouterr().out
     work = tmp_path / "work"
