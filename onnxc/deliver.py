@@ -16,7 +16,7 @@ from onnxc.file.storage import replace_file
 from onnxc.judge import Judge
 from onnxc.kernels import operators
 from onnxc.model import Model
-from onnxc.recipe import DEFAULT_LOAD_TIME
+from onnxc.recipe import DEFAULT_LOAD_TIME, Budget
 from onnxc.search import Trial
 from onnxc.session import LoadCost, Ratio, Session, load_costs, measure_ratio
 
@@ -122,7 +122,7 @@ def gate(
     measured: bool = True,
 ) -> Delivery:
     """The first of ``trials`` that holds the floor, is smaller than the input, not slower, loads in time, and is within
-    the limits of size and speed; the first of those before these limits where none is within them; else the input.
+    the limits of size and speed; the one nearest to these limits where none is within them; else the input.
 
     A model in which ONNX Runtime runs the same kernels as in the original, or fewer, is not slower whatever a busy
     machine measures, unless nearly every round says so: where tiny weights unfold at load, they may lie in memory less
@@ -157,12 +157,18 @@ def gate(
                 rejected.append(f"{what} {slow}")
                 continue
         found.append(Delivery(trial, size, ratio, rejected, loads))
-        budget = judge.budget
-        if (budget.size is None or size <= budget.size * limit) and (
-            budget.speed is None or ratio is None or ratio.median >= budget.speed
-        ):
+        if shortfall(judge.budget, found[-1], limit) <= 1:
             return found[-1]
-    return found[0] if found else Delivery(None, limit, None, rejected)
+    return min(
+        found, key=lambda each: shortfall(judge.budget, each, limit), default=Delivery(None, limit, None, rejected)
+    )
+
+
+def shortfall(budget: Budget, delivery: Delivery, original_bytes: int) -> float:
+    """How many times over a limit of size or speed a delivery is; 1 within them."""
+    size = 1.0 if budget.size is None else delivery.size / max(budget.size * original_bytes, 1.0)
+    ratio = delivery.ratio
+    return max(size, 1.0 if budget.speed is None or ratio is None else budget.speed / max(ratio.median, 1e-9), 1.0)
 
 
 def same_kernels(judge: Judge, path: Path) -> bool:

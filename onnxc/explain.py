@@ -10,11 +10,11 @@ from collections.abc import Iterator
 
 from onnxc.codes.formats import FLOATS, INT8
 from onnxc.cost import FLOAT
+from onnxc.limits import worth
 from onnxc.planner import Plan, Problem, plan, smallest_bytes
 from onnxc.planning import Planning
 from onnxc.report import Option, RunnerUp
 from onnxc.rewrite import Candidate
-from onnxc.search import worth
 from onnxc.sensitivity import activation_key
 from onnxc.sites import Site, Weight
 

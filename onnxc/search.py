@@ -15,8 +15,9 @@ import numpy as np
 from onnx import helper
 
 from onnxc.codes.formats import FLOATS, INT8
+from onnxc.limits import better, fits, within, worth
 from onnxc.model import Model
-from onnxc.planner import Plan, Problem, noise_parts, plan, predicted_noise, smaller_floats, stored_bytes, stored_share
+from onnxc.planner import Plan, Problem, noise_parts, plan, predicted_noise, smaller_floats, stored_bytes
 from onnxc.quality import Quality
 from onnxc.sensitivity import activation_key
 
@@ -31,7 +32,6 @@ FACTORS, RECENT = 8, 0.6  # calibration: factors up to 2^8, and what a trial cou
 REPAIRS, LOUDEST = 24, 12
 FULL_ENOUGH, CLOSED = 0.99, 1.02  # of the noise aimed at; ratio of two prices between which plans hardly differ
 LEAST_SHARE = 0.02  # of a form's noise, that rounding makes: what is left of a difference of two like figures
-STEP, HALVINGS, LEAST, MOST = 8.0, 4, 1e-9, 1e9  # of the price of what is limited
 
 
 NOTHING = Model.load(helper.make_model(helper.make_graph([], "nothing", [], [])))
@@ -125,14 +125,6 @@ def search(
     return best or tried[-1], tried
 
 
-def fits(problem: Problem, found: Plan) -> bool:
-    """Whether a plan holds the limits of size and speed, where there are any."""
-    if problem.most_bytes is None and problem.most_seconds is None:
-        return False
-    size = problem.most_bytes is None or stored_bytes(problem, found.stored) <= problem.most_bytes
-    return size and (problem.most_seconds is None or found.seconds <= problem.most_seconds)
-
-
 def bracket(
     problem: Problem,
     judge: Callable[[Plan], Trial],
@@ -174,9 +166,9 @@ def bracket(
         tried.append(trial)
         known.append(trial)
         if trial.missed is None:
-            gained = best is None or worth(problem, trial.plan) < worth(problem, best.plan) * CLOSE
+            gained = best is None or better(problem, trial.plan, best.plan, CLOSE)
             idle = 0 if gained else idle + 1
-            if best is None or worth(problem, trial.plan) < worth(problem, best.plan):
+            if best is None or better(problem, trial.plan, best.plan):
                 best = trial
                 problem.pace, problem.unit = trial.plan.seconds, stored_bytes(problem, trial.plan.stored)
             held = max(held, trial.noise)
@@ -229,11 +221,6 @@ def storage_only(problem: Problem) -> Plan:
 def halves(problem: Problem) -> Plan:
     """Every operator as it was, every weight that may be in float16."""
     return Plan(stored=smaller_floats(problem))
-
-
-def worth(problem: Problem, candidate: Plan) -> float:
-    """Predicted bytes times seconds, each as a share of the original's: least is best."""
-    return stored_share(problem, candidate) * candidate.seconds / max(problem.prices.total, 1e-9)
 
 
 def under(problem: Problem, noise: float) -> Plan:
@@ -299,40 +286,6 @@ def crossed(above: float, below: float, wanted: float) -> float:
     if below <= 0 or wanted <= 0:
         return 0.5
     return float(np.clip(math.log(above / wanted) / math.log(above / below), 0.1, 0.9))
-
-
-def within(problem: Problem, price: float) -> Plan:
-    """The plan for a price of noise that holds the limits of size and speed, if any does.
-
-    What is limited counts as little as the limit allows: of a size limit alone the fastest plan is wanted, of a speed
-    limit alone the smallest, of both the least noisy. The problem keeps the last price: the next one is near.
-    """
-    if problem.most_bytes is None and problem.most_seconds is None:
-        return plan(problem, price)
-
-    def at(limited: float) -> Plan:
-        prices = (limited if problem.most_bytes else 1.0, limited if problem.most_seconds else 1.0)
-        loading = problem.load_price * limited
-        return plan(replace(problem, byte_price=prices[0], time_price=prices[1], load_price=loading), price)
-
-    low = high = problem.limited
-    found = at(high)
-    if fits(problem, found):
-        while low > LEAST and fits(problem, lesser := at(low / STEP)):
-            low, found = low / STEP, lesser
-        low, high = low / STEP, low
-    else:
-        while high < MOST and not fits(problem, found):
-            low, high = high, high * STEP
-            found = at(high)
-    for _ in range(HALVINGS):
-        middle = math.sqrt(low * high)
-        if fits(problem, tried := at(middle)):
-            high, found = middle, tried
-        else:
-            low = middle
-    problem.limited = high
-    return found
 
 
 def noisiest(problem: Problem, current: Plan) -> list[str]:

@@ -18,6 +18,7 @@ from onnxc.culprits.costs import kept_bytes, kept_seconds
 from onnxc.culprits.local_damage import SiteDamage, site_damage
 from onnxc.culprits.matching import matched
 from onnxc.culprits.restoring import restorable
+from onnxc.culprits.scales import units
 from onnxc.culprits.smallest import Bisection, SmallestSet
 from onnxc.data import Calibration, generate, index_limits
 from onnxc.errors import DataError, ModelError
@@ -153,25 +154,28 @@ def compare(
             progress("measuring every site")
             few = samples.take(_SITE_SAMPLES)
             damages, result.unmatched = site_damage(old_model, new_model, few, options=options)
-            result.sites = _priced(damages, old_model, new_model, few[0], options)
+            result.sites = _priced(damages, old_model, new_model, few, options)
         if bisect:
             pairs, missing = matched(old_model, new_model)
             able = restorable(new_model, pairs, old_model)
-            search = Bisection(new_model, able, samples, outputs, budget, options, evaluation, result.score_reference)
+            factors = units(old_model, new_model, able, samples.take(_SITE_SAMPLES), options)
+            search = Bisection(
+                new_model, able, samples, outputs, budget, options, factors, evaluation, result.score_reference
+            )
             search.say = progress
             result.smallest = search.found(len(missing) + len(pairs) - len(able), speed=speed)
     return result
 
 
 def _priced(
-    damages: list[SiteDamage], old: Model, new: Model, sample: Mapping[str, Any], options: Options
+    damages: list[SiteDamage], old: Model, new: Model, samples: Sequence[Mapping[str, Any]], options: Options
 ) -> list[SiteDamage]:
     """``damages`` with what each site would cost in float, as far as that can be told."""
     shown = {each.site for each in damages}
     pairs = restorable(new, [pair for pair in matched(old, new)[0] if pair.site in shown], old)
-    sizes = kept_bytes(new, pairs)
+    sizes = kept_bytes(new, pairs, units(old, new, pairs, samples, options))
     try:
-        seconds = kept_seconds(old, new, sample, options)
+        seconds = kept_seconds(old, new, samples[0], options)
     except (ModelError, DataError):  # a graph that cannot be run under the profiler has no times
         seconds = {}
     return [

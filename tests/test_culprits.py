@@ -14,14 +14,16 @@ from onnx import TensorProto, helper, numpy_helper
 import onnxc
 from onnxc import cli
 from onnxc.culprits.costs import kept_bytes
+from onnxc.culprits.local_damage import site_damage
 from onnxc.culprits.matching import matched
 from onnxc.culprits.restoring import restorable, restored
+from onnxc.culprits.scales import units
 from onnxc.culprits.smallest import SmallestSet
 from onnxc.errors import RecipeError
 from onnxc.model import Model
 from onnxc.quality import ReferenceOutputs
 from onnxc.recipe import Budget, PassRequest, Recipe, load_recipe, recipe_text
-from onnxc.session import Session
+from onnxc.session import Options, Session
 from onnxc.validate import compare
 from tests.unpriced import pretend_everything_pays
 
@@ -150,9 +152,9 @@ def test_restored_sites_are_the_references_own() -> None:
     pairs, missing = matched(reference, new)
     assert missing == []
     outputs = ReferenceOutputs(Session(reference), INPUTS)
-    assert outputs.judge(Session(restored(new, pairs))).sqnr_db > 130
-    assert outputs.judge(Session(restored(new, []))).sqnr_db == outputs.judge(Session(new)).sqnr_db
-    alone = kept_bytes(new, pairs)
+    assert outputs.judge(Session(restored(new, pairs, {}))).sqnr_db > 130
+    assert outputs.judge(Session(restored(new, [], {}))).sqnr_db == outputs.judge(Session(new)).sqnr_db
+    alone = kept_bytes(new, pairs, {})
     assert all(0.9 * 48 * 48 * 3 < size < 1.1 * 48 * 48 * 3 for size in alone.values())
 
 
@@ -182,7 +184,7 @@ def test_an_activation_that_vanished_into_the_rounding_is_done_again() -> None:
     assert len(restorable(new_model, pairs, old_model)) == 2
     outputs = ReferenceOutputs(Session(reference), data)
     assert outputs.judge(Session(new)).sqnr_db < 50
-    assert outputs.judge(Session(restored(new_model, pairs[1:]))).sqnr_db > 110
+    assert outputs.judge(Session(restored(new_model, pairs[1:], {}))).sqnr_db > 110
 
 
 def test_what_is_found_is_handed_to_optimize(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
@@ -240,3 +242,42 @@ def test_a_recipe_is_written_as_it_is_read(tmp_path: Path) -> None:
     path.write_text(recipe_text(wanted), encoding="utf-8")
     assert load_recipe(path) == wanted
     assert recipe_text(Recipe()) == "\n"
+
+
+def test_channels_in_other_units_are_no_damage() -> None:
+    """Equalized by factors of 0.1 to 10, one weight coarse: that one is found, all put back are the original."""
+    generator = np.random.default_rng(3)
+    factors = [np.exp(generator.uniform(-2.3, 2.3, WEIGHTS[0].shape[1])).astype(np.float32) for _ in range(3)]
+    models = []
+    for equalized in (False, True):
+        nodes, weights = [], dict[str, np.ndarray]()
+        for index in range(4):
+            nodes.append(
+                helper.make_node("MatMul", [f"t{index - 1}" if index else "x", f"w{index}"], [f"h{index}"], f"l{index}")
+            )
+            nodes.append(helper.make_node("Relu", [f"h{index}"], [f"t{index}"], f"relu{index}"))
+            values = WEIGHTS[index]
+            if equalized and index == 3:
+                values = values.max() * np.rint(values / values.max())
+            if equalized and index:
+                values = values / factors[index - 1][:, None]
+            if equalized and index < 3:
+                values = values * factors[index]
+            weights[f"w{index}"] = values.astype(np.float32)
+        nodes[-1].output[0] = f"t{LAYERS - 1}"
+        models.append(Model.load(proto(nodes, weights)))
+    reference, new = models
+    pairs, _ = matched(reference, new)
+    found = units(reference, new, pairs, INPUTS, Options())
+    assert set(found) >= {"h0", "t0", "h1", "t1"}
+    assert np.abs(found["t0"] / factors[0] - 1).max() < 1e-3
+    damages, missing = site_damage(reference, new, INPUTS)
+    assert missing == []
+    assert damages[0].site == "l3"
+    assert damages[0].sqnr_db < 20
+    assert all(each.sqnr_db > 60 for each in damages[1:])
+    outputs = ReferenceOutputs(Session(reference), INPUTS)
+    assert outputs.judge(Session(restored(new, pairs, found))).sqnr_db > 60
+    some = [pair for pair in pairs if pair.site in ("l1", "l3")]
+    assert outputs.judge(Session(restored(new, some, found))).sqnr_db > 60
+    assert outputs.judge(Session(restored(new, some, {}))).sqnr_db < 20, "the wrong units would be heard"

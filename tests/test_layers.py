@@ -20,7 +20,7 @@ LAYERS = """
     inspection compiler summary explain
     structure
     planning
-    deliver judge price search training validate
+    deliver judge limits price search training validate
     culprits
     feedback
     written

@@ -17,10 +17,11 @@ from hypothesis import strategies as st
 
 from onnxc.codes.formats import HALF, Format
 from onnxc.cost import FLOAT, Prices
+from onnxc.limits import worth
 from onnxc.model import Model
 from onnxc.planner import Plan, Problem, plan, stored_bytes
 from onnxc.rewrite import Activation, Candidate
-from onnxc.search import under, worth
+from onnxc.search import under
 from onnxc.sensitivity import activation_key, weight_key
 from onnxc.sites import find, name_nodes
 from onnxc.targets import target

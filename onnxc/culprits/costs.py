@@ -9,6 +9,7 @@ import numpy as np
 from onnxc.cost import FLOAT, profile
 from onnxc.culprits.matching import Pair
 from onnxc.culprits.restoring import restored
+from onnxc.culprits.scales import Factors
 from onnxc.exactness import file_bytes
 from onnxc.model import Model
 from onnxc.session import Options
@@ -19,10 +20,10 @@ NEW = "new"
 SECONDS = 2.0
 
 
-def kept_bytes(new: Model, pairs: Sequence[Pair]) -> dict[str, int]:
+def kept_bytes(new: Model, pairs: Sequence[Pair], factors: Factors) -> dict[str, int]:
     """Site -> bytes that the file of ``new`` grows by when that site alone is as in the reference."""
     before = file_bytes(new)
-    return {pair.site: file_bytes(restored(new, [pair])) - before for pair in pairs}
+    return {pair.site: file_bytes(restored(new, [pair], factors)) - before for pair in pairs}
 
 
 def kept_seconds(reference: Model, new: Model, sample: Mapping[str, np.ndarray], options: Options) -> dict[str, float]:

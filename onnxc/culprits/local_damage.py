@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from onnxc.culprits.matching import Pair, matched, tensors
+from onnxc.culprits.scales import factors_between, scaled, settled, showing
 from onnxc.errors import DataError, ModelError
-from onnxc.model import Model, Tensor, Variable
+from onnxc.model import Model, Variable
 from onnxc.session import Options, Session
 
 SITES_AT_ONCE = 64  # captured in one run: bounds the memory
@@ -86,42 +87,26 @@ def damage_of(
     shown = [name for name in dict.fromkeys(sources + targets) if name not in graph_inputs]
     whole = Session(showing(reference, shown), options)
     places = tensors(new)
-    seen = {name: rounded(places[name]).name for name in targets}
+    seen = {name: settled(places[name]).name for name in targets}
     parts, renamed = cut(new, sources, list(dict.fromkeys(seen.values())))
     pieces = Session(parts, options)
     needed = {each.name for each in pieces.inputs}
     noise, signal, other = dict.fromkeys(targets, 0.0), dict.fromkeys(targets, 0.0), set[str]()
+    factors = factors_between(reference, new, sources + targets, samples, options)
     for sample in samples:
         values: dict[str, Any] = {**sample, **whole.run(sample, shown)}
-        feeds = {renamed.get(name, name): values[name] for name in values}
+        feeds = {renamed.get(name, name): scaled(values[name], factors, name) for name in values}
         results = pieces.run({name: feeds[name] for name in feeds if name in needed})
         for name in targets:
             old, fresh = (np.asarray(each, np.float64) for each in (values[name], results[seen[name]]))
             if old.shape != fresh.shape:  # it was cut smaller: another site by now
                 other.add(name)
                 continue
+            fresh = fresh / factors[name] if name in factors else fresh
             error = (old - fresh).ravel()
             noise[name] += float(np.dot(error, error))
             signal[name] += float(np.dot(old.ravel(), old.ravel()))
     return {name: None if name in other else noise[name] / (signal[name] or 1.0) for name in targets}
-
-
-def rounded(tensor: Tensor) -> Tensor:
-    """What the readers of a site's result get: behind the Q and DQ that alone read it, where there are any. An
-    activation may have vanished into the Q, which clips as it did.
-    """
-    if len(tensor.outputs) != 1 or tensor.outputs[0].op != "QuantizeLinear":
-        return tensor
-    readers = tensor.outputs[0].outputs[0].outputs
-    return readers[0].outputs[0] if readers and readers[0].op == "DequantizeLinear" else tensor
-
-
-def showing(model: Model, names: Sequence[str]) -> Model:
-    """A copy whose outputs are the tensors ``names``."""
-    copy = model.copy()
-    found = tensors(copy)
-    copy.graph.outputs = [found[name] for name in names]
-    return copy
 
 
 def cut(model: Model, sources: Sequence[str], targets: Sequence[str]) -> tuple[Model, dict[str, str]]:

@@ -4,7 +4,7 @@
                                     or, behind a switch, Where(switch, codes, float) -> y
 
 A restored site reads the tensor that the reference's site reads, before anything rounds it, and hands its result to
-whatever comes next, a rounding it may be.
+whatever comes next, a rounding it may be. Where the model holds one of the two in other units, a Mul stands between.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from onnxc.culprits.matching import Pair, tensors
+from onnxc.culprits.scales import Factors
 from onnxc.model import Constant, Model, Tensor, Variable
 from onnxc.sensitivity import Probe
 from onnxc.targets import ABSORBED
@@ -44,18 +45,18 @@ def restorable(new: Model, pairs: Iterable[Pair], reference: Model) -> list[Pair
     return found
 
 
-def restored(new: Model, pairs: Sequence[Pair]) -> Model:
+def restored(new: Model, pairs: Sequence[Pair], factors: Factors) -> Model:
     """A copy of ``new`` in which ``pairs`` are as in the reference, and what nothing reads any more is gone."""
     made = new.copy()
-    Restorer(made).add(pairs)
+    Restorer(made, factors).add(pairs)
     made.tidy()
     return made
 
 
-def switched(new: Model, pairs: Sequence[Pair]) -> Probe:
+def switched(new: Model, pairs: Sequence[Pair], factors: Factors) -> Probe:
     """A copy of ``new`` in which ``pairs`` are as in the reference, until the switch of a site's name is on."""
     probe = Probe(new.copy())
-    Restorer(probe.model, probe).add(pairs)
+    Restorer(probe.model, factors, probe).add(pairs)
     probe.model.tidy()
     return probe
 
@@ -64,14 +65,16 @@ class Restorer:
     """Copies nodes of the reference into one model.
 
     Args:
-        model: is edited; probe: gets a switch for every site, which puts the model's own form back.
+        model: is edited; factors: of the tensors that it holds in other units than the reference.
+        probe: gets a switch for every site, which puts the model's own form back.
     """
 
-    def __init__(self, model: Model, probe: Probe | None = None) -> None:
-        self.model, self.probe = model, probe
+    def __init__(self, model: Model, factors: Factors, probe: Probe | None = None) -> None:
+        self.model, self.factors, self.probe = model, factors, probe
         self.tensors = tensors(model)
         self.constants: dict[int, Constant] = {}
         self.activated: dict[str, Tensor] = {}
+        self.converted: dict[str, Tensor] = {}
 
     def add(self, pairs: Sequence[Pair]) -> None:
         """Put ``pairs`` in."""
@@ -80,10 +83,10 @@ class Restorer:
                 old = self.tensors.get(name)
                 if old is None or not old.inputs:
                     continue  # between the operator and what follows it: nobody else reads it
-                chosen = tensor
+                chosen = self.times(tensor, self.factors[name], name) if name in self.factors else tensor
                 if self.probe is not None:
                     switch = self.switch(self.probe, pair.site)
-                    chosen = self.model.insert("Where", [switch, old, tensor], [f"{name}_chosen"]).outputs[0]
+                    chosen = self.model.insert("Where", [switch, old, chosen], [f"{name}_chosen"]).outputs[0]
                 self.model.redirect(old, chosen)
                 self.tensors[name] = chosen
 
@@ -92,7 +95,7 @@ class Restorer:
         made: dict[str, Tensor] = {}
         for node in pair.nodes:
             inputs = [
-                self.constant(t) if isinstance(t, Constant) else made.get(t.name) or self.read(t) for t in node.inputs
+                self.constant(t) if isinstance(t, Constant) else made.get(t.name) or self.given(t) for t in node.inputs
             ]
             outputs = [f"{t.name}_float" if t.name else Variable("") for t in node.outputs]
             twin = self.model.insert(
@@ -100,6 +103,23 @@ class Restorer:
             )
             made |= {t.name: other for t, other in zip(node.outputs, twin.outputs, strict=True) if t.name}
         return made
+
+    def given(self, tensor: Tensor) -> Tensor | None:
+        """The tensor of this model with the same name, in the reference's units; None for one that is left out."""
+        if tensor.name not in self.factors:
+            return self.read(tensor)
+        if tensor.name not in self.converted:
+            read = self.read(tensor)
+            assert read is not None
+            self.converted[tensor.name] = self.times(read, 1 / self.factors[tensor.name], tensor.name)
+        return self.converted[tensor.name]
+
+    def times(self, tensor: Tensor, factor: np.ndarray, name: str) -> Tensor:
+        """``tensor`` in other units; called after ``name``."""
+        values = factor.astype(tensor.dtype or np.float32)
+        return self.model.insert(
+            "Mul", [tensor, self.model.constant(f"{name}_factors", values)], [f"{name}_converted"]
+        ).outputs[0]
 
     def read(self, tensor: Tensor) -> Tensor | None:
         """The tensor of this model with the same name; None for an input that is left out. An activation that has

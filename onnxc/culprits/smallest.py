@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from onnxc.culprits.matching import Pair
 from onnxc.culprits.restoring import restored, switched
+from onnxc.culprits.scales import Factors
 from onnxc.data import Calibration
 from onnxc.exactness import file_bytes
 from onnxc.model import Model
@@ -92,7 +93,7 @@ class Bisection:
     Attributes:
         new, pairs: the model, and the sites that can be put back.
         reference: outputs of the original on all samples; score: of the original, None without ``evaluation``.
-        budget: the floors.
+        budget: the floors; factors: of the tensors that the model holds in other units than the original.
     """
 
     new: Model
@@ -101,6 +102,7 @@ class Bisection:
     reference: ReferenceOutputs
     budget: Budget
     options: Options
+    factors: Factors = field(default_factory=dict)
     evaluation: Evaluation | None = None
     score: float | None = None
     say: Callable[[str], None] = lambda message: None
@@ -127,7 +129,7 @@ class Bisection:
     def loudest(self) -> tuple[str, ...]:
         """The sites, the one first whose own form alone makes most noise."""
         self.say("hearing every site alone")
-        meter = Meter(switched(self.new, self.pairs), self.samples.take(PROBES), self.options)
+        meter = Meter(switched(self.new, self.pairs, self.factors), self.samples.take(PROBES), self.options)
         noise = loudness(meter)
         return tuple(sorted((pair.site for pair in self.pairs), key=lambda site: -noise[site]))
 
@@ -158,7 +160,7 @@ class Bisection:
     def model(self, sites: Sequence[str]) -> Model:
         """The new model with ``sites`` as in the reference."""
         wanted = set(sites)
-        return restored(self.new, [pair for pair in self.pairs if pair.site in wanted])
+        return restored(self.new, [pair for pair in self.pairs if pair.site in wanted], self.factors)
 
     def verdict(self, sites: tuple[str, ...]) -> Verdict:
         """How the new model does with ``sites`` in float; the hook is asked only if the outputs allow it."""

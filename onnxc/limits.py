@@ -1,0 +1,92 @@
+"""Plans and the limits of size and speed asked for. In: a problem. Out: which of two is nearer, and one within."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from onnxc.codes.formats import FLOATS
+from onnxc.planner import Plan, Problem, plan, predicted_noise, stored_bytes, stored_share
+
+STEP, HALVINGS, LEAST, MOST = 8.0, 4, 1e-9, 1e9  # of the price of what is limited
+
+
+def fits(problem: Problem, found: Plan) -> bool:
+    """Whether a plan holds the limits of size and speed, where there are any."""
+    limited = problem.most_bytes is not None or problem.most_seconds is not None
+    return limited and shortfall(problem, found) <= 1
+
+
+def shortfall(problem: Problem, found: Plan) -> float:
+    """How many times over a limit of size or speed a plan is; 1 within them."""
+    size = stored_bytes(problem, found.stored) / problem.most_bytes if problem.most_bytes is not None else 1.0
+    return max(size, found.seconds / problem.most_seconds if problem.most_seconds is not None else 1.0, 1.0)
+
+
+def better(problem: Problem, first: Plan, second: Plan, share: float = 1.0) -> bool:
+    """Whether ``first`` is nearer to the limits, or as near and worth more; ``share`` of the other's worth at most."""
+    far, near = shortfall(problem, second), shortfall(problem, first)
+    return near < far or (near == far and worth(problem, first) < worth(problem, second) * share)
+
+
+def worth(problem: Problem, candidate: Plan) -> float:
+    """Predicted bytes times seconds, each as a share of the original's: least is best."""
+    return stored_share(problem, candidate) * candidate.seconds / max(problem.prices.total, 1e-9)
+
+
+def within(problem: Problem, price: float) -> Plan:
+    """The plan for a price of noise that holds the limits of size and speed, if any does.
+
+    What is limited counts as little as the limit allows: of a size limit alone the fastest plan is wanted, of a speed
+    limit alone the smallest, of both the least noisy. The problem keeps the last price: the next one is near.
+    """
+    if problem.most_bytes is None and problem.most_seconds is None:
+        return plan(problem, price)
+
+    def at(limited: float) -> Plan:
+        prices = (limited if problem.most_bytes else 1.0, limited if problem.most_seconds else 1.0)
+        loading = problem.load_price * limited
+        return plan(replace(problem, byte_price=prices[0], time_price=prices[1], load_price=loading), price)
+
+    low = high = problem.limited
+    found, over = at(high), None
+    if fits(problem, found):
+        while low > LEAST and fits(problem, lesser := at(low / STEP)):
+            low, found = low / STEP, lesser
+        low, high = low / STEP, low
+    else:
+        while high < MOST and not fits(problem, found):
+            low, high, over = high, high * STEP, found
+            found = at(high)
+    for _ in range(HALVINGS):
+        middle = math.sqrt(low * high)
+        if fits(problem, tried := at(middle)):
+            high, found = middle, tried
+        else:
+            low, over = middle, tried
+    problem.limited = high
+    return filled_up(problem, found, over) if over is not None and fits(problem, found) else found
+
+
+def filled_up(problem: Problem, found: Plan, over: Plan) -> Plan:
+    """``found`` with what the limit of size leaves room for: weights as in ``over``, which exceeds it, those first
+    whose bytes take most noise away.
+    """
+    if problem.most_bytes is None:
+        return found
+    weights = {weight.name: weight for weight in problem.found.weights}
+    needed = {name for candidate in found.compute.values() for name in candidate.weights}
+    needed |= {site.weight.name for site in problem.found if site.name in found.compute and site.weight is not None}
+    stored, room, steps = dict(found.stored), problem.most_bytes - stored_bytes(problem, found.stored), []
+    for name in sorted(stored):
+        old, new = stored[name], over.stored.get(name)
+        if new is None or new == old or (name in needed and new in FLOATS):
+            continue
+        more = problem.bytes_of(weights[name], new) - problem.bytes_of(weights[name], old)
+        gone = problem.weight_noise(name, old) - problem.weight_noise(name, new)
+        if more > 0 and gone > 0:
+            steps.append((more / gone, more, name, new))
+    for _, more, name, new in sorted(steps):
+        if more <= room:
+            stored[name], room = new, room - more
+    return replace(found, stored=stored, noise=predicted_noise(problem, found.compute, stored))
