@@ -30,7 +30,7 @@ from onnxc.price import priced
 from onnxc.propose import Proposals, collect
 from onnxc.rewrite import Context, LossyPass
 from onnxc.search import LEAST_SHARE, TRIALS, Trial, search, storage_only, under
-from onnxc.sensitivity import HEARD, measure, telling
+from onnxc.sensitivity import HEARD, measure, telling, weight_key
 
 RANGES = (
     ("minmax", 100.0),
@@ -211,6 +211,9 @@ class Planning:
             return
         drop_pages()
         seen.refined.update(refined)
+        for name, made in codes.items():
+            if (key := weight_key(name)) in noise:
+                noise[key] *= self.coder.optimism(name, made)
         self.problem.noise, self.problem.compute = noise, collect(self.lossy, self.context).compute
         self.problem.ratios = self.coder.noise_ratios()
 

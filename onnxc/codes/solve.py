@@ -25,6 +25,7 @@ BIAS_LIMIT = 2.0**30
 LOOKED_AT, FEW = 64, 1 << 16  # outputs of a weight that an estimate looks at; elements of one that it sees whole
 SWEEPS = 2  # of coordinate descent: a third one gains next to nothing
 GAINS = (Format(16), Format(4))  # formats at which the gain of GPTQ is measured; between them it is interpolated
+BLOCKED = 9  # levels near which its gain in blocks is measured: it hardly depends on the bits there
 
 Matrix = NDArray[np.float32]
 
@@ -97,7 +98,9 @@ def settled(scaled: Matrix, found: NDArray[np.int8], moment: Matrix, grid: Grid,
 def estimated(
     weight: Weight, values: Matrix, context: Context, factors: Factors, formats: list[Format]
 ) -> dict[str, float]:
-    """Format name -> expected damage, from some of the outputs: rounding to nearest, and what GPTQ gains."""
+    """Format name -> expected damage, from some of the outputs: rounding to nearest, and what GPTQ gains. A scale for
+    a whole channel leaves it more to gain at few bits than scales per block, which adapt to small weights.
+    """
     axis, factor = weight.channel_axis, factors.of(weight)
     assert axis is not None
     groups = len(factor.order) if factor is not None else 1
@@ -128,14 +131,20 @@ def estimated(
         return nearest
     bits = [each.bits for each in reversed(GAINS)]
     gains = [np.log(rounded(each, factor) / max(rounded(each, None), 1e-30) + 1e-30) for each in reversed(GAINS)]
-    return {
-        each.name: nearest[each.name]
-        if each.nearest
-        else min(nearest[each.name], rounded(each, factor))
-        if each.dimension or each.zeros
-        else nearest[each.name] * float(np.exp(min(np.interp(each.bits, bits, gains), 0.0)))
-        for each in formats
-    }
+    blocked = [each for each in formats if each.block and not each.nearest and not each.zeros]
+    typical = min(blocked, key=lambda each: (each.scaled, abs(each.levels - BLOCKED)), default=None)
+    block_gain = rounded(typical, factor) / max(nearest[typical.name], 1e-30) if typical is not None else 1.0
+
+    def expected(each: Format) -> float:
+        plain = nearest[each.name]
+        if each.nearest:
+            return plain
+        if each.dimension or each.zeros:
+            return min(plain, rounded(each, factor))
+        gain = block_gain if each.block else float(np.exp(np.interp(each.bits, bits, gains)))
+        return plain * min(gain, 1.0)
+
+    return {each.name: expected(each) for each in formats}
 
 
 def smallest_scale(weight: Weight, context: Context) -> Matrix | None:
