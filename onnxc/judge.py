@@ -34,6 +34,7 @@ from onnxc.written import written
 # loses more on others (a transformer on digits: 0.7 and 0.5 % on a thousand items that were tried, 1.4 and 1.1 % on as
 # many others, which is what chance makes of 20 changed answers).
 SMALL_SHARE = 0.5
+CHANGED_SCORED = 0.1  # of the answers on samples
 TINY = 1e-12
 
 
@@ -179,18 +180,19 @@ class Judge:
 
     def strict(self, quality: Quality, share: float) -> Budget:
         """The budget of a model that may use only ``share`` of the allowed drop. Where a sample has one answer, so few
-        of them may change that, with 95 % confidence, 2 % of all answers do; where a hook judges other items as well,
-        2 % of those on the samples.
+        of them may change that, with 95 % confidence, 2 % of all answers do. Where a hook decides, an answer that was
+        wrong may become another wrong one: only where many change its score is not believed.
         """
         budget, count = self.budget, quality.judged
         each = 0 < count <= len(self.samples)
         if share < 1 and each and budget.min_agreement is None and not self.samples.generated:
-            few = self.tolerated(count) if self.evaluation is None else max(1, int(FLOOR_CHANGED * count))
-            budget = replace(budget, min_agreement=1 - few / count)
+            budget = replace(budget, min_agreement=1 - self.tolerated(count) / count)
         return budget
 
     def tolerated(self, count: int) -> int:
-        """Changed answers out of ``count`` that leave 95 % confidence in the floor."""
+        """Changed answers of ``count`` that leave 95 % confidence in the floor; with a hook, that it may overrule."""
+        if self.evaluation is not None:
+            return max(1, int(CHANGED_SCORED * count))
         expected = FLOOR_CHANGED * count
         return max(int(expected - 2 * math.sqrt(expected)), 0)
 

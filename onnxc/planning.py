@@ -39,7 +39,7 @@ RANGES = (
 )  # other choices than least squares
 TIGHT = 0.99  # of a limit is planned for: estimates are not exact
 LOADING = (20.0, 10.0)  # steps of the price of loading, where the best plan was refused
-SOLVING, FEWEST_TRIALS = 50.0, 4  # seconds for solving all plans, and plans that are solved however long it takes
+SOLVING, FEWEST_TRIALS = 60.0, 5  # seconds for solving all plans, and plans that are solved however long it takes
 PROBES = 64  # most samples for better ranges; the noise of single roundings is heard on the first HEARD of them
 
 
