@@ -200,6 +200,11 @@ class Coder:
             if np.isfinite(codes.damage):
                 self.known[name, stored[name]] = codes.damage
 
+    def forget(self) -> None:
+        """Drop what was solved and what it was solved with; it is made again where it is asked for."""
+        self.made.clear()
+        self.factors = Factors(self.context.sites, self.context.observations)
+
     def settle(self, stored: Mapping[str, str], sites: Collection[str]) -> None:
         """Learn from the codes of a plan that was tried, and drop all others: a search tries many."""
         self.learn(self.of(stored, sites), stored)

@@ -152,6 +152,9 @@ class Planning:
         leaves less noise, which goes into fewer bits.
         """
         self.feedback = possible(self.context)
+        if self.feedback:
+            self.coder.forget()
+            drop_pages()
         return self.feedback
 
     def affordable(self) -> int:
