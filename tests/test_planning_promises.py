@@ -15,11 +15,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxc.codes.formats import HALF, Format
+from onnxc.codes.formats import FLOATS, HALF, Format
 from onnxc.cost import FLOAT, Prices
-from onnxc.limits import worth
+from onnxc.limits import better, filled_up, fits, worth
 from onnxc.model import Model
-from onnxc.planner import Plan, Problem, plan, stored_bytes
+from onnxc.planner import Plan, Problem, plan, predicted_noise, stored_bytes
 from onnxc.rewrite import Activation, Candidate
 from onnxc.search import under
 from onnxc.sensitivity import activation_key, weight_key
@@ -71,6 +71,38 @@ def test_more_bytes_allowed_never_give_a_slower_model(problem: Problem, shares: 
         if stored_bytes(limited, found.stored) <= (limited.most_bytes or 0):
             held.append(found.seconds)
     assert all(later <= earlier * (1 + 1e-9) for earlier, later in pairwise(held))
+
+
+@given(mixed_problems(), st.integers(0, 100), st.floats(0, 1e4))
+@settings(max_examples=25, deadline=None)
+def test_what_a_limit_of_size_leaves_is_filled(problem: Problem, share: int, price: float) -> None:
+    """No weight can be taken from the larger plan any more, and the plan is quieter than the one it was made of."""
+    least, most = plan(problem), plan(problem, 1e6)
+    low, high = (stored_bytes(problem, each.stored) for each in (least, most))
+    limited = replace(problem, most_bytes=low + share / 100 * max(high - low, 0))
+    start = plan(limited, price)
+    if stored_bytes(limited, start.stored) > (limited.most_bytes or 0):
+        start = least
+    made = filled_up(limited, start, most)
+    assert fits(limited, made)
+    assert made.noise <= predicted_noise(limited, start.compute, start.stored) * (1 + 1e-9)
+    for name, mode in made.stored.items():
+        wider = most.stored.get(name, mode)
+        gone = limited.weight_noise(name, mode) - limited.weight_noise(name, wider)
+        if wider not in FLOATS and gone > 0:
+            grown = {**made.stored, name: wider}
+            assert wider == mode or not fits(limited, replace(made, stored=grown)), f"there is room for {name}"
+
+
+def test_within_the_limit_comes_first() -> None:
+    """A fast plan outside of the limit of size is no better than a slow one within."""
+    problem = replace(large("MatMul", 8), most_bytes=1e6)
+    outside = Plan(stored={each.name: HALF for each in problem.found.weights}, seconds=1e-9)
+    within = Plan(stored={}, seconds=1.0)
+    assert stored_bytes(problem, within.stored) < 1e6 < stored_bytes(problem, outside.stored)
+    assert worth(problem, outside) < worth(problem, within)
+    assert better(problem, within, outside)
+    assert not better(problem, outside, within)
 
 
 def large(operator: str, count: int = 2000) -> Problem:
