@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from onnxc.answers import class_scores
@@ -35,7 +35,19 @@ from onnxc.written import written
 # many others, which is what chance makes of 20 changed answers).
 SMALL_SHARE = 0.5
 CHANGED_SCORED = 0.1  # of the answers on samples
-TINY = 1e-12
+TINY, NEAR = 1e-12, 1e-3
+
+
+def step(reference: float, scores: Iterable[float]) -> float:
+    """What one item is worth, relative to ``reference``: scores whose differences are multiples of the smallest one
+    count items. 0 where they do not, or too few are known to tell.
+    """
+    found = sorted({abs(score - reference) for score in scores} - {0.0})
+    distinct = [each for index, each in enumerate(found) if index == 0 or each > found[index - 1] * (1 + NEAR)]
+    if len(distinct) < 2 or distinct[0] <= TINY:
+        return 0.0
+    counts = [each / distinct[0] for each in distinct]
+    return distinct[0] / abs(reference) if all(abs(each - round(each)) < NEAR for each in counts) else 0.0
 
 
 def smoothed(points: Sequence[tuple[float, float]]) -> float:
@@ -69,7 +81,7 @@ class Judge:
         evaluations: how often the hook was called; the budget may bound it.
         failed: (SQNR in dB, share of the allowed drop) of the most exact model whose score was too low.
         finishing: passes that rewrite every model before it is judged, each with whether it was told to.
-        drops: (noise in dB, relative drop of the score) of every model that was scored.
+        drops: (noise in dB, relative drop of the score) of every model that was scored; scores: what they were.
         strictly: every plan is held to the share of the allowed drop that plans below 8 bits are held to: the model
             was fitted to the samples.
         batch, shapes: what inputs look like when models are timed; as the samples are where neither is given.
@@ -87,6 +99,7 @@ class Judge:
     failed: tuple[float, float] = (-math.inf, 0.0)
     finishing: Sequence[tuple[FinishingPass, bool]] = ()
     drops: list[tuple[float, float]] = field(default_factory=list)
+    scores: set[float] = field(default_factory=set)
     strictly: bool = False
     batch: int | None = None
     shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)
@@ -149,20 +162,22 @@ class Judge:
         """The sentence about a score that is too low, None for one that is not.
 
         A score on few items turns on one or two of them, and the best of several trials is lucky: what a model that
-        may use only ``share`` of the allowed drop loses is read off the curve through all trials.
+        may use only ``share`` of the allowed drop loses is read off the curve through all trials, which tells it no
+        finer than by one item.
         """
         assert self.score is not None
         drop, allowed = relative_drop(self.score, score), self.budget.max_drop
         allowed = FLOOR_DROP if allowed is None else allowed
         self.drops.append((-quality.sqnr_db, drop))
-        likely = smoothed(self.drops)
-        if drop <= allowed + TINY and (share >= 1 or likely <= allowed * share + TINY):
+        self.scores.add(score)
+        likely, bound = smoothed(self.drops), max(allowed * share, step(self.score, self.scores))
+        if drop <= allowed + TINY and (share >= 1 or likely <= bound + TINY):
             return None
         fell = f"the score fell from {self.score:.6g} to {score:.6g}, by {drop:.2%}"
         if drop > allowed + TINY:
             return f"{fell}; at most {100 * allowed:g} % is allowed"
         others = f", and by {likely:.2%} as all trials together tell" if abs(likely - drop) > TINY else ""
-        return f"{fell}{others}; at most {100 * allowed * share:g} % is allowed below 8 bits, where luck may decide"
+        return f"{fell}{others}; at most {100 * bound:.2g} % is allowed below 8 bits, where luck may decide"
 
     def saved(self, quality: Quality, share: float) -> str | None:
         """Why the hook is not asked, where the calls of it are bounded; None if it is.

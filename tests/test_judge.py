@@ -1,0 +1,37 @@
+"""How far a score on few items is trusted."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from onnxc.judge import smoothed, step
+
+
+@pytest.mark.parametrize(
+    ("scores", "items"),
+    [
+        ([49 / 83, 50 / 83, 51 / 83], 51),
+        ([48 / 83, 50 / 83, 51 / 83], 51),
+        ([49 / 83, 51 / 83], 0),  # one difference may be any number of items
+        ([0.5, 0.4931, 0.4887], 0),  # a correlation has no steps
+    ],
+)
+def test_what_one_item_is_worth(scores: list[float], items: int) -> None:
+    found = step(51 / 83 if items or len(scores) == 2 else 0.4973, set(scores))
+    assert found == pytest.approx(1 / items if items else 0.0, rel=1e-6)
+
+
+def test_the_last_trial_is_read_off_a_curve_that_never_falls() -> None:
+    """Drops by noise: the lucky trial counts as much as its neighbours let it."""
+    generator = np.random.default_rng(0)
+    noise = np.sort(generator.uniform(-30, -10, 40))
+    true = np.exp((noise + 10) / 6) * 0.02
+    seen = np.maximum(true + generator.normal(0, 0.004, 40), 0)
+    order = generator.permutation(40)
+    errors = []
+    for last in range(10, 40):
+        trials = [(float(noise[i]), float(seen[i])) for i in order[: last + 1]]
+        errors.append([smoothed(trials) - true[order[last]], seen[order[last]] - true[order[last]]])
+    curve, alone = np.sqrt(np.square(errors).mean(0))
+    assert curve < 0.7 * alone
