@@ -119,9 +119,10 @@ def search(
             if best is None or problem.has_small_codes:
                 best = bracket(problem, judge, allowed, tried, trials, best, known, judged_by_score=scored)
     for last in (storage_only(problem), halves(problem), Plan()):
-        if best is None:
+        seen = any(trial.plan.key == last.key for trial in tried)
+        if best is None or (better(problem, last, best.plan, CLOSE) and not seen):  # quiet plans that a search may miss
             tried.append(judge(last))
-            best = tried[-1] if tried[-1].missed is None else None
+            best = tried[-1] if tried[-1].missed is None else best
     return best or tried[-1], tried
 
 

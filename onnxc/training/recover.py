@@ -131,9 +131,9 @@ def recovered(judge: Judge, trial: Trial, settings: Settings, say: Say) -> Trial
         return trial
     quality, score, missed = judge.judge(trained.model)
     new = Trial(trial.plan, trained.model, quality, score, missed, notes)
-    if worth(new) > worth(trial):
+    if worth(new) >= worth(trial):
         return new
-    reason = missed or f"an SQNR of {quality.sqnr_db:.1f} dB after {trial.quality.sqnr_db:.1f} dB"
+    reason = missed or f"a score of {score:.6g} after {trial.score:.6g}"
     return replace(trial, notes=(*notes, f"recovery: undone, {reason}"))
 
 
@@ -143,6 +143,8 @@ def rejudged(judge: Judge, trial: Trial) -> Trial:
     return replace(trial, quality=quality, score=score, missed=missed)
 
 
-def worth(trial: Trial) -> tuple[bool, float, float]:
-    """What makes a trial better: that it holds the floors, then its score, then its signal to noise ratio."""
-    return trial.missed is None, trial.score or 0.0, trial.quality.sqnr_db
+def worth(trial: Trial) -> tuple[bool, float]:
+    """What makes a trial better: that it holds the floors, then its score. Both alike, the loss on samples held back
+    decides: classes are learned better at some cost of the signal to noise ratio.
+    """
+    return trial.missed is None, trial.score or 0.0
