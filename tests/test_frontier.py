@@ -50,14 +50,14 @@ def run(folder: Path, wanted: Recipe | None = None, **more: Any) -> Frontier:
 
 
 def noting(patch: pytest.MonkeyPatch) -> list[object]:
-    """Nothing is timed, and targets are few; the keys of the plans that are built, in order."""
+    """Nothing is timed, and targets are few; the plans that are built, and how, in order."""
     pretend_everything_pays(patch)
     patch.setattr(walking, "LADDER_DB", (60.0, 35.0))
     patch.setattr(walking, "TRIES", 2)
     built, judged = list[object](), Planning.judged
 
     def noted(self: Planning, plan: Any) -> Any:
-        built.append(plan.key)
+        built.append((plan.key, self.feedback))
         return judged(self, plan)
 
     patch.setattr(Planning, "judged", noted)
