@@ -22,6 +22,7 @@ from onnxc.planner import Plan
 from onnxc.planning import Planning
 from onnxc.search import NOTHING, Trial
 from onnxc.tradeoff.choosing import floor
+from onnxc.tradeoff.pacing import Pace
 from onnxc.tradeoff.points import Frontier, Point
 from onnxc.tradeoff.record import Record
 
@@ -32,6 +33,7 @@ class Builder:
 
     Attributes:
         seen: plans that were asked for, each with whether its weights were to be solved with feedback.
+        pace: how fast what was built is beside its prices.
     """
 
     run: Run
@@ -40,6 +42,7 @@ class Builder:
     planning: Planning
     say: Progress
     seen: set[object] = field(default_factory=set)
+    pace: Pace = field(default_factory=Pace)
 
     def first(self, chosen: Plan) -> Trial:
         """``chosen``, which is always built: sensitivities are measured beside it."""
@@ -53,6 +56,7 @@ class Builder:
             self.keep(point, trial)
         else:
             planning.overheads.seen[-1] = counts(chosen), old.others
+            self.timed(old, chosen)
         return trial
 
     def visit(self, chosen: Plan) -> Trial | None:
@@ -66,7 +70,6 @@ class Builder:
         if old is not None:
             self.found.known += 1
             self.remember(old, chosen)
-            planning.overheads.seen.append((counts(chosen), old.others))
             return Trial(chosen, NOTHING, old.quality, None, floor(run, old))
         wanted = planning.feedback
         trial = planning.judged(chosen)
@@ -97,6 +100,7 @@ class Builder:
             delivery = gate(planning.judge, [trial], run.prices, receipt(run), self.say, told=told)
             model = self.measured(point, delivery, total)
             self.weighed(point, chosen)
+            self.timed(point, chosen)
         point.others = planning.overheads.seen[-1][1]
         record.add(point, model, self.found.name, external_data=run.recipe.external_data)
         record.save(run.recipe.budget, complete=False, notes=())
@@ -121,7 +125,7 @@ class Builder:
         point.kernels = hashlib.sha256(repr(chosen.key[0]).encode()).hexdigest()[:16]
         point.predicted_share = self.planning.overheads.file_bytes(problem, chosen) / original.source_bytes
         if chosen.seconds > 0:
-            point.predicted_speed = problem.prices.total / chosen.seconds
+            point.predicted_speed = self.pace.of(problem.prices.total / chosen.seconds)
         if chosen.noise > 0:
             point.predicted_sqnr_db = -10 * math.log10(chosen.noise)
         return point
@@ -146,16 +150,23 @@ class Builder:
         if point.size:
             self.planning.overheads.correct(self.planning.problem, chosen, point.size)
 
+    def timed(self, point: Point, chosen: Plan) -> None:
+        """How fast a point is beside what prices say of its plan."""
+        if point.speed is not None and chosen.seconds > 0:
+            self.pace.learn(self.planning.problem.prices.total / chosen.seconds, point.speed)
+
     def damage(self, name: str, mode: str) -> float:
         """Of the codes of a weight, as solved."""
         made = self.planning.coder.made
         return next((made[key].damage for narrow in (True, False) if (key := (name, mode, narrow)) in made), math.nan)
 
     def remember(self, old: Point, chosen: Plan) -> None:
-        """The true damages that building ``chosen`` would have shown: the next plans must come out the same."""
+        """All that building ``chosen`` would have taught: the next plans must come out the same."""
         coder = self.planning.coder
         for name, value in old.damages.items():
             if name in coder.damages and name in chosen.stored:
                 coder.damages[name][chosen.stored[name]] = value
+        self.planning.overheads.seen.append((counts(chosen), old.others))
+        self.timed(old, chosen)
         if old.damages and self.planning.problem.ratios:
             self.planning.problem.ratios = coder.noise_ratios()
