@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,7 +58,7 @@ def unseen(model: Model) -> float:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     plans, judged = list[tuple[Planning, Plan, bool]](), Planning.judged
 
     def noted(self: Planning, plan: Plan) -> Any:
@@ -72,7 +71,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
         patch.setattr(Planning, "judged", noted)
         folder = tmp_path_factory.mktemp("fed") / "out"
         found = frontier(MODEL, folder, recipe=recipe(), prices=folder.parent / "prices.json", plot=False, **data())
-        yield Made(folder, found, plans)
+    return Made(folder, found, plans)
 
 
 def test_a_small_point_gains_by_feedback(made: Made) -> None:
