@@ -23,7 +23,7 @@ from onnxc.cost import PriceFile
 from onnxc.errors import MissingExtraError, UsageError
 from onnxc.recipe import Budget, Recipe, load_recipe
 from onnxc.reports import charts
-from onnxc.tradeoff.choosing import candidates, nothing, score, select, within_limits
+from onnxc.tradeoff.choosing import candidates, expect, nothing, score, select, within_limits
 from onnxc.tradeoff.points import Frontier
 from onnxc.tradeoff.record import RECORD, Record, write_file
 from onnxc.tradeoff.walking import walk
@@ -77,6 +77,7 @@ def frontier(
         walk(run, record, found, say)
         select(run, record)  # no call of the hook goes to what is beaten anyway
         score(run, record, say)
+        expect(run, record)
         select(run, record)
         missing = sum(1 for point in candidates(run, record) if point.score is None)
         if missing and wanted.budget.evals is not None:

@@ -20,13 +20,15 @@ import onnxruntime
 import pytest
 
 from onnxc import cli
-from onnxc.errors import BudgetError, MissingExtraError, RecipeError, UsageError
+from onnxc.errors import BudgetError, MissingExtraError, ModelError, RecipeError, UsageError
 from onnxc.frontier import frontier
 from onnxc.judge import Judge
 from onnxc.planning import Planning
 from onnxc.recipe import Budget, Recipe, load_recipe, parse_evals, parse_passes, presets
 from onnxc.tradeoff import walking
 from onnxc.tradeoff.choosing import score, select
+from onnxc.tradeoff.expecting import expected_drop
+from onnxc.tradeoff.pacing import Pace
 from onnxc.tradeoff.points import Frontier, Point
 from onnxc.tradeoff.record import Record, digest
 from onnxc.tradeoff.walking import targets
@@ -50,14 +52,14 @@ def run(folder: Path, wanted: Recipe | None = None, **more: Any) -> Frontier:
 
 
 def noting(patch: pytest.MonkeyPatch) -> list[object]:
-    """Nothing is timed, and targets are few; the keys of the plans that are built, in order."""
+    """Nothing is timed, and targets are few; the plans that are built, and how, in order."""
     pretend_everything_pays(patch)
     patch.setattr(walking, "LADDER_DB", (60.0, 35.0))
     patch.setattr(walking, "TRIES", 2)
     built, judged = list[object](), Planning.judged
 
     def noted(self: Planning, plan: Any) -> Any:
-        built.append(plan.key)
+        built.append((plan.key, self.feedback))
         return judged(self, plan)
 
     patch.setattr(Planning, "judged", noted)
@@ -217,6 +219,55 @@ def test_another_model_needs_another_folder(again: Path) -> None:
     with pytest.raises(UsageError, match="another model, other data or other options; name another folder"):
         run(again, replace(recipe(), seed=1))
     assert contents(again) == before
+
+
+def test_where_solving_takes_long_the_lowest_targets_have_feedback(
+    tmp_path: Path, calls: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two plans may be solved so: the targets are 60, 35 and 24 dB."""
+    monkeypatch.setattr(Planning, "affordable", lambda self: 2)
+    found = run(tmp_path / "out")
+    fed = [each for _, each in calls]
+    assert fed[:3] == [False, True, False]  # the first plan both ways, which tells how long it takes
+    assert sum(fed) == 3
+    assert fed.index(True, 2) > fed.index(False, 2)
+    assert any("takes 0 s a model, and was done for the 2 lowest of 3 targets" in note for note in found.notes)
+    assert run(tmp_path / "out").points == found.points
+
+
+def test_weights_that_cannot_be_solved_with_feedback(
+    tmp_path: Path, calls: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: Any) -> Any:
+        raise ModelError("a part does not run")
+
+    monkeypatch.setattr("onnxc.planning.solve", failing)
+    found = run(tmp_path / "out")
+    assert len(found.points) >= 3
+    assert not any(fed for _, fed in calls[2:])
+    assert any("on the original's activations alone: a part does not run" in note for note in found.notes)
+    assert {p.files[0] for p in found.points} == models(tmp_path / "out")
+
+
+def test_what_is_predicted_of_speeds_learns_from_measured_ones() -> None:
+    pace = Pace()
+    assert pace.of(2.0) == pytest.approx(2.0)
+    for predicted, measured in (
+        (1.0, 1.2),
+        (2.0, 1.8),
+        (1.5, 1.5),
+    ):  # simplifying gained, int8 less than its price says
+        pace.learn(predicted, measured)
+    assert pace.of(1.0) == pytest.approx(1.2, rel=0.05)
+    assert pace.of(2.0) == pytest.approx(1.8, rel=0.05)
+    assert pace.of(1e9) <= 1 / 0.02
+
+
+def test_the_drop_to_expect_is_read_off_a_curve_that_never_falls() -> None:
+    assert expected_drop(20.0, []) is None
+    known = [(60.0, 0.0), (40.0, 0.002), (30.0, 0.0), (20.0, 0.01)]
+    drops = [expected_drop(each, known) for each in (70.0, 60.0, 35.0, 25.0, 20.0, 10.0)]
+    assert drops == pytest.approx([0.0, 0.0, 0.001, 0.0055, 0.01, 0.01 * 10**0.5])  # 40 and 30 dB share their mean
 
 
 def test_limits_that_no_model_holds(tmp_path: Path, calls: list[object]) -> None:

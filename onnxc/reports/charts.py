@@ -43,6 +43,7 @@ COLUMNS = (
     "agreement",
     "score",
     "drop",
+    "predicted_drop",
     "load_seconds",
     "load_bytes",
     "sites",

@@ -10,6 +10,7 @@ from onnxc.errors import BudgetError
 from onnxc.quality import FLOOR_SQNR_WITH_HOOK_DB, floor_met, relative_drop
 from onnxc.recipe import Budget
 from onnxc.session import Session
+from onnxc.tradeoff.expecting import expected_drop
 from onnxc.tradeoff.points import Point
 from onnxc.tradeoff.record import Record
 
@@ -58,6 +59,21 @@ def score(run: Run, record: Record, say: Progress) -> None:
         points[chosen].score = judge.evaluation(Session(path, judge.options))
         judge.evaluations += 1
         record.save(budget, complete=False, notes=())
+
+
+def expect(run: Run, record: Record) -> None:
+    """What the score of every point is expected to lose, as the other points tell."""
+    if (before := run.judge.score) is None:
+        return
+    told = {
+        key: (point.sqnr_db, relative_drop(before, point.score))
+        for key, point in record.points.items()
+        if point.score is not None and point.sqnr_db is not None
+    }
+    for key, point in record.points.items():
+        predicted = point.predicted_sqnr_db if point.predicted_sqnr_db is not None else point.sqnr_db
+        others = [each for other, each in told.items() if other != key]
+        point.predicted_drop = expected_drop(predicted, others) if predicted is not None else None
 
 
 def too_low(run: Run, point: Point) -> bool:

@@ -25,7 +25,8 @@ class Point:
         speed: input's time over this model's, with its spread over rounds; seconds: per run.
         load_seconds, load_bytes: what creating a session takes.
         sqnr_db, agreement, changed, judged: of the outputs, over all samples; score: of the user's metric.
-        predicted_share, predicted_speed, predicted_sqnr_db: what the plan was chosen for.
+        predicted_share, predicted_speed, predicted_sqnr_db: what the plan was chosen for; predicted_drop: of the score,
+            as the other models that were scored tell it of that SQNR.
         sites: in int8; formats: format -> weights stored in it; kernels: the same for plans that compute alike.
         damages: weight -> damage of its codes, others: bytes that are no weights; the next plans are made with both.
         rejected: why it is no model to deliver, whatever the floors; None if it is one.
@@ -51,6 +52,7 @@ class Point:
     predicted_share: float | None = None
     predicted_speed: float | None = None
     predicted_sqnr_db: float | None = None
+    predicted_drop: float | None = None
     sites: int = 0
     formats: dict[str, int] = field(default_factory=dict)
     kernels: str = ""

@@ -1,34 +1,28 @@
-"""The way down: a plan for every target, built, judged, measured and saved at once. In: a run. Out: points.
+"""The way down: a plan for every target, built before the next one is made. In: a run. Out: points.
 
 Targets go from almost lossless down to the floor; every model that is built betters the predictions of the next.
+Weights are solved on what the compressed model feeds them, as optimize() does; where that takes long, only those of the
+lowest targets, which gain most by it.
 """
 
 from __future__ import annotations
 
-import hashlib
-import math
-from collections import Counter
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-import numpy as np
-
-from onnxc.codes.formats import FLOATS
-from onnxc.compiler import Progress, Run, observed, proposed, receipt, simplified
-from onnxc.deliver import Delivery, gate
-from onnxc.model import Model
-from onnxc.overheads import counts
-from onnxc.planner import Plan, plan, stored_bytes
-from onnxc.planning import Planning
+from onnxc.compiler import Progress, Run, observed, proposed, simplified
+from onnxc.planner import Plan, Problem, plan, stored_bytes
+from onnxc.planning import Planning, solving_key
 from onnxc.search import FEWER, HEADROOM, Trial, calibrated, halves, storage_only, under
 from onnxc.structure.named import shrunk
-from onnxc.tradeoff.choosing import candidates, floor, floored
-from onnxc.tradeoff.points import Frontier, Point
+from onnxc.tradeoff.building import Builder
+from onnxc.tradeoff.choosing import candidates, floored
+from onnxc.tradeoff.points import Frontier
 from onnxc.tradeoff.record import Record
 
 LADDER_DB = (60.0, 50.0, 40.0, 35.0, 30.0, 25.0, 20.0, 16.0, 13.0, 10.0)
 TRIES, NEAR_DB = 3, 1.5  # plans per target, until one is so near it
-LEAN = 8.0  # what bytes or time count in the smallest and the fastest plan at the floor
+LEAN = ((8.0, 1.0), (1.0, 8.0))  # what bytes and time count in the smallest and in the fastest plan at the floor
 
 
 def targets(lowest: float) -> list[float]:
@@ -44,168 +38,117 @@ def walk(run: Run, record: Record, found: Frontier, say: Progress) -> None:
     judge.budget, evaluation, judge.evaluation = floored(judge.budget), judge.evaluation, None
     try:
         planning = proposed(run, smaller)
-        Walk(run, record, found, planning, say).down()
+        Walk(run, record, planning, Builder(run, record, found, planning, say)).down()
     finally:
         judge.evaluation = evaluation
 
 
 @dataclass
 class Walk:
-    """The way down the ladder."""
+    """The way down the ladder.
+
+    Attributes:
+        builder: makes trials of plans.
+        known: the trials that teach predictions, of plans without feedback and of those with it.
+        left: plans that may still be solved with feedback.
+    """
 
     run: Run
     record: Record
-    found: Frontier
     planning: Planning
-    say: Progress
-    seen: set[object] = field(default_factory=set)
+    builder: Builder
+    known: dict[bool, list[Trial]] = field(default_factory=lambda: {False: [], True: []})
+    left: int = 0
 
     def down(self) -> None:
         """Visit the best plan of every target."""
         planning, problem = self.planning, self.planning.problem
         if not (problem.compute or problem.storage):
             return
-        first = planning.judged(plan(problem.in_full_codes()))
-        self.found.built += 1
-        point = self.predicted(self.key(first.plan), first.plan)
-        old = self.record.reusable(point.key, lambda point: floor(self.run, point))
-        if old is None:
-            self.keep(point, first)
-        else:
-            planning.overheads.seen[-1] = counts(first.plan), old.others
-        self.seen.add(first.plan.key)
+        first = self.builder.first(plan(problem.in_full_codes()))
         planning.sensitivities(first)
         self.run.prices.save()
         if not problem.noise:  # nothing is known of single roundings: what can be planned without
             for each in (halves(problem), storage_only(problem), plan(problem.in_full_codes()), plan(problem)):
                 self.visit(each)
             return
-        known = list[Trial]()
-        for target in targets(planning.judge.lowest_sqnr):
-            self.reach(target, known)
-        if problem.most_bytes is None and problem.most_seconds is None and known:
-            for byte_price, time_price in ((LEAN, 1.0), (1.0, LEAN)):
-                aim = 10 ** (-planning.judge.lowest_sqnr / 10) * HEADROOM
-                problem.heard = calibrated(problem, known)
-                trial = self.visit(under(replace(problem, byte_price=byte_price, time_price=time_price), aim))
-                known += [trial] if trial is not None else []
+        ladder = targets(planning.judge.lowest_sqnr)
+        self.affordable(first.plan, len(ladder))
+        for step, target in enumerate(ladder):
+            self.reach(target, len(ladder) - step - 1)
+        if problem.most_bytes is None and problem.most_seconds is None:
+            self.lean()
         for each in (storage_only(problem), halves(problem), Plan()):
             if not candidates(self.run, self.record):
                 self.visit(each)
 
-    def reach(self, target: float, known: list[Trial]) -> None:
-        """Build plans until one is near ``target`` [dB]; every one of them teaches the predictions."""
+    def affordable(self, first: Plan, steps: int) -> None:
+        """Find out how many plans may be solved with feedback, which building ``first`` so shows."""
+        planning = self.planning
+        if not planning.feed_back() or self.visit(first) is None:
+            return
+        planning.most = steps * TRIES + len(LEAN)
+        planning.pace = planning.prices.entries.get(solving_key(planning.context))
+        self.left = planning.affordable()
+        if self.left < steps:
+            note = (
+                f"solving the weights on what the compressed model feeds them takes {planning.pace or 0.0:.0f} s a "
+                f"model, and was done for the {self.left} lowest of {steps} targets"
+            )
+            self.run.notes.append(note)
+            self.builder.say(note)
+
+    def feed(self, after: int = 0) -> None:
+        """From now on plans are solved with feedback where one that may be is left, and one for each of ``after``
+        further targets; else they are not.
+        """
+        self.planning.feedback = self.left > after
+
+    def visit(self, chosen: Plan) -> Trial | None:
+        """The trial of ``chosen``, which teaches the predictions of plans that are solved as it is; None where this run
+        has seen it.
+        """
+        wanted, trial = self.planning.feedback, self.builder.visit(chosen)
+        if wanted and not self.planning.feedback:  # it cannot be done
+            self.left = 0
+        if trial is not None:
+            self.left -= self.planning.feedback
+            self.known[self.planning.feedback].append(trial)
+        return trial
+
+    def next(self, problem: Problem, aim: float) -> Trial | None:
+        """The best plan with noise over signal ``aim``, visited."""
+        problem.heard = calibrated(problem, self.known[self.planning.feedback])
+        return self.visit(under(problem, aim))
+
+    def lean(self) -> None:
+        """The smallest and the fastest plan at the floor."""
+        for byte_price, time_price in LEAN:
+            self.feed()
+            if self.known[self.planning.feedback]:
+                aim = 10 ** (-self.planning.judge.lowest_sqnr / 10) * HEADROOM
+                self.next(replace(self.planning.problem, byte_price=byte_price, time_price=time_price), aim)
+
+    def reach(self, target: float, after: int) -> None:
+        """Build plans until one is near ``target`` [dB]; every one of them teaches the predictions. ``after`` targets
+        are still to come.
+        """
         problem, allowed, built = self.planning.problem, 10 ** (-target / 10), 0
-        aim, last = allowed * HEADROOM, target <= self.planning.judge.lowest_sqnr
+        aim, last = allowed * HEADROOM, not after
+        self.feed(after)
+        tries = min(self.left - after, TRIES) if self.planning.feedback else TRIES
         for _ in range(3 * TRIES):
-            if built >= TRIES:
+            if built >= tries:
                 return
-            problem.heard = calibrated(problem, known)
-            trial = self.visit(under(problem, aim))
+            trial = self.next(problem, aim)
             if trial is None and not last:
                 return
             if trial is None:  # too noisy, or already there: the noisiest plan above the floor is wanted
                 aim *= FEWER
                 continue
             built += 1
-            known.append(trial)
             problem.pace, problem.unit = trial.plan.seconds, max(stored_bytes(problem, trial.plan.stored), 1)
             if last and trial.missed is not None:
                 aim *= FEWER
             elif abs(trial.quality.sqnr_db - target) < NEAR_DB:
                 return
-
-    def visit(self, chosen: Plan) -> Trial | None:
-        """``chosen`` as a trial, built unless it was before; None where this run has seen it."""
-        if chosen.key in self.seen:
-            return None
-        self.seen.add(chosen.key)
-        planning, record, run = self.planning, self.record, self.run
-        key = self.key(chosen)
-        old = record.reusable(key, lambda point: floor(run, point))
-        if old is not None:
-            self.found.known += 1
-            self.remember(old, chosen)
-            planning.overheads.seen.append((counts(chosen), old.others))
-            return Trial(chosen, planning.context.model, old.quality, None, floor(run, old))
-        point = self.predicted(key, chosen)
-        trial = planning.judged(chosen)
-        self.found.built += 1
-        self.keep(point, trial)
-        return trial
-
-    def keep(self, point: Point, trial: Trial) -> None:
-        """Record what was built, with its file where it holds the floor."""
-        planning, record, run, chosen = self.planning, self.record, self.run, trial.plan
-        quality, total = trial.quality, planning.judge.original.source_bytes
-        point.sqnr_db = quality.sqnr_db if math.isfinite(quality.sqnr_db) else None
-        point.agreement, point.changed, point.judged = quality.agreement, quality.changed, quality.judged
-        point.damages = {name: self.damage(name, mode) for name, mode in chosen.stored.items() if mode not in FLOATS}
-        point.damages = {name: value for name, value in point.damages.items() if math.isfinite(value)}
-        model = None
-        if quality.problem is not None:
-            point.rejected = quality.problem
-        elif trial.missed is None:
-            told = any(told for _, told in run.chosen.structural)
-            delivery = gate(planning.judge, [trial], run.prices, receipt(run), self.say, told=told)
-            model = self.measured(point, delivery, total)
-            self.weighed(point, chosen)
-        point.others = planning.overheads.seen[-1][1]
-        record.add(point, model, self.found.name, external_data=run.recipe.external_data)
-        record.save(run.recipe.budget, complete=False, notes=())
-        run.prices.save()
-
-    def key(self, chosen: Plan) -> str:
-        """Of a plan with the ranges of its activations, for this input and these options."""
-        rounded = {
-            f"{a.tensor} {a.dynamic} {np.asarray(a.scale).tolist()} {np.asarray(a.zero_point).tolist()}"
-            for c in chosen.compute.values()
-            for a in (*c.reads, *((c.writes,) if c.writes else ()))
-        }
-        return hashlib.sha256(repr((self.record.identity, chosen.key, sorted(rounded))).encode()).hexdigest()[:32]
-
-    def predicted(self, key: str, chosen: Plan) -> Point:
-        """A point with what the plan was chosen for."""
-        problem, original = self.planning.problem, self.planning.judge.original
-        point = Point(key, sites=len(chosen.compute), formats=dict(sorted(Counter(chosen.stored.values()).items())))
-        point.kernels = hashlib.sha256(repr(chosen.key[0]).encode()).hexdigest()[:16]
-        point.predicted_share = self.planning.overheads.file_bytes(problem, chosen) / original.source_bytes
-        if chosen.seconds > 0:
-            point.predicted_speed = problem.prices.total / chosen.seconds
-        if chosen.noise > 0:
-            point.predicted_sqnr_db = -10 * math.log10(chosen.noise)
-        return point
-
-    def measured(self, point: Point, delivery: Delivery, total: int) -> Model | None:
-        """Size, speed and load cost of what is delivered, or why it is not; the model to save."""
-        if delivery.trial is None:
-            point.rejected = delivery.rejected[-1]
-            return None
-        point.size, point.share = delivery.size, delivery.size / total
-        if (ratio := delivery.ratio) is not None:
-            point.speed, point.speed_low, point.speed_high = ratio.median, ratio.low, ratio.high
-            point.seconds = ratio.seconds_b
-        if delivery.loads is not None:
-            before, after = delivery.loads
-            point.load_seconds, point.load_bytes = after.seconds, after.peak_bytes
-            self.record.load_seconds, self.record.load_bytes = before.seconds, before.peak_bytes
-        return delivery.trial.model
-
-    def weighed(self, point: Point, chosen: Plan) -> None:
-        """What is no weight, as the file that is kept has it."""
-        if point.size:
-            self.planning.overheads.correct(self.planning.problem, chosen, point.size)
-
-    def damage(self, name: str, mode: str) -> float:
-        """Of the codes of a weight, as solved."""
-        made = self.planning.coder.made
-        return next((made[key].damage for narrow in (True, False) if (key := (name, mode, narrow)) in made), math.nan)
-
-    def remember(self, old: Point, chosen: Plan) -> None:
-        """The true damages that building ``chosen`` would have shown: the next plans must come out the same."""
-        coder = self.planning.coder
-        for name, value in old.damages.items():
-            if name in coder.damages and name in chosen.stored:
-                coder.damages[name][chosen.stored[name]] = value
-        if self.planning.problem.ratios:
-            self.planning.problem.ratios = coder.noise_ratios()
