@@ -17,6 +17,8 @@ from dataclasses import replace
 import numpy as np
 
 from onnxc.compiler import observed, opened, simplified
+from onnxc.contract.candidates import Activation
+from onnxc.contract.context import Context
 from onnxc.cost import PriceFile
 from onnxc.data import Calibration
 from onnxc.feedback import fitted
@@ -25,7 +27,6 @@ from onnxc.passes.smooth_activations import SmoothActivations
 from onnxc.propose import collect
 from onnxc.recipe import Recipe
 from onnxc.refining import RULES, refine
-from onnxc.rewrite import Activation, Context
 from onnxc.sensitivity import Meter, build_probe
 from onnxc.session import Session
 from onnxc.sites import name_nodes

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from onnxc.compiler import optimize
+    from onnxc.contract.candidates import Candidate, Refusal
+    from onnxc.contract.passes import ExactPass, LossyPass, Outcome
     from onnxc.data import Calibration
     from onnxc.errors import BudgetError, OnnxcError
     from onnxc.model import Model
     from onnxc.recipe import Budget, Recipe
     from onnxc.report import Report
-    from onnxc.rewrite import Candidate, ExactPass, LossyPass, Outcome, Refusal
     from onnxc.validate import compare
 
 __version__ = "0.1.0"
@@ -40,14 +41,14 @@ _HOMES = {
     "Budget": "recipe",
     "BudgetError": "errors",
     "Calibration": "data",
-    "Candidate": "rewrite",
-    "ExactPass": "rewrite",
-    "LossyPass": "rewrite",
+    "Candidate": "contract.candidates",
+    "ExactPass": "contract.passes",
+    "LossyPass": "contract.passes",
     "Model": "model",
     "OnnxcError": "errors",
-    "Outcome": "rewrite",
+    "Outcome": "contract.passes",
     "Recipe": "recipe",
-    "Refusal": "rewrite",
+    "Refusal": "contract.candidates",
     "Report": "report",
     "compare": "validate",
     "optimize": "compiler",

@@ -13,7 +13,7 @@ from functools import lru_cache
 import numpy as np
 
 from onnxc.codes.formats import FLOATS, float_seconds, parse_format
-from onnxc.rewrite import Candidate
+from onnxc.contract.candidates import Candidate
 
 
 @lru_cache(maxsize=4096)

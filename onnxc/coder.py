@@ -13,9 +13,9 @@ from onnxc.codes.moments import Factors, Given, factor_key
 from onnxc.codes.saturation import as_matrix, machine_saturates, may_overflow, overflows
 from onnxc.codes.solve import as_groups, estimated, solved
 from onnxc.codes.sparse_packing import SPARSE_OPSET, smaller
+from onnxc.contract.context import Context
 from onnxc.encoding import BlockCodes, Codes
 from onnxc.propose import Proposals
-from onnxc.rewrite import Context
 from onnxc.sites import Site
 
 PROBED = ("levels16", "levels16/64", "codebook2")  # formats whose noise is measured, for all formats of a weight

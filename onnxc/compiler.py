@@ -8,7 +8,7 @@ observe   observe.py     one streamed run over the calibration data
 propose   passes/        candidates: specifications with their activations and bytes
 price     cost.py        measured seconds per site and mode
 plan      planning.py    compute per site, storage per weight, under the limits
-rewrite   rewrite.py     the chosen candidates, applied to a copy
+rewrite   rewriting/     the chosen candidates, applied to a copy
 recover   training/      what was lost is learned back from the original, when asked
 validate  quality.py     against the original; below the floor: plan again with a higher price of noise
 choose    structure/     smaller forms of the model, planned afresh where that is predicted to pay; the best is taken
@@ -34,6 +34,7 @@ import onnx
 from onnxc import __version__
 from onnxc.coder import Coder
 from onnxc.codes.sparse_tensors import unfold
+from onnxc.contract.context import Context
 from onnxc.cost import PriceFile
 from onnxc.data import Calibration, generate
 from onnxc.deliver import gate, write
@@ -47,7 +48,6 @@ from onnxc.planning import Planning
 from onnxc.propose import Chosen, check_kept, collect, passes_of
 from onnxc.recipe import Budget, PassRequest, Recipe, load_recipe, parse_passes
 from onnxc.report import Report
-from onnxc.rewrite import Context
 from onnxc.samples.hooks import Evaluation
 from onnxc.samples.inputs import index_limits
 from onnxc.search import Trial

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from onnxc.codes.formats import FLOATS, INT8
+from onnxc.contract.candidates import Candidate
 from onnxc.cost import FLOAT
 from onnxc.limits import worth
 from onnxc.planner import Plan, Problem, plan, smallest_bytes
 from onnxc.planning import Planning
 from onnxc.report import Option, RunnerUp
-from onnxc.rewrite import Candidate
 from onnxc.sensitivity import activation_key
 from onnxc.sites import Site, Weight
 

@@ -19,12 +19,13 @@ from onnxc.codes.formats import parse_format
 from onnxc.codes.gptq import factorize
 from onnxc.codes.moments import Given
 from onnxc.codes.solve import as_groups
+from onnxc.contract.context import Context
 from onnxc.data import Calibration, Sample
 from onnxc.encoding import Codes, round_to_nearest
 from onnxc.model import Model
 from onnxc.planner import Plan
 from onnxc.pruning.jobs import observable, own_bias, reading_of
-from onnxc.rewrite import Context, Rewriter
+from onnxc.rewriting.rewriter import Rewriter
 from onnxc.sequential import Reading, Walk, stages
 from onnxc.sites import Site
 from onnxc.written import written

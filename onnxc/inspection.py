@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from onnxc.codes.formats import FLOATS
+from onnxc.contract.context import Context
 from onnxc.data import generate
 from onnxc.errors import DataError, InputError, ModelError
 from onnxc.model import Constant, Model
@@ -21,7 +22,6 @@ from onnxc.observe import Observations
 from onnxc.propose import collect, passes_of
 from onnxc.recipe import Recipe
 from onnxc.report import RefusalRow, Report, SiteRow, plain
-from onnxc.rewrite import Context
 from onnxc.session import Options, Session
 from onnxc.sites import Site, find, multiplications, name_nodes
 from onnxc.targets import target

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from onnxc.answers import class_scores
 from onnxc.coder import Coder
+from onnxc.contract.passes import FinishingPass
 from onnxc.data import Calibration, Sample
 from onnxc.errors import DataError, ModelError, UsageError
 from onnxc.model import Model
@@ -23,7 +24,6 @@ from onnxc.quality import (
     relative_drop,
 )
 from onnxc.recipe import Budget
-from onnxc.rewrite import FinishingPass
 from onnxc.samples.batches import as_run
 from onnxc.samples.hooks import Evaluation
 from onnxc.search import Trial

@@ -14,10 +14,10 @@ from functools import cached_property, lru_cache, partial
 
 from onnxc.cheapest import Formats
 from onnxc.codes.formats import FLOATS, INT8, is_small
+from onnxc.contract.candidates import Activation, Candidate
 from onnxc.cost import FLOAT, KERNEL_OVERHEAD, Prices
 from onnxc.flow import SINK, SOURCE, Flow
 from onnxc.model import Node, Tensor
-from onnxc.rewrite import Activation, Candidate
 from onnxc.sensitivity import Noise, activation_key, weight_key
 from onnxc.sites import Site, Sites, Weight
 from onnxc.targets import ABSORBED, MOVED_THROUGH, QUANTIZED_AT_LOAD

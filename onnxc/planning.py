@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 
 from onnxc.coder import Coder
+from onnxc.contract.context import Context
+from onnxc.contract.passes import LossyPass
 from onnxc.cost import PriceFile, cpu_name
 from onnxc.data import Calibration
 from onnxc.errors import DataError, ModelError
@@ -28,7 +30,6 @@ from onnxc.overheads import Overheads
 from onnxc.planner import Plan, Problem, predicted_noise, small_codes
 from onnxc.price import priced
 from onnxc.propose import Proposals, collect
-from onnxc.rewrite import Context, LossyPass
 from onnxc.search import LEAST_SHARE, TRIALS, Trial, search, storage_only, under
 from onnxc.sensitivity import HEARD, measure, telling, weight_key
 

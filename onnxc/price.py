@@ -11,6 +11,8 @@ import numpy as np
 
 from onnxc.coder import Coder
 from onnxc.codes.formats import INT8
+from onnxc.contract.candidates import Refusal
+from onnxc.contract.context import Context
 from onnxc.cost import APART, FLOAT, PriceFile, Prices, measure, speed_up
 from onnxc.data import Sample
 from onnxc.errors import DataError, ModelError
@@ -18,7 +20,6 @@ from onnxc.judge import build
 from onnxc.model import Model
 from onnxc.planner import Plan, crossings, plan
 from onnxc.propose import Proposals
-from onnxc.rewrite import Context, Refusal
 from onnxc.session import Options, Session
 from onnxc.sites import multiplications
 

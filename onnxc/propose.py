@@ -9,22 +9,15 @@ from typing import Any, get_args, get_type_hints
 import numpy as np
 
 from onnxc.codes.formats import FLOATS
+from onnxc.contract.candidates import Activation, Candidate, Refusal
+from onnxc.contract.context import Context
+from onnxc.contract.passes import ExactPass, FinishingPass, LossyPass, StructuralPass
 from onnxc.cost import Prices
 from onnxc.errors import RecipeError
 from onnxc.model import Model
 from onnxc.planner import Problem
 from onnxc.recipe import Recipe, parse_fraction
 from onnxc.registry import load_passes
-from onnxc.rewrite import (
-    Activation,
-    Candidate,
-    Context,
-    ExactPass,
-    FinishingPass,
-    LossyPass,
-    Refusal,
-    StructuralPass,
-)
 from onnxc.samples.hooks import did_you_mean
 
 Pass = ExactPass | StructuralPass | LossyPass | FinishingPass

@@ -18,8 +18,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxc.contract.candidates import Activation
 from onnxc.histograms import Histogram
-from onnxc.rewrite import Activation
 
 Changes = Mapping[str, NDArray[np.generic]]
 Limits = tuple[float, float]

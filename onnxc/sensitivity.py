@@ -14,13 +14,14 @@ from time import perf_counter
 
 import numpy as np
 
+from onnxc.contract.candidates import Activation
 from onnxc.cost import cpu_name
 from onnxc.encoding import Codes
 from onnxc.file.storage import drop_pages
 from onnxc.histograms import Histogram
 from onnxc.model import Model, Node, Tensor, Variable
 from onnxc.refining import refine
-from onnxc.rewrite import Activation, Rewriter
+from onnxc.rewriting.rewriter import Rewriter
 from onnxc.session import Options, Session, runtime_version
 
 Noise = dict[str, float]
@@ -103,7 +104,7 @@ def build_probe(model: Model, activations: Sequence[Activation], weights: Mappin
                 probe.switch(weight_key(name), rewriter, node.outputs[0], gathered(rewriter, node, name))
             continue
         # DequantizeLinear is never folded: the rounded weight exists only while it is read
-        probe.switch(weight_key(name), rewriter, rewriter.tensors[name], rewriter.dequantized(name))
+        probe.switch(weight_key(name), rewriter, rewriter.tensors[name], rewriter.weights.dequantized(name))
     for activation in activations:
         tensor, key = rewriter.tensors[activation.tensor], activation_key(activation)
         if activation.dynamic:
@@ -128,9 +129,9 @@ def gathered(rewriter: Rewriter, node: Node, weight: str) -> Tensor:
     """What ``node`` would gather from the codes of ``weight``, times the scales of the same rows."""
     insert, indices = rewriter.model.insert, node.inputs[1]
     axis = node.attrs.get("axis", 0)
-    rows = insert("Gather", [rewriter.weight_codes(weight), indices], [f"{weight}_rows"], axis=axis).outputs[0]
+    rows = insert("Gather", [rewriter.weights.coded(weight), indices], [f"{weight}_rows"], axis=axis).outputs[0]
     floats = insert("Cast", [rows], [f"{weight}_row_floats"], to=1).outputs[0]
-    scales = rewriter.weight_scale(weight, "broadcast")
+    scales = rewriter.weights.scale(weight, "broadcast")
     if rewriter.codes[weight].axis == axis:
         scales = insert("Gather", [scales, indices], [f"{weight}_row_scales"], axis=axis).outputs[0]
     return insert("Mul", [floats, scales], [f"{weight}_rows_rounded"]).outputs[0]

@@ -8,6 +8,8 @@ from math import log10
 from pathlib import Path
 
 from onnxc.codes.formats import INT8
+from onnxc.contract.candidates import Activation, Candidate
+from onnxc.contract.context import Context
 from onnxc.convergence import convergence_note
 from onnxc.deliver import Delivery
 from onnxc.explain import computed, further, predicted_bytes, runner_up, stored
@@ -18,7 +20,6 @@ from onnxc.planning import Planning
 from onnxc.propose import Proposals
 from onnxc.quality import Quality, relative_drop
 from onnxc.report import Report, SiteRow
-from onnxc.rewrite import Activation, Candidate, Context
 from onnxc.session import Session
 from onnxc.sites import Site, multiplications
 from onnxc.validate import Comparison

@@ -12,7 +12,7 @@ from onnxc.encoding import Codes
 from onnxc.file.storage import drop_pages
 from onnxc.model import Model
 from onnxc.planner import Plan
-from onnxc.rewrite import Rewriter
+from onnxc.rewriting.rewriter import Rewriter
 
 
 def written(

@@ -12,8 +12,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
+from onnxc.contract.context import Context
+from onnxc.contract.passes import Level, StructuralPass
 from onnxc.equalizing.equalization import equalized
-from onnxc.rewrite import Context, Level, StructuralPass
 
 
 @dataclass(frozen=True)

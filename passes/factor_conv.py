@@ -15,10 +15,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from onnxc.contract.context import Context
+from onnxc.contract.passes import Level, Offers, StructuralPass
 from onnxc.factors.convolution_units import ConvUnit
 from onnxc.factors.convolutions import Kernel, understood
 from onnxc.factors.factoring import Factoring, Goal, Unit
-from onnxc.rewrite import Context, Level, Offers, StructuralPass
 
 
 @dataclass(frozen=True)

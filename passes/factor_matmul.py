@@ -12,10 +12,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from onnxc.contract.context import Context
+from onnxc.contract.passes import Level, Offers, StructuralPass
 from onnxc.factors.factoring import Factoring, Goal, Unit
 from onnxc.factors.matrices import Matrix, together, understood
 from onnxc.factors.matrix_units import Group
-from onnxc.rewrite import Context, Level, Offers, StructuralPass
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from onnxc.contract.passes import ExactPass, Outcome
 from onnxc.model import Constant, Model
-from onnxc.rewrite import ExactPass, Outcome
 
 from .facts import Borders
 

@@ -14,8 +14,8 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from onnxc.contract.passes import ExactPass, Outcome
 from onnxc.model import Constant, Model, Node, Tensor
-from onnxc.rewrite import ExactPass, Outcome
 
 from .facts import Borders, given, producer, remove, standard
 

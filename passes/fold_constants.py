@@ -15,9 +15,9 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from onnxc.contract.passes import ExactPass, Outcome
 from onnxc.errors import OnnxcError
 from onnxc.model import Constant, Graph, Model, Node, Tensor
-from onnxc.rewrite import ExactPass, Outcome
 from onnxc.session import Options, Session
 
 from .facts import Borders, remove, rewire, standard

@@ -14,8 +14,8 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from onnxc.codes.sparse_tensors import break_even, sparse_bytes, sparse_proto, sparse_value
+from onnxc.contract.passes import FinishingPass, Outcome
 from onnxc.model import Constant, Graph, Model, Stored, Tensor, Variable
-from onnxc.rewrite import FinishingPass, Outcome
 
 SMALLEST = 1024  # bytes of a tensor that is worth looking at
 TELLING = 0.1  # share of zeros from which on it is worth saying why a weight stays dense

@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from onnxc.contract.passes import ExactPass, Outcome
 from onnxc.model import Graph, Model, Node
-from onnxc.rewrite import ExactPass, Outcome
 
 from .facts import Borders, number, standard
 

@@ -10,9 +10,9 @@ from typing import ClassVar
 
 from onnx import ModelProto, inliner
 
+from onnxc.contract.passes import ExactPass, Outcome
 from onnxc.errors import ModelError
 from onnxc.model import Model
-from onnxc.rewrite import ExactPass, Outcome
 
 from .skeletons import adopt, through_skeleton
 

@@ -13,9 +13,9 @@ from typing import ClassVar
 
 import numpy as np
 
+from onnxc.contract.passes import ExactPass, Outcome
 from onnxc.file.editing import scopes
 from onnxc.model import Constant, Graph, Model
-from onnxc.rewrite import ExactPass, Outcome
 
 from .facts import Borders, rewire
 

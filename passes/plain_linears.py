@@ -13,8 +13,8 @@ from typing import ClassVar
 
 import numpy as np
 
+from onnxc.contract.passes import ExactPass, Outcome
 from onnxc.model import Graph, Model, Node, Tensor
-from onnxc.rewrite import ExactPass, Outcome
 
 from .facts import Borders, given, producer, standard
 

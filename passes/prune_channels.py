@@ -17,10 +17,11 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxc.contract.context import Context
+from onnxc.contract.passes import Level, Offer, Offers, StructuralPass
 from onnxc.coupling.pruning import Channels, Importance
 from onnxc.coupling.selection import allocate, evenly, uniform
 from onnxc.errors import RecipeError
-from onnxc.rewrite import Context, Level, Offer, Offers, StructuralPass
 
 from .prune_weights import gradient_samples
 

@@ -15,11 +15,12 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
+from onnxc.contract.context import Context
+from onnxc.contract.passes import Level, StructuralPass
 from onnxc.data import Sample
 from onnxc.errors import RecipeError
 from onnxc.pruning.jobs import Amount, Job, model_shares, pruned
 from onnxc.pruning.masks import Importance, Pattern
-from onnxc.rewrite import Context, Level, StructuralPass
 
 MOST_SAMPLES = 256  # whose gradients are taken
 FRACTIONS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # tried where nothing was told

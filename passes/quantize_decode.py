@@ -17,9 +17,12 @@ import ml_dtypes
 import numpy as np
 
 from onnxc.codes.formats import FULL, Format
+from onnxc.contract.candidates import Candidate, Refusal
+from onnxc.contract.context import Context
+from onnxc.contract.passes import LossyPass
 from onnxc.encoding import BlockCodes, block_bytes
 from onnxc.errors import RecipeError
-from onnxc.rewrite import Candidate, Context, LossyPass, Refusal, Rewriter
+from onnxc.rewriting.rewriter import Rewriter
 from onnxc.sites import Site, matrix_axes
 
 BITS, BLOCKS = (4, 8), (128, 64, 32)

@@ -12,7 +12,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
-from onnxc.rewrite import Activation, Candidate, Context, LossyPass, Refusal, Rewriter
+from onnxc.contract.candidates import Activation, Candidate, Refusal
+from onnxc.contract.context import Context
+from onnxc.contract.passes import LossyPass
+from onnxc.rewriting.rewriter import Rewriter
 from onnxc.sites import Site, matrix_axes
 
 
@@ -68,9 +71,9 @@ def apply(rewriter: Rewriter, site: Site) -> None:
     model, node, weight = rewriter.model, rewriter.nodes[site.name], site.weight.name
     graph = rewriter.home(node)
     codes, scale, zero = rewriter.dynamic(site.input.name, graph)
-    matrix = rewriter.weight_codes(weight)
+    matrix = rewriter.weights.coded(weight)
     if site.transposed or (site.operator == "Gemm" and node.attrs.get("transB", 0)):
-        matrix = rewriter.transposed_codes(weight)
+        matrix = rewriter.weights.transposed(weight)
     result = node.outputs[0]
     bias = node.inputs[2] if site.operator == "Gemm" and len(node.inputs) > 2 else None
     name = site.name
@@ -78,7 +81,7 @@ def apply(rewriter: Rewriter, site: Site) -> None:
     node.inputs.clear()
     product = model.insert(
         "MatMulInteger",
-        [codes, matrix, zero, rewriter.weight_scale(weight, "zero")],
+        [codes, matrix, zero, rewriter.weights.scale(weight, "zero")],
         [f"{result.name}_int32"],
         name=f"{name}_int8",
         graph=graph,
@@ -86,7 +89,7 @@ def apply(rewriter: Rewriter, site: Site) -> None:
     cast = model.insert("Cast", [product], [f"{result.name}_cast"], name=f"{name}_cast", graph=graph, to=1).outputs[0]
     scales = model.insert(
         "Mul",
-        [scale, rewriter.weight_scale(weight)],
+        [scale, rewriter.weights.scale(weight)],
         [f"{result.name}_scale"],
         name=f"{name}_scale",
         graph=graph,

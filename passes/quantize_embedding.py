@@ -11,7 +11,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
-from onnxc.rewrite import Candidate, Context, LossyPass, Refusal, Rewriter
+from onnxc.contract.candidates import Candidate, Refusal
+from onnxc.contract.context import Context
+from onnxc.contract.passes import LossyPass
+from onnxc.rewriting.rewriter import Rewriter
 from onnxc.sites import Site
 
 
@@ -58,7 +61,7 @@ def apply(rewriter: Rewriter, site: Site) -> None:
     node.inputs.clear()
     rows = model.insert(
         "Gather",
-        [rewriter.weight_codes(weight), indices],
+        [rewriter.weights.coded(weight), indices],
         [f"{result.name}_q"],
         name=f"{site.name}_q",
         graph=graph,
@@ -66,7 +69,7 @@ def apply(rewriter: Rewriter, site: Site) -> None:
     floats = model.insert("Cast", [rows], [f"{result.name}_cast"], name=f"{site.name}_cast", graph=graph, to=1)
     scales = model.insert(
         "Gather",
-        [rewriter.weight_scale(weight, "broadcast"), indices],
+        [rewriter.weights.scale(weight, "broadcast"), indices],
         [f"{result.name}_scale"],
         name=f"{site.name}_scale",
         graph=graph,

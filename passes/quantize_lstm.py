@@ -14,8 +14,11 @@ from typing import ClassVar
 
 import numpy as np
 
+from onnxc.contract.candidates import Activation, Candidate, Refusal
+from onnxc.contract.context import Context
+from onnxc.contract.passes import LossyPass
 from onnxc.model import Constant, Graph, Tensor
-from onnxc.rewrite import Activation, Candidate, Context, LossyPass, Refusal, Rewriter
+from onnxc.rewriting.rewriter import Rewriter
 from onnxc.sites import Site
 
 FIRST_OPSET = 7  # before it LSTM has other inputs
@@ -104,9 +107,9 @@ def parts(rewriter: Rewriter, tensor: Tensor, graph: Graph) -> tuple[Tensor, Ten
     directions, outputs = codes.values.shape[0], codes.scale.size
     label = f"{directions}x{outputs}"
     shape = rewriter.sheet.shared(f"shape_{label}", np.asarray([directions, outputs], np.int64))
-    scale = rewriter.sheet.node("Expand", [rewriter.weight_scale(name), shape], f"{name}_scales")
+    scale = rewriter.sheet.node("Expand", [rewriter.weights.scale(name), shape], f"{name}_scales")
     turned = model.insert(
-        "Transpose", [rewriter.weight_codes(name)], [f"{name}_transposed"], graph=graph, perm=[0, 2, 1]
+        "Transpose", [rewriter.weights.coded(name)], [f"{name}_transposed"], graph=graph, perm=[0, 2, 1]
     ).outputs[0]
     return (
         turned,

@@ -12,8 +12,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
+from onnxc.contract.candidates import Activation, Candidate, Refusal
+from onnxc.contract.context import Context
+from onnxc.contract.passes import LossyPass
 from onnxc.model import Tensor
-from onnxc.rewrite import Activation, Candidate, Context, LossyPass, Refusal, Rewriter
+from onnxc.rewriting.rewriter import Rewriter
 from onnxc.sites import Site, matrix_axes
 
 
@@ -137,7 +140,9 @@ def linear(rewriter: Rewriter, site: Site, reads: tuple[Activation, ...], writes
     node = rewriter.nodes[site.name]
     node.inputs[0] = rewriter.quantized(reads[0])
     name = site.weight.name
-    node.inputs[1] = rewriter.dequantized_transposed(name) if site.transposed else rewriter.dequantized(name)
+    node.inputs[1] = (
+        rewriter.weights.dequantized_transposed(name) if site.transposed else rewriter.weights.dequantized(name)
+    )
     if site.bias is not None:
         bias = rewriter.bias(rewriter.tensors[site.bias.name], site.weight.name, reads[0])
         if site.operator == "Gemm":
@@ -154,7 +159,7 @@ def convolution(rewriter: Rewriter, site: Site, reads: tuple[Activation, ...], w
     assert writes is not None
     node = rewriter.nodes[site.name]
     node.inputs[0] = rewriter.quantized(reads[0])
-    node.inputs[1] = rewriter.dequantized(site.weight.name)
+    node.inputs[1] = rewriter.weights.dequantized(site.weight.name)
     if site.bias is not None:
         node.inputs[2] = rewriter.bias(rewriter.tensors[site.bias.name], site.weight.name, reads[0])
     rewriter.quantize_result(writes)

@@ -12,11 +12,11 @@ from typing import ClassVar
 import onnx
 from onnx import ModelProto, defs, version_converter
 
+from onnxc.contract.passes import ExactPass, Outcome
 from onnxc.data import generate
 from onnxc.errors import ModelError, OnnxcError
 from onnxc.exactness import Exactness, Sample
 from onnxc.model import Model
-from onnxc.rewrite import ExactPass, Outcome
 from onnxc.session import Options
 
 from .facts import standard

@@ -11,8 +11,8 @@ from typing import ClassVar
 
 import numpy as np
 
+from onnxc.contract.passes import ExactPass, Outcome
 from onnxc.model import Constant, Graph, Model, Node
-from onnxc.rewrite import ExactPass, Outcome
 
 from .facts import Borders, given, number, producer, remove, rewire, standard
 

@@ -15,11 +15,11 @@ from typing import ClassVar
 
 from onnx import ModelProto
 
+from onnxc.contract.passes import ExactPass, Outcome
 from onnxc.data import generate
 from onnxc.errors import ModelError, OnnxcError
 from onnxc.exactness import Exactness, Sample, file_bytes
 from onnxc.model import Model
-from onnxc.rewrite import ExactPass, Outcome
 from onnxc.runtime.diagnosis import nodes as every_node
 from onnxc.session import Options, basic_simplified
 

@@ -13,9 +13,11 @@ from typing import ClassVar
 
 from onnxc.codes.formats import DIMENSIONS, Format
 from onnxc.codes.packing import layout_of, possible
+from onnxc.contract.candidates import Candidate, Refusal
+from onnxc.contract.context import Context
+from onnxc.contract.passes import LossyPass
 from onnxc.encoding import stored_bytes
 from onnxc.errors import RecipeError
-from onnxc.rewrite import Candidate, Context, LossyPass, Refusal
 from onnxc.sites import Weight
 
 from .store_low_bit import refused

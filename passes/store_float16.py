@@ -14,8 +14,10 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from onnxc.codes.formats import FLOATS
+from onnxc.contract.candidates import Candidate, Refusal
+from onnxc.contract.context import Context
+from onnxc.contract.passes import LossyPass
 from onnxc.encoding import float_bytes
-from onnxc.rewrite import Candidate, Context, LossyPass, Refusal
 from onnxc.sites import Weight
 
 # Operator -> the first input at which it reads a vector as a bias or a normalization's parameters. Others may hold

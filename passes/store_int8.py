@@ -11,8 +11,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
+from onnxc.contract.candidates import Candidate, Refusal
+from onnxc.contract.context import Context
+from onnxc.contract.passes import LossyPass
 from onnxc.encoding import stored_bytes
-from onnxc.rewrite import Candidate, Context, LossyPass, Refusal
 from onnxc.sites import Weight
 
 

@@ -13,9 +13,11 @@ from typing import ClassVar, Literal
 
 from onnxc.codes.formats import PLANES, WORDS, Format, fitting_block
 from onnxc.codes.packing import BLOCK_OPSET
+from onnxc.contract.candidates import Candidate, Refusal
+from onnxc.contract.context import Context
+from onnxc.contract.passes import LossyPass
 from onnxc.encoding import stored_bytes
 from onnxc.errors import RecipeError
-from onnxc.rewrite import Candidate, Context, LossyPass, Refusal
 from onnxc.sites import Weight
 
 BLOCKS = (0, 64, 32)

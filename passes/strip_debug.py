@@ -11,8 +11,8 @@ from typing import ClassVar
 
 import onnx
 
+from onnxc.contract.passes import ExactPass, Outcome
 from onnxc.model import Graph, Model, Node
-from onnxc.rewrite import ExactPass, Outcome
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from typing import ClassVar
 
 import onnx
 
+from onnxc.contract.passes import FinishingPass, Outcome
 from onnxc.model import Constant, Model
-from onnxc.rewrite import FinishingPass, Outcome
 
 LONGEST = 4096  # entries of a vector whose values inference may follow
 

@@ -13,10 +13,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from onnxc.contract.passes import ExactPass, Outcome
 from onnxc.data import Sample
 from onnxc.exactness import Exactness
 from onnxc.model import Constant, Model, Node, Tensor
-from onnxc.rewrite import ExactPass, Outcome
 from onnxc.session import Options, Session, measure_ratio
 from onnxc.shapes import infer
 

@@ -11,6 +11,8 @@ import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from onnxc.coder import Coder
+from onnxc.contract.context import Context
+from onnxc.contract.passes import LossyPass
 from onnxc.cost import Prices
 from onnxc.judge import build
 from onnxc.kernels import leftover_weights, operators
@@ -19,7 +21,6 @@ from onnxc.observe import Observations, observe
 from onnxc.planner import Plan, plan
 from onnxc.propose import Proposals, collect
 from onnxc.recipe import Recipe
-from onnxc.rewrite import Context, LossyPass
 from onnxc.session import Options, Session
 from onnxc.sites import find, name_nodes
 from onnxc.targets import target

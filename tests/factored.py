@@ -10,11 +10,12 @@ import numpy as np
 import onnx
 from onnx import ModelProto, numpy_helper
 
+from onnxc.contract.context import Context
+from onnxc.contract.passes import Level, StructuralPass
 from onnxc.data import Calibration, generate
 from onnxc.model import Model
 from onnxc.observe import Observations
 from onnxc.recipe import Recipe
-from onnxc.rewrite import Context, Level, StructuralPass
 from onnxc.session import Session
 from onnxc.sites import find, name_nodes
 from onnxc.targets import target

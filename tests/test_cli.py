@@ -24,6 +24,7 @@ from onnxc import cli, progress, registry
 from onnxc.command_line.arguments import parser
 from onnxc.command_line.values import shape
 from onnxc.command_line.verbs import recipe
+from onnxc.contract.passes import ExactPass, Outcome
 from onnxc.errors import ModelError, RecipeError, UsageError
 from onnxc.recipe import (
     Budget,
@@ -35,7 +36,6 @@ from onnxc.recipe import (
     parse_passes,
     parse_speed,
 )
-from onnxc.rewrite import ExactPass, Outcome
 
 
 @pytest.fixture

@@ -18,10 +18,10 @@ import pytest
 import onnxc.passes
 from onnxc.cli import main
 from onnxc.command_line.arguments import parser
+from onnxc.contract.passes import ExactPass
 from onnxc.errors import OnnxcError
 from onnxc.recipe import parse_recipe
 from onnxc.registry import load_passes
-from onnxc.rewrite import ExactPass
 
 ROOT = Path(__file__).parents[1]
 PAGES = [

@@ -31,7 +31,7 @@ LAYERS = """
     equalizing
     pruning factors cost sensitivity refining exactness
     convergence
-    codes coupling owners rewrite encoding observe histograms sites shapes sequential
+    codes contract coupling owners rewriting encoding observe histograms sites shapes sequential
     report reports
     quality answers kernels
     recipe

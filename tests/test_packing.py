@@ -14,7 +14,7 @@ from onnxc.codes.packing import layout_of, packed, possible
 from onnxc.codes.solve import as_groups, from_groups
 from onnxc.encoding import Codes, stored_bytes
 from onnxc.model import Model
-from onnxc.rewrite import Rewriter
+from onnxc.rewriting.rewriter import Rewriter
 from onnxc.session import Options, Session
 from onnxc.sites import find, name_nodes
 from onnxc.targets import target

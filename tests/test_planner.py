@@ -11,6 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from onnxc.contract.candidates import Activation, Candidate
+from onnxc.contract.context import Context
 from onnxc.cost import APART, FLOAT, KERNEL_OVERHEAD, Prices
 from onnxc.passes.quantize_dynamic import QuantizeDynamic
 from onnxc.passes.quantize_embedding import QuantizeEmbedding
@@ -18,7 +20,6 @@ from onnxc.passes.quantize_static import QuantizeStatic
 from onnxc.passes.store_int8 import StoreInt8
 from onnxc.planner import Plan, Problem, cut, plan, silently_quantized, smallest_bytes
 from onnxc.propose import Proposals
-from onnxc.rewrite import Activation, Candidate, Context
 from onnxc.search import repair, under
 from onnxc.sensitivity import activation_key, weight_key
 from tests.emission import emitted, model, node, proposed, samples, weight

@@ -16,11 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxc.codes.formats import FLOATS, HALF, Format
+from onnxc.contract.candidates import Activation, Candidate
 from onnxc.cost import FLOAT, Prices
 from onnxc.limits import better, filled_up, fits, worth
 from onnxc.model import Model
 from onnxc.planner import Plan, Problem, plan, predicted_noise, stored_bytes
-from onnxc.rewrite import Activation, Candidate
 from onnxc.search import under
 from onnxc.sensitivity import activation_key, weight_key
 from onnxc.sites import find, name_nodes

@@ -8,10 +8,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from onnxc.contract.candidates import Activation
 from onnxc.passes.quantize_static import QuantizeStatic
 from onnxc.propose import collect
 from onnxc.refining import Errors, convincing, refine
-from onnxc.rewrite import Activation
 from onnxc.sensitivity import Meter, build_probe
 from onnxc.session import Options
 from tests.trained import context, load, samples

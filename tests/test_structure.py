@@ -12,6 +12,8 @@ import onnx
 import pytest
 
 from onnxc import Budget, optimize
+from onnxc.contract.context import Context, Stakes
+from onnxc.contract.passes import StructuralPass
 from onnxc.cost import PriceFile
 from onnxc.data import Calibration
 from onnxc.factors.factoring import Curve, Goal, Loss, rank_of
@@ -19,7 +21,6 @@ from onnxc.passes import FactorMatmul, PruneChannels
 from onnxc.propose import passes_of
 from onnxc.recipe import Recipe, parse_passes
 from onnxc.report import Report
-from onnxc.rewrite import Context, Stakes, StructuralPass
 from onnxc.session import Session
 from onnxc.structure.planned import UNMET, Aim, Clock
 from tests.emission import model, node, samples, weight

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from onnxc.coder import Coder
+from onnxc.contract.context import Context
 from onnxc.data import Calibration
 from onnxc.judge import build
 from onnxc.model import Model
@@ -19,7 +20,6 @@ from onnxc.passes.quantize_static import QuantizeStatic
 from onnxc.planner import Plan
 from onnxc.propose import collect
 from onnxc.recipe import Recipe
-from onnxc.rewrite import Context
 from onnxc.session import Options, Session
 from onnxc.sites import find, name_nodes
 from onnxc.targets import target

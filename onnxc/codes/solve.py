@@ -17,8 +17,8 @@ from onnxc.codes.gptq import Factor, damage, gptq
 from onnxc.codes.grids import Grid, ScaledGrid, lowest_digit, make_grid
 from onnxc.codes.moments import Factors, Given
 from onnxc.codes.packing import NATIVE_OPSET, layout_of, packed
+from onnxc.contract.context import Context
 from onnxc.encoding import BlockCodes, Codes, round_to_nearest
-from onnxc.rewrite import Context
 from onnxc.sites import Weight
 
 BIAS_LIMIT = 2.0**30

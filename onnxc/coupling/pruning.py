@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxc.contract.context import Stakes
 from onnxc.coupling.consumers import WIDEST, Consumer, consumers, observed_moments
 from onnxc.coupling.cutting import Cut, apply, tied, untied
 from onnxc.coupling.graph import Coupling, Group, Reader
@@ -32,7 +33,6 @@ from onnxc.coupling.tracing import traced
 from onnxc.data import Calibration, Sample
 from onnxc.errors import DataError, ModelError
 from onnxc.model import Constant, Model
-from onnxc.rewrite import Stakes
 from onnxc.session import Options, Session
 
 Importance = Literal["obs", "variance", "norm", "gradient"]

@@ -15,12 +15,13 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxc.contract.context import Context
+from onnxc.contract.passes import Level
 from onnxc.data import Sample
 from onnxc.equalizing.scaling import Seam, as_rows, input_order
 from onnxc.equalizing.seams import seams, start
 from onnxc.model import Constant, Model
 from onnxc.observe import channel_ranges
-from onnxc.rewrite import Context, Level
 from onnxc.sites import Site, clip_range, find
 
 SWEEPS = 40

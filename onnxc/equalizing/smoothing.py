@@ -24,13 +24,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxc.codes.saturation import machine_saturates
+from onnxc.contract.candidates import Activation
+from onnxc.contract.context import Context
+from onnxc.contract.passes import Level
 from onnxc.data import Calibration, Sample
 from onnxc.equalizing.equalization import Ranges, seam_ranges, told_reasons, within_clips
 from onnxc.equalizing.scaling import Seam, as_rows, input_channels, input_order
 from onnxc.equalizing.seams import seams
 from onnxc.model import Model
 from onnxc.observe import Observations
-from onnxc.rewrite import Activation, Context, Level, Rewriter
+from onnxc.rewriting.rewriter import Rewriter
 from onnxc.sensitivity import power
 from onnxc.session import Options, Session
 from onnxc.sites import Site, find

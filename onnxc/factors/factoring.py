@@ -15,10 +15,12 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxc.contract.candidates import Refusal
+from onnxc.contract.context import Context, Stakes
+from onnxc.contract.passes import Level, Offer, Offers
 from onnxc.errors import DataError, ModelError, RecipeError
 from onnxc.factors.low_rank import break_even, rounded
 from onnxc.model import Model
-from onnxc.rewrite import Context, Level, Offer, Offers, Refusal, Stakes
 from onnxc.sequential import Reading, Statistic, Walk, stages, statistics
 from onnxc.session import Session, measure_ratio
 

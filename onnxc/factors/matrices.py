@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxc.contract.context import Context
 from onnxc.factors.common import own_bias, quota, unfit
 from onnxc.model import Constant, Model, Node
-from onnxc.rewrite import Context
 from onnxc.sequential import Reading
 from onnxc.sites import Site, Weight
 

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxc.codes.moments import weight_moments
+from onnxc.contract.context import Context
 from onnxc.errors import DataError, ModelError
 from onnxc.model import Constant, Model
 from onnxc.observe import patches, rows_key, sampled_rows
@@ -30,7 +31,6 @@ from onnxc.pruning.masks import (
     survivors,
     ungrouped,
 )
-from onnxc.rewrite import Context
 from onnxc.sequential import Reading, Walk, stages, statistics
 from onnxc.sites import RECURRENT_INPUTS, Site, Weight, matrix_axes
 

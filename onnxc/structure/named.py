@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from onnxc.contract.context import Context
+from onnxc.contract.passes import StructuralPass
 from onnxc.file.storage import drop_pages
 from onnxc.judge import Judge
 from onnxc.model import Model
-from onnxc.rewrite import Context, StructuralPass
 from onnxc.sites import name_nodes
 
 SLACK_DB = 1.0  # below what was told, for what is quantized on top of it

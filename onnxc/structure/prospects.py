@@ -14,13 +14,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from time import process_time
 
+from onnxc.contract.candidates import Refusal
+from onnxc.contract.context import Context
+from onnxc.contract.passes import Level, Offer, StructuralPass
 from onnxc.cost import speed_up
 from onnxc.errors import DataError, ModelError
 from onnxc.file.storage import drop_pages
 from onnxc.judge import SMALL_SHARE, Judge
 from onnxc.model import Model
 from onnxc.planner import stored_bytes
-from onnxc.rewrite import Context, Level, Offer, Refusal, StructuralPass
 from onnxc.search import CLOSE, HEADROOM, Trial
 from onnxc.session import Session
 from onnxc.sites import name_nodes

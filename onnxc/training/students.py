@@ -20,6 +20,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from onnxc.contract.context import Context
+from onnxc.contract.passes import Level, StructuralPass
 from onnxc.data import Calibration, Sample
 from onnxc.errors import ModelError
 from onnxc.file.shell import is_constant
@@ -28,7 +30,6 @@ from onnxc.observe import Observations
 from onnxc.propose import configured, passes_of
 from onnxc.recipe import Recipe
 from onnxc.registry import load_passes
-from onnxc.rewrite import Context, Level, StructuralPass
 from onnxc.session import Options
 from onnxc.sites import find, name_nodes
 from onnxc.targets import target

@@ -15,12 +15,12 @@ import pytest
 from onnx import ModelProto, TensorProto
 
 from onnxc import coder
+from onnxc.contract.passes import LossyPass
 from onnxc.passes.quantize_dynamic import QuantizeDynamic
 from onnxc.passes.quantize_embedding import QuantizeEmbedding
 from onnxc.passes.quantize_lstm import QuantizeLstm
 from onnxc.passes.quantize_static import QuantizeStatic
 from onnxc.passes.store_int8 import StoreInt8
-from onnxc.rewrite import LossyPass
 from tests.emission import Sample, emitted, model, node
 
 FOLDER = Path(__file__).parent

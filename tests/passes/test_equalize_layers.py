@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from onnx import NodeProto
 
+from onnxc.contract.passes import Level
 from onnxc.encoding import round_to_nearest
 from onnxc.equalizing.scaling import as_rows
 from onnxc.equalizing.seams import seams
 from onnxc.model import Model
 from onnxc.passes.equalize_layers import EqualizeLayers
-from onnxc.rewrite import Level
 from onnxc.session import Session
 from onnxc.sites import find
 from onnxc.targets import target

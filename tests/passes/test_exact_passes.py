@@ -10,6 +10,7 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
+from onnxc.contract.passes import ExactPass
 from onnxc.exactness import check_exact
 from onnxc.model import Model
 from onnxc.passes.flush_subnormals import FlushSubnormals
@@ -20,7 +21,6 @@ from onnxc.passes.merge_duplicates import MergeDuplicates
 from onnxc.passes.merge_pads import MergePads
 from onnxc.passes.raise_opset import RaiseOpset
 from onnxc.passes.remove_identities import RemoveIdentities
-from onnxc.rewrite import ExactPass
 
 IMAGE = np.random.default_rng(1).standard_normal((1, 4, 8, 8)).astype(np.float32)
 ROWS = np.random.default_rng(2).standard_normal((2, 8)).astype(np.float32)

@@ -14,6 +14,8 @@ import onnx.backend.test
 import pytest
 
 from onnxc import optimize
+from onnxc.contract.context import Context
+from onnxc.contract.passes import Level
 from onnxc.coupling.graph import Group
 from onnxc.coupling.pruning import Channels
 from onnxc.coupling.selection import Damage, Problem, allocate, evenly, second_order, steps, uniform
@@ -23,7 +25,6 @@ from onnxc.model import Model
 from onnxc.observe import Observations
 from onnxc.passes.prune_channels import PruneChannels
 from onnxc.recipe import Recipe
-from onnxc.rewrite import Context, Level
 from onnxc.session import Options, Session
 from onnxc.sites import find, name_nodes
 from onnxc.targets import target

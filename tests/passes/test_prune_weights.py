@@ -13,6 +13,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnxc.codes.moments import Factors
 from onnxc.codes.solve import solved
+from onnxc.contract.context import Context
+from onnxc.contract.passes import Level
 from onnxc.data import Calibration
 from onnxc.errors import RecipeError
 from onnxc.model import Model
@@ -20,7 +22,6 @@ from onnxc.observe import Observations, observe
 from onnxc.passes.prune_weights import PruneWeights
 from onnxc.propose import configured
 from onnxc.recipe import Recipe, parse_passes
-from onnxc.rewrite import Context, Level
 from onnxc.session import Options, Session
 from onnxc.sites import find, name_nodes
 from onnxc.targets import target

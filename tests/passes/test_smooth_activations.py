@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from onnxc.contract.passes import Level
 from onnxc.equalizing.seams import seams
 from onnxc.equalizing.smoothing import blockwise, matrix_of, stored_as
 from onnxc.model import Model
 from onnxc.passes.smooth_activations import SmoothActivations
-from onnxc.rewrite import Level
 from onnxc.session import Session
 from onnxc.sites import find
 from onnxc.targets import target

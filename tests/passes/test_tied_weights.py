@@ -10,11 +10,11 @@ import onnx
 import pytest
 
 import onnxc
+from onnxc.contract.passes import LossyPass
 from onnxc.passes.quantize_dynamic import QuantizeDynamic
 from onnxc.passes.quantize_embedding import QuantizeEmbedding
 from onnxc.passes.quantize_static import QuantizeStatic
 from onnxc.passes.store_int8 import StoreInt8
-from onnxc.rewrite import LossyPass
 from onnxc.sites import matrix_axes
 from tests.emission import emitted, model, node, proposed, weight
 from tests.unpriced import pretend_everything_pays

@@ -20,7 +20,7 @@ from onnxc.encoding import Codes
 from onnxc.errors import DataError, ModelError
 from onnxc.model import Model
 from onnxc.quality import ReferenceOutputs
-from onnxc.rewrite import Rewriter
+from onnxc.rewriting.rewriter import Rewriter
 from onnxc.session import Options, Session
 from onnxc.training.distill import made as made_student
 from onnxc.training.interpreter import Program

@@ -1,0 +1,1 @@
+"""The contract of passes: what each kind must do (passes), is told (context), and proposes (candidates)."""

@@ -1,0 +1,150 @@
+"""The kinds of passes: what a pass author derives from. In: a model, or a context. Out: what was done, or offered.
+
+An exact pass edits a model in place and says what it did; the frame checks that the outputs stayed equal.
+A structural pass makes smaller graphs out of one, each of which is then compressed like any other.
+A lossy pass looks at one site or weight at a time and proposes candidates: specifications with estimated damage and
+bytes.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from onnxc.contract.candidates import Candidate, Refusal
+from onnxc.contract.context import Context
+from onnxc.model import Model
+from onnxc.session import Options
+
+if TYPE_CHECKING:
+    from onnxc.data import Sample
+    from onnxc.sites import Site, Weight
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an exact pass did: how many places it changed, and sentences worth telling the user."""
+
+    changed: int = 0
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ExactPass(ABC):
+    """A rewrite after which every output is equal to float rounding (rtol 1e-3, atol 1e-5)."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def run(self, model: Model) -> Outcome:
+        """Edit ``model`` in place."""
+
+    def run_checked(self, model: Model, samples: Sequence[Sample], options: Options) -> Outcome:
+        """``run`` for a pass that itself tries and measures on ``samples``; the frame calls this."""
+        return self.run(model)
+
+
+@dataclass(frozen=True)
+class FinishingPass(ABC):
+    """An exact rewrite of what is about to be delivered, after everything is decided."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def finish(self, model: Model, *, told: bool = False) -> Outcome:
+        """Edit ``model`` in place; ``told``: it was asked for with fields, and acts whether or not it pays."""
+
+
+@dataclass(frozen=True)
+class Level:
+    """A smaller form of a model, refitted.
+
+    Attributes:
+        model: a model of its own, with the inputs and outputs of the original.
+        specification: what the report says of it, e.g. "48 % of the MACs of 19 convolutions cut".
+        notes: sentences worth telling the user: what was refused, and why.
+    """
+
+    model: Model
+    specification: str
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Offer:
+    """A smaller form of a model that is not made yet.
+
+    Attributes:
+        saved: share of what all weights are worth that goes.
+        cost: what its damage is estimated to cost, as a share of the same.
+        make: makes it.
+    """
+
+    saved: float
+    cost: float
+    make: Callable[[], Level]
+
+
+@dataclass(frozen=True)
+class Offers:
+    """What a structural pass could do for a plan.
+
+    Attributes:
+        found: least saved first.
+        reason: why there are none, or no others; empty where that is not so.
+        refusals: places that no offer touches, with the reason.
+    """
+
+    found: tuple[Offer, ...] = ()
+    reason: str = ""
+    refusals: tuple[Refusal, ...] = ()
+
+
+@dataclass(frozen=True)
+class StructuralPass(ABC):
+    """A pass that makes the graph or its weights smaller before anything is planned.
+
+    Attributes:
+        needs_data: whether it does anything without calibration data.
+        automatic: it runs also where no passes are named; its outputs stay equal, so that no level is judged.
+        unasked: whether it is tried where nobody named it: it makes offers.
+    """
+
+    name: ClassVar[str]
+    needs_data: ClassVar[bool] = False
+    automatic: ClassVar[bool] = False
+    unasked: ClassVar[bool] = False
+
+    @abstractmethod
+    def levels(self, context: Context) -> Iterable[Level]:
+        """Smaller models, least cut first, each made from a copy of ``context.model``. Where the pass was told what
+        to do, exactly that one; none where there is nothing to cut. The caller may stop at any of them.
+        """
+
+    def offers(self, context: Context) -> Offers:
+        """Forms of ``context.model`` that may be worth planning, by ``context.stakes``."""
+        return Offers()
+
+
+@dataclass(frozen=True)
+class LossyPass(ABC):
+    """A pass that changes numbers, one place at a time.
+
+    Attributes:
+        needs_data: whether it does anything without calibration data.
+        opset: lowest opset of the model that has the operators it writes.
+    """
+
+    name: ClassVar[str]
+    needs_data: ClassVar[bool] = False
+    opset: ClassVar[int] = 7
+
+    def propose(self, site: Site, context: Context) -> Iterable[Candidate | Refusal]:
+        """Ways to compute ``site``, or why not."""
+        return ()
+
+    def store(self, weight: Weight, context: Context) -> Iterable[Candidate | Refusal]:
+        """Ways to store ``weight``, or why not."""
+        return ()

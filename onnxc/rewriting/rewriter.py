@@ -1,0 +1,157 @@
+"""Chosen candidates, written into one copy of a model. In: the copy, codes of weights. Out: the copy, rewritten.
+
+Codes of a weight, the Q/DQ pair of an activation and a dynamic quantization are made once, and shared between sites.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxc.codes.floats import PackedFloats
+from onnxc.codes.sheets import Packed, Sheet, emit_together
+from onnxc.contract.candidates import Activation
+from onnxc.encoding import Codes
+from onnxc.model import Constant, Graph, Model, Node, Tensor
+from onnxc.rewriting.biases import CodedBiases
+from onnxc.rewriting.weights import CodedWeights
+
+
+@dataclass(eq=False)
+class Rewriter:
+    """What candidates are applied through.
+
+    Attributes:
+        model: the copy; codes: weight name -> its codes.
+        plain: nothing is packed, so that codes can be changed after they were written.
+        nodes, tensors: of all graphs of the model, by name.
+        sheet: where nodes that unfold stored weights are written.
+        weights: the tensors that coded weights become.
+    """
+
+    model: Model
+    codes: dict[str, Codes]
+    plain: bool = False
+    nodes: dict[str, Node] = field(default_factory=dict, init=False)
+    tensors: dict[str, Tensor] = field(default_factory=dict, init=False)
+    sheet: Sheet = field(init=False)
+    weights: CodedWeights = field(init=False)
+    _homes: dict[int, Graph] = field(default_factory=dict, init=False)
+    _biases: CodedBiases = field(init=False)
+    _pairs: dict[str, Tensor] = field(default_factory=dict, init=False)
+    _steps: dict[str, Tensor] = field(default_factory=dict, init=False)
+    _dynamic: dict[tuple[str, int], list[Tensor]] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        self.sheet = Sheet(self.model)
+        self.weights = CodedWeights(self.model, self.codes, self.sheet, self.plain)
+        self._biases = CodedBiases(self.weights)
+        for graph in self.model.graphs():
+            for tensor in graph.inputs:
+                self.tensors.setdefault(tensor.name, tensor)
+            for node in graph.nodes:
+                self.nodes[node.name] = node
+                self._homes[id(node)] = graph
+                for tensor in (*node.inputs, *node.outputs):
+                    self.tensors.setdefault(tensor.name, tensor)
+
+    def home(self, node: Node) -> Graph:
+        """The graph that holds ``node``."""
+        return self._homes[id(node)]
+
+    def unfold(self, weight: str) -> None:
+        """Let every remaining reader of ``weight`` read Cast(codes) * scale, which ONNX Runtime folds at load."""
+        tensor = self.tensors[weight]
+        if tensor.outputs:
+            self.model.redirect(tensor, self.weights.unfolded(weight))
+
+    def shorten(self, types: Mapping[str, str]) -> None:
+        """Let every remaining reader of these weights read a Cast of a smaller float, which ONNX Runtime folds at load.
+
+        Those of one type unfold together; 8-bit ones have a scale per channel.
+        """
+        left = {name: kind for name, kind in types.items() if self.tensors[name].outputs}
+        forms: dict[str, Packed] = {}
+        for name, kind in left.items():
+            forms[f"{name}_unfolded"] = PackedFloats.of(np.asarray(self.model.values(self.tensors[name])), kind)
+        for label, made in emit_together(self.sheet, forms).items():
+            tensor = self.tensors[label.removesuffix("_unfolded")]
+            made.dtype, made.shape = np.dtype(np.float32), list(np.asarray(self.model.values(tensor)).shape)
+            self.model.redirect(tensor, made)
+
+    def quantized(self, activation: Activation) -> Tensor:
+        """DequantizeLinear(QuantizeLinear(tensor)), made once per tensor."""
+        name = activation.tensor
+        if name not in self._pairs:
+            parameters = [
+                self.model.constant(f"{name}_scale", np.asarray(activation.scale, np.float32)),
+                self.model.constant(f"{name}_zero", np.asarray(activation.zero_point)),
+            ]
+            self._steps[name] = parameters[0]
+            quantize = self.model.insert(
+                "QuantizeLinear", [self.tensors[name], *parameters], [f"{name}_q"], name=f"{name}_q"
+            )
+            restore = self.model.insert(
+                "DequantizeLinear", [quantize.outputs[0], *parameters], [f"{name}_dq"], name=f"{name}_dq"
+            )
+            restore.outputs[0].dtype = np.dtype(np.float32)
+            restore.outputs[0].shape = self.tensors[name].shape
+            self._pairs[name] = restore.outputs[0]
+        return self._pairs[name]
+
+    def quantize_result(self, activation: Activation) -> None:
+        """Every reader of the tensor, and the graph output it may be, gets the quantized form."""
+        self.model.redirect(self.tensors[activation.tensor], self.quantized(activation))
+
+    def dynamic(self, tensor: str, graph: Graph) -> list[Tensor]:
+        """[codes, scale, zero point] of DynamicQuantizeLinear(tensor), made once per tensor and graph."""
+        key = (tensor, id(graph))
+        if key not in self._dynamic:
+            node = self.model.insert(
+                "DynamicQuantizeLinear",
+                [self.tensors[tensor]],
+                [f"{tensor}_q", f"{tensor}_q_scale", f"{tensor}_q_zero"],
+                name=f"{tensor}_q",
+                graph=graph,
+            )
+            self._dynamic[key] = list(node.outputs)
+        return self._dynamic[key]
+
+    def read_as(self, tensor: str) -> str:
+        """The name of what int8 readers of ``tensor`` really see: its quantized form, or itself."""
+        pair = self._pairs.get(tensor)
+        return str(pair.name) if pair is not None else tensor
+
+    def bias(self, tensor: Tensor, weight: str, activation: Activation) -> Tensor:
+        """The bias [N] as DequantizeLinear(int32, scale of the input times scale of the weight)."""
+        return self._biases.dequantized(tensor, weight, activation, self._steps.get(activation.tensor))
+
+    def has_bias(self, name: str) -> bool:
+        """Whether the bias called ``name`` can be shifted: it is coded, or a vector of floats that one node reads."""
+        held = self.tensors.get(name)
+        return name in self._biases or (
+            isinstance(held, Constant)
+            and len(held.outputs) == 1
+            and held.dtype is not None
+            and np.dtype(held.dtype) == np.float32
+        )
+
+    def shift_bias(self, name: str, error: NDArray[np.float64]) -> None:
+        """Take ``error`` [N] out of the bias called ``name``."""
+        if name in self._biases:
+            self._biases.shift(name, error)
+            return
+        held = self.tensors[name]
+        if isinstance(held, Constant):
+            values = np.asarray(self.model.values(held))
+            held.values = (values.astype(np.float64) - error.reshape(values.shape)).astype(values.dtype)
+
+    def recode(self, weight: str, codes: Codes) -> None:
+        """``codes`` in place of those that were written for ``weight``, with all that depends on them; only where
+        nothing is packed.
+        """
+        self.weights.recode(weight, codes)
+        self._biases.recode(weight)
