@@ -12,8 +12,9 @@ from onnxc.codes.formats import FLOATS, INT8
 from onnxc.contract.candidates import Candidate
 from onnxc.cost import FLOAT
 from onnxc.limits import worth
-from onnxc.planner import Plan, Problem, plan, smallest_bytes
+from onnxc.planner import plan
 from onnxc.planning import Planning
+from onnxc.problem import Plan, Problem, smallest_bytes
 from onnxc.report import Option, RunnerUp
 from onnxc.sensitivity import activation_key
 from onnxc.sites import Site, Weight

@@ -23,7 +23,7 @@ from onnxc.contract.context import Context
 from onnxc.data import Calibration, Sample
 from onnxc.encoding import Codes, round_to_nearest
 from onnxc.model import Model
-from onnxc.planner import Plan
+from onnxc.problem import Plan
 from onnxc.pruning.jobs import observable, own_bias, reading_of
 from onnxc.rewriting.rewriter import Rewriter
 from onnxc.sequential import Reading, Walk, stages

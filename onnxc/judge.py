@@ -12,7 +12,7 @@ from onnxc.contract.passes import FinishingPass
 from onnxc.data import Calibration, Sample
 from onnxc.errors import DataError, ModelError, UsageError
 from onnxc.model import Model
-from onnxc.planner import Plan, small_codes
+from onnxc.problem import Plan, small_codes
 from onnxc.quality import (
     FLOOR_CHANGED,
     FLOOR_DROP,

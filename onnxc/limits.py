@@ -6,7 +6,9 @@ import math
 from dataclasses import replace
 
 from onnxc.codes.formats import FLOATS
-from onnxc.planner import Plan, Problem, plan, predicted_noise, stored_bytes, stored_share
+from onnxc.planner import plan
+from onnxc.predictions import predicted_noise, stored_bytes, stored_share
+from onnxc.problem import Plan, Problem
 
 STEP, HALVINGS, LEAST, MOST = 8.0, 4, 1e-9, 1e9  # of the price of what is limited
 

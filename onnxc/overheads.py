@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from onnxc.codes.formats import is_small
-from onnxc.planner import Plan, Problem, stored_bytes
+from onnxc.predictions import stored_bytes
+from onnxc.problem import Plan, Problem
 
 # What one of each takes before anything is known, in bytes: a static activation, a dynamic one, an int8 site, a format
 # of evenly spread codes, one of codebooks. Then how far that may be off, and how far apart equal counts may be.

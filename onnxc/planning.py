@@ -27,8 +27,9 @@ from onnxc.file.storage import drop_pages
 from onnxc.judge import Judge, build
 from onnxc.model import Model
 from onnxc.overheads import Overheads
-from onnxc.planner import Plan, Problem, predicted_noise, small_codes
+from onnxc.predictions import predicted_noise
 from onnxc.price import priced
+from onnxc.problem import Plan, Problem, small_codes
 from onnxc.propose import Proposals, collect
 from onnxc.search import LEAST_SHARE, TRIALS, Trial, search, storage_only, under
 from onnxc.sensitivity import HEARD, measure, telling, weight_key

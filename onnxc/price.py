@@ -16,9 +16,11 @@ from onnxc.contract.context import Context
 from onnxc.cost import APART, FLOAT, PriceFile, Prices, measure, speed_up
 from onnxc.data import Sample
 from onnxc.errors import DataError, ModelError
+from onnxc.islands import crossings
 from onnxc.judge import build
 from onnxc.model import Model
-from onnxc.planner import Plan, crossings, plan
+from onnxc.planner import plan
+from onnxc.problem import Plan
 from onnxc.propose import Proposals
 from onnxc.session import Options, Session
 from onnxc.sites import multiplications

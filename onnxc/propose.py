@@ -15,7 +15,7 @@ from onnxc.contract.passes import ExactPass, FinishingPass, LossyPass, Structura
 from onnxc.cost import Prices
 from onnxc.errors import RecipeError
 from onnxc.model import Model
-from onnxc.planner import Problem
+from onnxc.problem import Problem
 from onnxc.recipe import Recipe, parse_fraction
 from onnxc.registry import load_passes
 from onnxc.samples.hooks import did_you_mean

@@ -17,7 +17,9 @@ from onnx import helper
 from onnxc.codes.formats import FLOATS, INT8
 from onnxc.limits import better, fits, within, worth
 from onnxc.model import Model
-from onnxc.planner import Plan, Problem, noise_parts, plan, predicted_noise, smaller_floats, stored_bytes
+from onnxc.planner import plan
+from onnxc.predictions import noise_parts, predicted_noise, stored_bytes
+from onnxc.problem import Plan, Problem, smaller_floats
 from onnxc.quality import Quality
 from onnxc.sensitivity import activation_key
 

@@ -15,8 +15,9 @@ from onnxc.deliver import Delivery
 from onnxc.explain import computed, further, predicted_bytes, runner_up, stored
 from onnxc.judge import Judge
 from onnxc.kernels import leftover_weights, operators
-from onnxc.planner import Plan, Problem, predicted_noise
 from onnxc.planning import Planning
+from onnxc.predictions import predicted_noise
+from onnxc.problem import Plan, Problem
 from onnxc.propose import Proposals
 from onnxc.quality import Quality, relative_drop
 from onnxc.report import Report, SiteRow

@@ -11,7 +11,7 @@ from onnxc.codes.formats import FLOATS
 from onnxc.encoding import Codes
 from onnxc.file.storage import drop_pages
 from onnxc.model import Model
-from onnxc.planner import Plan
+from onnxc.problem import Plan
 from onnxc.rewriting.rewriter import Rewriter
 
 

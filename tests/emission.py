@@ -18,7 +18,8 @@ from onnxc.judge import build
 from onnxc.kernels import leftover_weights, operators
 from onnxc.model import Model
 from onnxc.observe import Observations, observe
-from onnxc.planner import Plan, plan
+from onnxc.planner import plan
+from onnxc.problem import Plan
 from onnxc.propose import Proposals, collect
 from onnxc.recipe import Recipe
 from onnxc.session import Options, Session

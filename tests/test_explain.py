@@ -17,8 +17,10 @@ from onnxc.judge import Judge
 from onnxc.overheads import Overheads
 from onnxc.passes.quantize_static import QuantizeStatic
 from onnxc.passes.store_int8 import StoreInt8
-from onnxc.planner import Plan, Problem, plan, stored_bytes
+from onnxc.planner import plan
 from onnxc.planning import Attempt
+from onnxc.predictions import stored_bytes
+from onnxc.problem import Plan, Problem
 from onnxc.quality import Quality
 from onnxc.recipe import Budget, Recipe, parse_passes
 from tests.emission import model, node, proposed, samples, weight

@@ -11,7 +11,7 @@ from onnxc.feedback import Fitted, build_solved, possible, solve
 from onnxc.judge import build
 from onnxc.passes.quantize_static import QuantizeStatic
 from onnxc.passes.store_low_bit import StoreLowBit
-from onnxc.planner import Plan
+from onnxc.problem import Plan
 from onnxc.propose import collect
 from tests import trained
 

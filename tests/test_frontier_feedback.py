@@ -12,8 +12,8 @@ import pytest
 from onnxc.frontier import frontier
 from onnxc.judge import build
 from onnxc.model import Model
-from onnxc.planner import Plan
 from onnxc.planning import Planning
+from onnxc.problem import Plan
 from onnxc.recipe import Budget, Recipe, parse_passes
 from onnxc.tradeoff import walking
 from onnxc.tradeoff.points import Frontier

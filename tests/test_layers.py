@@ -27,6 +27,9 @@ LAYERS = """
     coder propose
     overheads
     planner
+    predictions
+    islands
+    problem
     cheapest
     equalizing
     pruning factors cost sensitivity refining exactness

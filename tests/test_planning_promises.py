@@ -20,7 +20,9 @@ from onnxc.contract.candidates import Activation, Candidate
 from onnxc.cost import FLOAT, Prices
 from onnxc.limits import better, filled_up, fits, worth
 from onnxc.model import Model
-from onnxc.planner import Plan, Problem, plan, predicted_noise, stored_bytes
+from onnxc.planner import plan
+from onnxc.predictions import predicted_noise, stored_bytes
+from onnxc.problem import Plan, Problem
 from onnxc.search import under
 from onnxc.sensitivity import activation_key, weight_key
 from onnxc.sites import find, name_nodes

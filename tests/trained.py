@@ -17,7 +17,7 @@ from onnxc.judge import build
 from onnxc.model import Model
 from onnxc.observe import observe
 from onnxc.passes.quantize_static import QuantizeStatic
-from onnxc.planner import Plan
+from onnxc.problem import Plan
 from onnxc.propose import collect
 from onnxc.recipe import Recipe
 from onnxc.session import Options, Session

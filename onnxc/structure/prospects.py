@@ -22,7 +22,7 @@ from onnxc.errors import DataError, ModelError
 from onnxc.file.storage import drop_pages
 from onnxc.judge import SMALL_SHARE, Judge
 from onnxc.model import Model
-from onnxc.planner import stored_bytes
+from onnxc.predictions import stored_bytes
 from onnxc.search import CLOSE, HEADROOM, Trial
 from onnxc.session import Session
 from onnxc.sites import name_nodes

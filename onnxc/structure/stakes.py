@@ -10,8 +10,8 @@ from __future__ import annotations
 from onnxc.cheapest import load_seconds
 from onnxc.contract.context import Stakes
 from onnxc.cost import FLOAT, KERNEL_OVERHEAD
-from onnxc.planner import Plan, Problem, smallest_bytes
 from onnxc.planning import Planning
+from onnxc.problem import Plan, Problem, smallest_bytes
 
 
 def stakes_of(planning: Planning, found: Plan) -> Stakes:

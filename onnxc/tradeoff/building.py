@@ -18,8 +18,8 @@ from onnxc.compiler import Progress, Run, receipt
 from onnxc.deliver import Delivery, gate
 from onnxc.model import Model
 from onnxc.overheads import counts
-from onnxc.planner import Plan
 from onnxc.planning import Planning
+from onnxc.problem import Plan
 from onnxc.search import NOTHING, Trial
 from onnxc.tradeoff.choosing import floor
 from onnxc.tradeoff.pacing import Pace

@@ -11,8 +11,10 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from onnxc.compiler import Progress, Run, observed, proposed, simplified
-from onnxc.planner import Plan, Problem, plan, stored_bytes
+from onnxc.planner import plan
 from onnxc.planning import Planning, solving_key
+from onnxc.predictions import stored_bytes
+from onnxc.problem import Plan, Problem
 from onnxc.search import FEWER, HEADROOM, Trial, calibrated, halves, storage_only, under
 from onnxc.structure.named import shrunk
 from onnxc.tradeoff.building import Builder

@@ -1,0 +1,48 @@
+"""What a plan is predicted to take. In: a problem, and what is chosen. Out: noise, seconds, bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from onnxc.contract.candidates import Candidate
+from onnxc.cost import FLOAT
+from onnxc.islands import crossings, fused_joints
+from onnxc.problem import Plan, Problem
+from onnxc.sensitivity import activation_key
+
+
+def predicted_noise(problem: Problem, compute: Mapping[str, Candidate], stored: Mapping[str, str]) -> float:
+    """The sum of the noise of every rounding."""
+    return sum(noise_parts(problem, compute, stored))
+
+
+def noise_parts(problem: Problem, compute: Mapping[str, Candidate], stored: Mapping[str, str]) -> tuple[float, float]:
+    """Predicted noise of all quantized activations, and of all weights."""
+    rounded = {activation_key(a) for c in compute.values() for a in (*c.reads, *((c.writes,) if c.writes else ()))}
+    weights = sum(problem.weight_noise(name, stored[name]) for name in sorted(stored))
+    return sum(problem.activation_noise(key) for key in sorted(rounded)), weights
+
+
+def predicted_seconds(problem: Problem, compute: Mapping[str, Candidate]) -> float:
+    """The float model's time, with each chosen site's price in place of its float price, and what the borders of the
+    islands cost: Q and DQ, and float joints that are no longer fused.
+    """
+    prices = problem.prices
+    seconds = prices.total
+    for name, candidate in compute.items():
+        seconds += (prices.of(name, candidate.mode) or 0.0) - (prices.of(name, FLOAT) or 0.0)
+    seconds += sum(prices.crossing(size) for size in crossings(problem, compute))
+    for joint, makers in fused_joints(problem.found).items():
+        if joint not in compute:
+            seconds += prices.loose(joint) * sum(maker in compute for maker in makers) / len(makers)
+    return seconds
+
+
+def stored_bytes(problem: Problem, stored: Mapping[str, str]) -> int:
+    """Bytes of all weights under a plan."""
+    return sum(problem.bytes_of(weight, stored.get(weight.name)) for weight in problem.found.weights)
+
+
+def stored_share(problem: Problem, plan: Plan) -> float:
+    """Bytes of all weights under ``plan``, as a share of their bytes in float32."""
+    return stored_bytes(problem, plan.stored) / (sum(weight.bytes for weight in problem.found.weights) or 1)
