@@ -19,11 +19,11 @@ import numpy as np
 from onnxc.compiler import observed, opened, simplified
 from onnxc.contract.candidates import Activation
 from onnxc.contract.context import Context
-from onnxc.cost import PriceFile
 from onnxc.data import Calibration
 from onnxc.feedback import fitted
 from onnxc.passes.quantize_static import QuantizeStatic
 from onnxc.passes.smooth_activations import SmoothActivations
+from onnxc.price_file import PriceFile
 from onnxc.propose import collect
 from onnxc.recipe import Recipe
 from onnxc.refining import RULES, refine

@@ -38,7 +38,7 @@ from tasks import Task, own_task, stored_tasks, write_samples, zoo_tasks
 from tools import TOOLS, Tool
 
 from onnxc import __version__
-from onnxc.cost import cpu_name
+from onnxc.price_file import cpu_name
 
 RESULTS = HERE / "results.json"
 README = HERE.parent / "README.md"

@@ -10,7 +10,7 @@ price     cost.py        measured seconds per site and mode
 plan      planning.py    compute per site, storage per weight, under the limits
 rewrite   rewriting/     the chosen candidates, applied to a copy
 recover   training/      what was lost is learned back from the original, when asked
-validate  quality.py     against the original; below the floor: plan again with a higher price of noise
+validate  reference.py   against the original; below the floor: plan again with a higher price of noise
 choose    structure/     smaller forms of the model, planned afresh where that is predicted to pay; the best is taken
 save      deliver.py     never larger, never slower; atomically
 report    report.py      what was done, what was refused and why
@@ -35,7 +35,6 @@ from onnxc import __version__
 from onnxc.coder import Coder
 from onnxc.codes.sparse_tensors import unfold
 from onnxc.contract.context import Context
-from onnxc.cost import PriceFile
 from onnxc.data import Calibration, generate
 from onnxc.deliver import gate, write
 from onnxc.errors import BudgetError, DataError, ModelError, UsageError
@@ -45,6 +44,7 @@ from onnxc.judge import Judge
 from onnxc.model import Model
 from onnxc.observe import Observations, observe
 from onnxc.planning import Planning
+from onnxc.price_file import PriceFile
 from onnxc.propose import Chosen, check_kept, collect, passes_of
 from onnxc.recipe import Budget, PassRequest, Recipe, load_recipe, parse_passes
 from onnxc.report import Report

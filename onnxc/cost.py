@@ -1,118 +1,27 @@
-"""Measured time, given back to sites. In: one model per compute mode, a sample. Out: seconds per site and mode.
+"""What sites and crossings cost. In: one model per compute mode, a sample. Out: seconds per site and mode.
 
-The whole model is built once per mode and run under ONNX Runtime's profiler, whose kernels owners.py gives back to
-sites. A profiler adds microseconds to every kernel, and more to a model of many small ones: so every variant is also
-run without it, interleaved with the float model, and its kernels are reduced until they add up to what was measured.
-Prices go to a file keyed by operator, shapes, mode, threads, ONNX Runtime version and processor, so that the same
-prices give the same plan.
+What is not in the price file is measured in the model; sites of one key share the mean.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-import os
-import platform
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from time import perf_counter
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
 
-from onnxc.errors import DataError
 from onnxc.model import Model
-from onnxc.owners import Owners, owner_names, owners_of, stems
+from onnxc.owners import stems
+from onnxc.price_file import PriceFile, cpu_name, sample_shapes, site_key
+from onnxc.profiling import FLOAT, profile, raced
 from onnxc.session import Options, Session, runtime_version
-from onnxc.sites import Site, Sites
+from onnxc.sites import Sites
 
-FLOAT = "float"
 APART = "apart"  # the variant in which convolutions are int8 and the joints between them are not
 KERNEL_OVERHEAD = 1e-6  # seconds of one more node: what breaks ties towards fewer islands
-PROFILER_OVERHEAD = 4e-6  # the most that a profiler adds to a kernel; 1.5 to 3 were seen
 SMALL_TENSOR = 1000  # elements: below it the time of a Q is that of any kernel
-FEWEST_RUNS, MOST_RUNS = 7, 1000  # of two models in turn
-Kernel = tuple[str, str]  # name of a node of the optimized graph, and its operator
-
-
-def cpu_name() -> str:
-    """The processor's model name, as far as the system tells it."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith(("model name", "flags")) and "flags" not in line:
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
-
-
-@dataclass
-class PriceFile:
-    """Prices that outlive a run."""
-
-    path: Path
-    entries: dict[str, float] = field(default_factory=dict)
-
-    @classmethod
-    def open(cls, path: str | Path | None, *, fresh: bool = False) -> PriceFile:
-        """The file at ``path``, by default in the user's cache folder; empty where there is none, or for ``fresh``.
-
-        Raises DataError if it is not a price file.
-        """
-        place = Path(path) if path else default_path()
-        entries: dict[str, float] = {}
-        if place.exists() and not fresh:
-            try:
-                found = json.loads(place.read_text())
-                entries = {str(key): float(value) for key, value in found["prices"].items()}
-                if not all(0 <= value < np.inf for value in entries.values()):
-                    raise ValueError
-            except (OSError, ValueError, KeyError, TypeError, AttributeError):
-                if path:
-                    raise DataError(f"'{place}' is not a price file; delete it or name another one") from None
-        return cls(place, entries)
-
-    def save(self) -> None:
-        """Write the file if anything is in it; a read-only cache folder is no reason to fail."""
-        if not self.entries:
-            return
-        text = json.dumps({"prices": dict(sorted(self.entries.items()))}, indent=1)
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            partial = self.path.with_name(f"{self.path.name}.{os.getpid()}")
-            partial.write_text(text)
-            partial.replace(self.path)
-        except OSError:
-            return
-
-
-def default_path() -> Path:
-    """Where prices are kept when no file is named."""
-    root = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(root) / "onnxc" / "prices.json"
-
-
-def site_key(site: Site, shapes: Mapping[str, tuple[int, ...]], mode: str, options: Options) -> str:
-    """What a price depends on: operator, attributes, shapes, what follows, mode, and the machine."""
-    attributes = sorted((k, str(v)) for k, v in site.node.attrs.items() if not hasattr(v, "nodes"))
-    parts = [
-        site.operator,
-        str(attributes),
-        str(site.weight.shape if site.weight else ""),
-        str([shapes.get(t.name) for t in site.inputs]),
-        "+".join(str(node.op) for node in site.tail),
-        mode,
-        f"{options.threads} threads",
-        f"onnxruntime {runtime_version()}",
-        cpu_name(),
-    ]
-    return " | ".join(parts)
-
-
-def sample_shapes(sample: Mapping[str, np.ndarray]) -> str:
-    """The shapes of a sample, as a part of a key."""
-    return ",".join(f"{k}{list(np.shape(v))}" for k, v in sorted(sample.items()))
 
 
 @dataclass
@@ -263,114 +172,3 @@ def boundary_price(prices: PriceFile, options: Options) -> float:
         spent = sum(kernel.seconds for kernel in session.end_profile(warmup=3))
         prices.entries[key] = spent / values.size
     return prices.entries[key]
-
-
-@dataclass
-class Spent:
-    """Seconds per run, the profiler's own share taken out.
-
-    Attributes:
-        total: of the float model.
-        sites: mode -> site name -> seconds. Kernels of no site that are others than in the float model are the
-            site's before them.
-        crossings: (mode, name of a Q or DQ) -> seconds, the changes of layout beside it included.
-    """
-
-    total: float
-    sites: dict[str, dict[str, float]] = field(default_factory=dict)
-    crossings: dict[tuple[str, str], float] = field(default_factory=dict)
-
-
-def profile(
-    variants: Mapping[str, Callable[[], Model]],
-    found: Sites,
-    sample: Mapping[str, np.ndarray],
-    options: Options,
-    seconds: float,
-) -> Spent:
-    """Run every variant under the profiler, then without it, interleaved with the float model. Two sessions live at a
-    time: the float one, and one variant.
-    """
-    model = variants[FLOAT]()
-    loops = any(node.bodies() for node in model.nodes() if node.attrs)
-    most = 10 if loops else 100  # a profile has an entry per kernel call, in loops per turn
-    names = owner_names(model, found)
-    reference, plain, owners = profiled(model, sample, options, seconds / len(variants), most, names)
-    spent = Spent(min(raced(reference, reference, sample, seconds / 2)))
-    plain = corrected(plain, spent.total)
-    spent.sites[FLOAT] = shared(plain, owners.sites)
-    for mode, build in variants.items():
-        if mode == FLOAT:
-            continue
-        session, kernels, own = profiled(build(), sample, options, seconds / len(variants), most, names)
-        before, after = raced(reference, session, sample, seconds / 2)
-        del session
-        kernels = corrected(kernels, spent.total * after / before)
-        times = spent.sites[mode] = shared(kernels, own.sites)
-        for here, there, sign in ((kernels, plain, 1), (plain, kernels, -1)):
-            followers = (own if sign > 0 else owners).followers
-            others = {node for node, op in here.keys() - there.keys() if node in followers}
-            for site, value in shared({k: t for k, t in here.items() if k[0] in others}, followers).items():
-                times[site] = max(times.get(site, 0.0) + sign * value, 0.0)
-        spent.crossings |= {(mode, name): t for name, t in shared(kernels, own.crossings).items()}
-    return spent
-
-
-def raced(a: Session, b: Session, sample: Mapping[str, np.ndarray], seconds: float) -> tuple[float, float]:
-    """Seconds per run of each, run in turn: the first quartile, for a run that was interrupted says nothing."""
-    calls, times = [a.call(sample), b.call(sample)], np.zeros((2, MOST_RUNS))
-    for call in calls:
-        call()
-    done, end = 0, perf_counter() + seconds
-    while done < MOST_RUNS and (done < FEWEST_RUNS or perf_counter() < end):
-        for index in ((0, 1), (1, 0))[done % 2]:
-            start = a.clock()
-            calls[index]()
-            times[index, done] = a.clock() - start
-        done += 1
-    first, second = np.percentile(times[:, :done], 25, axis=1)
-    return float(first), float(second)
-
-
-def profiled(
-    model: Model,
-    sample: Mapping[str, np.ndarray],
-    options: Options,
-    seconds: float,
-    most: int,
-    names: Mapping[str, str],
-) -> tuple[Session, dict[Kernel, tuple[float, float]], Owners]:
-    """A session whose profile is over, (seconds, calls) per run of its kernels, and who owns them."""
-    session = Session(model, options, profile=True, dump=True)
-    session.run(sample)
-    start = perf_counter()
-    session.run(sample)
-    runs = int(np.clip(seconds / max(perf_counter() - start, 1e-6), 5, most))
-    for _ in range(runs):
-        session.run(sample)
-    owners = owners_of(session.optimized(), names)
-    kernels: dict[Kernel, tuple[float, float]] = {}
-    for kernel in session.end_profile(warmup=2):
-        kernels[kernel.node, kernel.op] = kernel.seconds, kernel.calls / runs
-    return session, kernels, owners
-
-
-def corrected(kernels: Mapping[Kernel, tuple[float, float]], total: float) -> dict[Kernel, tuple[float, float]]:
-    """``kernels`` so that they add up to ``total``, what the run takes without a profiler: what is over is taken off
-    every call alike, at most PROFILER_OVERHEAD; what is left, of a machine more or less busy meanwhile, in proportion.
-    """
-    calls = sum(count for _, count in kernels.values())
-    excess = sum(seconds for seconds, _ in kernels.values()) - total
-    each = min(max(excess, 0.0) / max(calls, 1.0), PROFILER_OVERHEAD)
-    less = {key: (max(seconds - each * count, 0.1 * seconds), count) for key, (seconds, count) in kernels.items()}
-    scale = total / max(sum(seconds for seconds, _ in less.values()), 1e-9)
-    return {key: (seconds * scale, count) for key, (seconds, count) in less.items()}
-
-
-def shared(kernels: Mapping[Kernel, tuple[float, float]], owners: Mapping[str, str]) -> dict[str, float]:
-    """Seconds by owner."""
-    spent: dict[str, float] = {}
-    for (node, _), (seconds, _) in kernels.items():
-        if node in owners:
-            spent[owners[node]] = spent.get(owners[node], 0.0) + seconds
-    return spent

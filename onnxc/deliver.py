@@ -10,12 +10,12 @@ from tempfile import TemporaryDirectory
 
 import onnx
 
-from onnxc.cost import PriceFile, sample_shapes
 from onnxc.errors import ModelError
 from onnxc.file.storage import replace_file
 from onnxc.judge import Judge
 from onnxc.kernels import operators
 from onnxc.model import Model
+from onnxc.price_file import PriceFile, sample_shapes
 from onnxc.recipe import DEFAULT_LOAD_TIME, Budget
 from onnxc.search import Trial
 from onnxc.session import LoadCost, Ratio, Session, load_costs, measure_ratio

@@ -10,11 +10,11 @@ from collections.abc import Iterator
 
 from onnxc.codes.formats import FLOATS, INT8
 from onnxc.contract.candidates import Candidate
-from onnxc.cost import FLOAT
 from onnxc.limits import worth
 from onnxc.planner import plan
 from onnxc.planning import Planning
 from onnxc.problem import Plan, Problem, smallest_bytes
+from onnxc.profiling import FLOAT
 from onnxc.report import Option, RunnerUp
 from onnxc.sensitivity import activation_key
 from onnxc.sites import Site, Weight

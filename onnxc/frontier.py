@@ -19,8 +19,8 @@ import numpy as np
 import onnx
 
 from onnxc.compiler import Progress, Run, opened, receipt
-from onnxc.cost import PriceFile
 from onnxc.errors import MissingExtraError, UsageError
+from onnxc.price_file import PriceFile
 from onnxc.recipe import Budget, Recipe, load_recipe
 from onnxc.reports import charts
 from onnxc.tradeoff.choosing import candidates, expect, nothing, score, select, within_limits

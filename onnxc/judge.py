@@ -19,11 +19,11 @@ from onnxc.quality import (
     FLOOR_SQNR_DB,
     FLOOR_SQNR_WITH_HOOK_DB,
     Quality,
-    ReferenceOutputs,
     floor_met,
     relative_drop,
 )
 from onnxc.recipe import Budget
+from onnxc.reference import ReferenceOutputs
 from onnxc.samples.batches import as_run
 from onnxc.samples.hooks import Evaluation
 from onnxc.search import Trial

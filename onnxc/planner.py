@@ -12,11 +12,12 @@ from functools import partial
 
 from onnxc.codes.formats import INT8
 from onnxc.contract.candidates import Activation, Candidate
-from onnxc.cost import FLOAT, KERNEL_OVERHEAD
+from onnxc.cost import KERNEL_OVERHEAD
 from onnxc.flow import SINK, SOURCE, Flow
 from onnxc.islands import fused_joints, leaves, silently_quantized
 from onnxc.predictions import predicted_noise, predicted_seconds
 from onnxc.problem import Plan, Problem, smaller_floats, smallest_bytes
+from onnxc.profiling import FLOAT
 from onnxc.sensitivity import activation_key
 from onnxc.sites import Weight
 

@@ -18,7 +18,6 @@ import numpy as np
 from onnxc.coder import Coder
 from onnxc.contract.context import Context
 from onnxc.contract.passes import LossyPass
-from onnxc.cost import PriceFile, cpu_name
 from onnxc.data import Calibration
 from onnxc.errors import DataError, ModelError
 from onnxc.exactness import file_bytes
@@ -29,6 +28,7 @@ from onnxc.model import Model
 from onnxc.overheads import Overheads
 from onnxc.predictions import predicted_noise
 from onnxc.price import priced
+from onnxc.price_file import PriceFile, cpu_name
 from onnxc.problem import Plan, Problem, small_codes
 from onnxc.propose import Proposals, collect
 from onnxc.search import LEAST_SHARE, TRIALS, Trial, search, storage_only, under

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from onnxc.contract.candidates import Candidate
-from onnxc.cost import FLOAT
 from onnxc.islands import crossings, fused_joints
 from onnxc.problem import Plan, Problem
+from onnxc.profiling import FLOAT
 from onnxc.sensitivity import activation_key
 
 

@@ -13,14 +13,16 @@ from onnxc.coder import Coder
 from onnxc.codes.formats import INT8
 from onnxc.contract.candidates import Refusal
 from onnxc.contract.context import Context
-from onnxc.cost import APART, FLOAT, PriceFile, Prices, measure, speed_up
+from onnxc.cost import APART, Prices, measure, speed_up
 from onnxc.data import Sample
 from onnxc.errors import DataError, ModelError
 from onnxc.islands import crossings
 from onnxc.judge import build
 from onnxc.model import Model
 from onnxc.planner import plan
+from onnxc.price_file import PriceFile
 from onnxc.problem import Plan
+from onnxc.profiling import FLOAT
 from onnxc.propose import Proposals
 from onnxc.session import Options, Session
 from onnxc.sites import multiplications

@@ -15,11 +15,11 @@ from time import perf_counter
 import numpy as np
 
 from onnxc.contract.candidates import Activation
-from onnxc.cost import cpu_name
 from onnxc.encoding import Codes
 from onnxc.file.storage import drop_pages
 from onnxc.histograms import Histogram
 from onnxc.model import Model, Node, Tensor, Variable
+from onnxc.price_file import cpu_name
 from onnxc.refining import refine
 from onnxc.rewriting.rewriter import Rewriter
 from onnxc.session import Options, Session, runtime_version

@@ -1,6 +1,6 @@
 """Hold a new model against the original. In: two models and samples. Out: a Comparison, all of it measured.
 
-Quality of the outputs (quality.py), the user's metric, file size, load time and memory in a fresh process,
+Quality of the outputs (reference.py), the user's metric, file size, load time and memory in a fresh process,
 speed as an interleaved ratio, the kernels that ONNX Runtime really runs, and on request the damage per site.
 """
 
@@ -24,8 +24,9 @@ from onnxc.data import Calibration, generate, index_limits
 from onnxc.errors import DataError, ModelError
 from onnxc.kernels import leftover_weights, operators
 from onnxc.model import Model
-from onnxc.quality import OutputError, Quality, ReferenceOutputs, floor_met, relative_drop
+from onnxc.quality import OutputError, Quality, floor_met, relative_drop
 from onnxc.recipe import Budget
+from onnxc.reference import ReferenceOutputs
 from onnxc.samples.hooks import Evaluation
 from onnxc.session import Options, Session, load_cost, measure_ratio
 from onnxc.sites import name_nodes

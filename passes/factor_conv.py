@@ -19,7 +19,9 @@ from onnxc.contract.context import Context
 from onnxc.contract.passes import Level, Offers, StructuralPass
 from onnxc.factors.convolution_units import ConvUnit
 from onnxc.factors.convolutions import Kernel, understood
-from onnxc.factors.factoring import Factoring, Goal, Unit
+from onnxc.factors.factoring import Factoring
+from onnxc.factors.goals import Goal
+from onnxc.factors.units import Unit
 
 
 @dataclass(frozen=True)

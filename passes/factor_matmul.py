@@ -14,9 +14,11 @@ from typing import ClassVar, Literal
 
 from onnxc.contract.context import Context
 from onnxc.contract.passes import Level, Offers, StructuralPass
-from onnxc.factors.factoring import Factoring, Goal, Unit
+from onnxc.factors.factoring import Factoring
+from onnxc.factors.goals import Goal
 from onnxc.factors.matrices import Matrix, together, understood
 from onnxc.factors.matrix_units import Group
+from onnxc.factors.units import Unit
 
 
 @dataclass(frozen=True)

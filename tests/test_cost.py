@@ -15,7 +15,7 @@ import pytest
 
 from onnxc import cost
 from onnxc.coder import Coder
-from onnxc.cost import APART, FLOAT, PriceFile, corrected, crossing_line, measure, site_key
+from onnxc.cost import APART, crossing_line, measure
 from onnxc.errors import DataError
 from onnxc.judge import build
 from onnxc.model import Model
@@ -23,6 +23,8 @@ from onnxc.owners import owner_names, owners_of
 from onnxc.passes.quantize_dynamic import QuantizeDynamic
 from onnxc.passes.quantize_static import QuantizeStatic
 from onnxc.price import priced
+from onnxc.price_file import PriceFile, default_path, site_key
+from onnxc.profiling import FLOAT, corrected
 from onnxc.session import Options, Session
 from tests.emission import Emission, emitted, model, node, proposed, samples, weight
 
@@ -189,8 +191,8 @@ class TestPriceFile:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-        cost.default_path().parent.mkdir()
-        cost.default_path().write_text("not json")
+        default_path().parent.mkdir()
+        default_path().write_text("not json")
         assert PriceFile.open(None).entries == {}
 
     def test_a_place_that_cannot_be_written_is_no_failure(self, tmp_path: Path) -> None:

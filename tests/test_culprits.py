@@ -21,8 +21,8 @@ from onnxc.culprits.scales import units
 from onnxc.culprits.smallest import SmallestSet
 from onnxc.errors import RecipeError
 from onnxc.model import Model
-from onnxc.quality import ReferenceOutputs
 from onnxc.recipe import Budget, PassRequest, Recipe, load_recipe, recipe_text
+from onnxc.reference import ReferenceOutputs
 from onnxc.session import Options, Session
 from onnxc.validate import compare
 from tests.unpriced import pretend_everything_pays

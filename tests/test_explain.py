@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import onnxc
-from onnxc.cost import FLOAT, Prices
+from onnxc.cost import Prices
 from onnxc.errors import UsageError
 from onnxc.explain import computed, further, runner_up, stored
 from onnxc.judge import Judge
@@ -21,6 +21,7 @@ from onnxc.planner import plan
 from onnxc.planning import Attempt
 from onnxc.predictions import stored_bytes
 from onnxc.problem import Plan, Problem
+from onnxc.profiling import FLOAT
 from onnxc.quality import Quality
 from onnxc.recipe import Budget, Recipe, parse_passes
 from tests.emission import model, node, proposed, samples, weight

@@ -16,8 +16,9 @@ from onnxc.data import Calibration
 from onnxc.errors import DataError
 from onnxc.model import Model
 from onnxc.observe import observe
-from onnxc.quality import ReferenceOutputs, floor_met
+from onnxc.quality import floor_met
 from onnxc.recipe import Budget
+from onnxc.reference import ReferenceOutputs
 from onnxc.session import Options, Session
 from onnxc.sites import find
 from onnxc.targets import target

@@ -33,9 +33,12 @@ LAYERS = """
     cheapest
     equalizing
     pruning factors cost sensitivity refining exactness
+    profiling price_file
     convergence
     codes contract coupling owners rewriting encoding observe histograms sites shapes sequential
     report reports
+    reference
+    differences
     quality answers kernels
     recipe
     registry

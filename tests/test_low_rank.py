@@ -8,7 +8,7 @@ import pytest
 from onnxc import sequential
 from onnxc.errors import RecipeError
 from onnxc.factors import low_rank
-from onnxc.factors.factoring import Curve, Goal, rank_of
+from onnxc.factors.goals import Curve, Goal, rank_of
 from onnxc.factors.kernel_rank import Spatial, Tucker, damage, matrix_of
 from onnxc.factors.low_rank import (
     break_even,

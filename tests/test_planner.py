@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from onnxc.contract.candidates import Activation, Candidate
 from onnxc.contract.context import Context
-from onnxc.cost import APART, FLOAT, KERNEL_OVERHEAD, Prices
+from onnxc.cost import APART, KERNEL_OVERHEAD, Prices
 from onnxc.islands import silently_quantized
 from onnxc.passes.quantize_dynamic import QuantizeDynamic
 from onnxc.passes.quantize_embedding import QuantizeEmbedding
@@ -21,6 +21,7 @@ from onnxc.passes.quantize_static import QuantizeStatic
 from onnxc.passes.store_int8 import StoreInt8
 from onnxc.planner import cut, plan
 from onnxc.problem import Plan, Problem, smallest_bytes
+from onnxc.profiling import FLOAT
 from onnxc.propose import Proposals
 from onnxc.search import repair, under
 from onnxc.sensitivity import activation_key, weight_key

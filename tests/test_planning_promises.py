@@ -17,12 +17,13 @@ from hypothesis import strategies as st
 
 from onnxc.codes.formats import FLOATS, HALF, Format
 from onnxc.contract.candidates import Activation, Candidate
-from onnxc.cost import FLOAT, Prices
+from onnxc.cost import Prices
 from onnxc.limits import better, filled_up, fits, worth
 from onnxc.model import Model
 from onnxc.planner import plan
 from onnxc.predictions import predicted_noise, stored_bytes
 from onnxc.problem import Plan, Problem
+from onnxc.profiling import FLOAT
 from onnxc.search import under
 from onnxc.sensitivity import activation_key, weight_key
 from onnxc.sites import find, name_nodes

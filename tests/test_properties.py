@@ -15,7 +15,8 @@ from onnxc import optimize
 from onnxc.answers import class_scores
 from onnxc.data import generate
 from onnxc.model import Model
-from onnxc.quality import FLOOR_SQNR_DB, ReferenceOutputs
+from onnxc.quality import FLOOR_SQNR_DB
+from onnxc.reference import ReferenceOutputs
 from onnxc.session import Session
 from tests.builders import Builder, F
 from tests.unpriced import pretend_everything_pays

@@ -14,10 +14,10 @@ import pytest
 from onnxc import Budget, optimize
 from onnxc.contract.context import Context, Stakes
 from onnxc.contract.passes import StructuralPass
-from onnxc.cost import PriceFile
 from onnxc.data import Calibration
-from onnxc.factors.factoring import Curve, Goal, Loss, rank_of
+from onnxc.factors.goals import Curve, Goal, Loss, rank_of
 from onnxc.passes import FactorMatmul, PruneChannels
+from onnxc.price_file import PriceFile
 from onnxc.propose import passes_of
 from onnxc.recipe import Recipe, parse_passes
 from onnxc.report import Report

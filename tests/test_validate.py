@@ -9,13 +9,13 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxc import quality
 from onnxc.answers import class_scores
 from onnxc.errors import DataError, HookError
 from onnxc.kernels import fused
 from onnxc.model import Model
-from onnxc.quality import Quality, ReferenceOutputs, floor_met, relative_drop
+from onnxc.quality import OutputError, Quality, floor_met, relative_drop
 from onnxc.recipe import Budget
+from onnxc.reference import ReferenceOutputs
 from onnxc.session import Options, Session
 from onnxc.validate import compare, site_damage
 
@@ -96,7 +96,7 @@ def test_a_changed_shape_is_a_failure_with_a_sentence() -> None:
 
 
 def test_outputs_are_spilled_when_they_are_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quality, "_SPILL_BYTES", 100_000)
+    monkeypatch.setattr("onnxc.reference._SPILL_BYTES", 100_000)
     rng = np.random.default_rng(0)
     data = [{"x": rng.standard_normal((2000, 4)).astype(np.float32)} for _ in range(6)]
     reference = ReferenceOutputs(scaled(1.0), data)
@@ -220,7 +220,7 @@ def test_floor(
     score: tuple[float, float] | None,
     says: str | None,
 ) -> None:
-    output = quality.OutputError("y", figures["sqnr_db"], 0, 0, 1, None, None, False, 1)
+    output = OutputError("y", figures["sqnr_db"], 0, 0, 1, None, None, False, 1)
     found = Quality([output], figures["sqnr_db"], 0.5, int(figures.get("changed", 0)), int(figures.get("judged", 0)))
     missed = floor_met(found, budget, generated=generated, score=score)
     assert missed is None if says is None else says in (missed or "")

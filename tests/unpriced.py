@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from onnxc import deliver, exactness, planning
-from onnxc.cost import FLOAT, Prices
+from onnxc.cost import Prices
+from onnxc.profiling import FLOAT
 from onnxc.session import LoadCost, Ratio
 
 

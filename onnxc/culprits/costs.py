@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from onnxc.cost import FLOAT, profile
 from onnxc.culprits.matching import Pair
 from onnxc.culprits.restoring import restored
 from onnxc.culprits.scales import Factors
 from onnxc.exactness import file_bytes
 from onnxc.model import Model
+from onnxc.profiling import FLOAT, profile
 from onnxc.session import Options
 from onnxc.sites import find, name_nodes
 from onnxc.targets import target

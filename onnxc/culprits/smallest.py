@@ -17,8 +17,9 @@ from onnxc.culprits.scales import Factors
 from onnxc.data import Calibration
 from onnxc.exactness import file_bytes
 from onnxc.model import Model
-from onnxc.quality import Quality, ReferenceOutputs, floor_met
+from onnxc.quality import Quality, floor_met
 from onnxc.recipe import Budget
+from onnxc.reference import ReferenceOutputs
 from onnxc.reports.figures import amount
 from onnxc.runtime.timing import Ratio
 from onnxc.samples.hooks import Evaluation

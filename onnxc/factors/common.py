@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from onnxc.contract.context import Context
 from onnxc.factors import low_rank
-from onnxc.factors.factoring import ROWS, Stats
 from onnxc.factors.low_rank import regularized
+from onnxc.factors.units import ROWS, Stats
 from onnxc.model import Constant, Graph, Model, Node
 from onnxc.sequential import Reading
 from onnxc.sites import Site, Weight

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from onnxc.factors import low_rank
 from onnxc.factors.common import Met, constant, met, placed, posed
 from onnxc.factors.convolutions import Form, Kernel, Ranks, Way
-from onnxc.factors.factoring import Goal, Job, Loss, Stats, Unit
+from onnxc.factors.goals import Goal, Loss
 from onnxc.factors.kernel_rank import Spatial, Tucker, damage, kernel_of, lost, matrix_of
 from onnxc.factors.low_rank import rounded
+from onnxc.factors.units import Job, Stats, Unit
 from onnxc.model import Constant, Model
 from onnxc.targets import Target
 

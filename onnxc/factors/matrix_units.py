@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from onnxc.factors import low_rank
 from onnxc.factors.common import Met, constant, met, placed, posed
-from onnxc.factors.factoring import Curve, Goal, Job, Loss, Stats, Unit, rank_of
+from onnxc.factors.goals import Curve, Goal, Loss, rank_of
 from onnxc.factors.low_rank import Decomposition, break_even, regularized
 from onnxc.factors.matrices import Matrix, Reader
+from onnxc.factors.units import Job, Stats, Unit
 from onnxc.model import Constant, Graph, Model, Node, Tensor
 from onnxc.targets import Target
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field, replace
 from time import process_time
 
 from onnxc.contract.passes import StructuralPass
-from onnxc.cost import PriceFile
 from onnxc.errors import DataError, ModelError
 from onnxc.judge import Judge
 from onnxc.model import Model
+from onnxc.price_file import PriceFile
 from onnxc.search import CLOSE
 from onnxc.structure.planned import Aim, Clock, Planned
 from onnxc.structure.prospects import Cut, Prospects

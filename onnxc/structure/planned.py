@@ -6,9 +6,9 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from onnxc.cost import PriceFile
 from onnxc.deliver import Delivery
 from onnxc.planning import Planning
+from onnxc.price_file import PriceFile
 from onnxc.recipe import Budget
 
 UNMET = 1e3  # what a missed limit counts: more than anything else

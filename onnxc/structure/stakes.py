@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from onnxc.cheapest import load_seconds
 from onnxc.contract.context import Stakes
-from onnxc.cost import FLOAT, KERNEL_OVERHEAD
+from onnxc.cost import KERNEL_OVERHEAD
 from onnxc.planning import Planning
 from onnxc.problem import Plan, Problem, smallest_bytes
+from onnxc.profiling import FLOAT
 
 
 def stakes_of(planning: Planning, found: Plan) -> Stakes:

@@ -18,7 +18,7 @@ from onnxc.answers import class_scores
 from onnxc.data import Calibration
 from onnxc.errors import DataError, ModelError, UsageError
 from onnxc.model import Model
-from onnxc.quality import ReferenceOutputs
+from onnxc.reference import ReferenceOutputs
 from onnxc.samples.inputs import index_limits
 from onnxc.samples.readers import Raw, Reader, open_reader
 from onnxc.session import Options, Session

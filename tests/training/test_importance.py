@@ -14,7 +14,7 @@ import onnxc
 from onnxc.data import Calibration
 from onnxc.errors import RecipeError
 from onnxc.model import Model
-from onnxc.quality import ReferenceOutputs
+from onnxc.reference import ReferenceOutputs
 from onnxc.session import Options, Session
 from onnxc.training.importance import first_order
 from onnxc.training.students import level_of

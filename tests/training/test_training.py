@@ -19,7 +19,7 @@ from onnxc.data import Calibration
 from onnxc.encoding import Codes
 from onnxc.errors import DataError, ModelError
 from onnxc.model import Model
-from onnxc.quality import ReferenceOutputs
+from onnxc.reference import ReferenceOutputs
 from onnxc.rewriting.rewriter import Rewriter
 from onnxc.session import Options, Session
 from onnxc.training.distill import made as made_student
