@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,7 @@ from onnxc.histograms import Histogram, Spread
 from onnxc.model import Model, Variable
 from onnxc.session import Options, Session
 from onnxc.sites import Site, matrix_axes
+from onnxc.windows import Windows
 
 FEWEST_ROWS, MOST_ROWS = 256, 2048
 ROW_BYTES = 48 << 20  # of all sampled rows together
@@ -252,30 +254,17 @@ def patches(values: Array, site: Site, quota: int, random: np.random.Generator) 
     """``quota`` im2col rows [quota, G, K] of a convolution's G groups at random output positions."""
     assert site.weight is not None
     shape, attributes = site.weight.shape, site.node.attrs
-    spatial = len(shape) - 2
-    kernel = shape[2:]
-    strides = list(attributes.get("strides", [1] * spatial))
-    dilations = list(attributes.get("dilations", [1] * spatial))
-    pads = list(attributes.get("pads", [0] * 2 * spatial))
-    sizes = values.shape[2:]
-    if attributes.get("auto_pad", "NOTSET") in ("SAME_UPPER", "SAME_LOWER"):
-        total = [
-            max((-(-n // s) - 1) * s + (k - 1) * d + 1 - n, 0)
-            for n, s, k, d in zip(sizes, strides, kernel, dilations, strict=True)
-        ]
-        fewer, more = [t // 2 for t in total], [t - t // 2 for t in total]
-        pads = fewer + more if attributes["auto_pad"] == "SAME_UPPER" else more + fewer
+    windows = Windows.of(attributes, values.shape[2:], shape[2:])
     groups, depth = int(attributes.get("group", 1)), int(np.prod(shape[1:]))
-    padded = np.pad(values, [(0, 0), (0, 0), *zip(pads[:spatial], pads[spatial:], strict=True)])
-    counts = [
-        (n - (k - 1) * d - 1) // s + 1 for n, k, d, s in zip(padded.shape[2:], kernel, dilations, strides, strict=True)
-    ]
+    padded = windows.padded(values)
+    counts = windows.counts(padded)
     if min(len(padded), *counts) < 1:
         return None
     picks = [random.integers(count, size=quota) for count in (len(padded), *counts)]
-    spans = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
-    windows = np.lib.stride_tricks.sliding_window_view(padded, spans, axis=tuple(range(2, 2 + spatial)))
-    starts = tuple(pick * stride for pick, stride in zip(picks[1:], strides, strict=True))
-    steps = tuple(slice(None, None, d) for d in dilations)
-    rows = windows[(picks[0], slice(None), *starts, *steps)]
+    spans = [(k - 1) * d + 1 for k, d in zip(windows.kernel, windows.dilations, strict=True)]
+    seen = np.lib.stride_tricks.sliding_window_view(padded, spans, axis=tuple(range(2, len(shape))))
+    starts = tuple(pick * stride for pick, stride in zip(picks[1:], windows.strides, strict=True))
+    steps = tuple(slice(None, None, d) for d in windows.dilations)
+    chosen: tuple[Any, ...] = (picks[0], slice(None), *starts, *steps)
+    rows = seen[chosen]
     return np.ascontiguousarray(rows, np.float32).reshape(quota, groups, depth)

@@ -45,7 +45,7 @@ LAYERS = """
     targets progress streams
     data samples
     session runtime
-    model file flow
+    model file flow windows
     errors
     __init__
 """

@@ -7,7 +7,7 @@ after im2col, a transposed one after its input is spread by the stride, the recu
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from onnxc.coupling.graph import Indices, Reader
 from onnxc.model import Constant, Model, Node
 from onnxc.session import Options, Session
+from onnxc.windows import Windows
 
 Array = NDArray[np.float32]
 Wide = NDArray[np.float64]
@@ -179,48 +180,28 @@ def picked_rows(total: int, quota: int, random: np.random.Generator) -> NDArray[
 def windows(node: Node, values: Array, consumer: Consumer, quota: int, random: np.random.Generator) -> Array:
     """Rows [R, G, K] of im2col at random positions of the output, the same for any number of channels."""
     attributes, spatial = node.attrs, values.ndim - 2
-    kernel = consumer.kernel
-    strides = list(attributes.get("strides") or [1] * spatial)
-    dilations = list(attributes.get("dilations") or [1] * spatial)
-    groups = int(attributes.get("group", 1))
+    kernel, groups = consumer.kernel, int(attributes.get("group", 1))
+    placed = Windows.of(attributes, values.shape[2:], kernel)
     if node.op == "ConvTranspose":
-        sizes = [(n - 1) * s + 1 for n, s in zip(values.shape[2:], strides, strict=True)]
+        sizes = [(n - 1) * s + 1 for n, s in zip(values.shape[2:], placed.strides, strict=True)]
         spread = np.zeros((*values.shape[:2], *sizes), np.float32)
-        spread[(slice(None), slice(None), *[slice(None, None, s) for s in strides])] = values
-        values, pads, strides = spread, [(k - 1) * d for k, d in zip(kernel, dilations, strict=True)] * 2, [1] * spatial
-    else:
-        pads = padding(node, values.shape[2:], kernel, strides, dilations)
-    padded = np.pad(values, [(0, 0), (0, 0), *zip(pads[:spatial], pads[spatial:], strict=True)])
-    counts = [
-        (n - (k - 1) * d - 1) // s + 1 for n, k, d, s in zip(padded.shape[2:], kernel, dilations, strides, strict=True)
-    ]
+        spread[(slice(None), slice(None), *[slice(None, None, s) for s in placed.strides])] = values
+        around = [((k - 1) * d, (k - 1) * d) for k, d in zip(kernel, placed.dilations, strict=True)]
+        values, placed = spread, replace(placed, strides=[1] * spatial, pads=around)
+    padded = placed.padded(values)
+    counts = placed.counts(padded)
     chosen = picked_rows(len(padded) * int(np.prod(counts)), quota, random)
     sample, *places = np.unravel_index(chosen, (len(padded), *counts))
     index: list[NDArray[np.intp]] = []
     for axis in range(spatial):
-        offsets = np.arange(kernel[axis]) * dilations[axis]
-        grid = (places[axis] * strides[axis])[:, None] + offsets
+        offsets = np.arange(kernel[axis]) * placed.dilations[axis]
+        grid = (places[axis] * placed.strides[axis])[:, None] + offsets
         index.append(grid.reshape(len(chosen), *[kernel[axis] if axis == other else 1 for other in range(spatial)]))
     where: tuple[Any, ...] = (sample.reshape(-1, *[1] * spatial), slice(None), *index)
     picked = padded[where]  # [R, kernel..., C]
     moved = np.moveaxis(picked, -1, 1)
     depth = moved.shape[1] // groups * int(np.prod(kernel))
     return np.ascontiguousarray(moved).reshape(len(chosen), groups, depth)
-
-
-def padding(
-    node: Node, sizes: Sequence[int], kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int]
-) -> list[int]:
-    """The pads of a convolution, first all starts, then all ends."""
-    attributes = node.attrs
-    if attributes.get("auto_pad", "NOTSET") not in {"SAME_UPPER", "SAME_LOWER"}:
-        return list(attributes.get("pads") or [0] * 2 * len(sizes))
-    total = [
-        max((-(-n // s) - 1) * s + (k - 1) * d + 1 - n, 0)
-        for n, s, k, d in zip(sizes, strides, kernel, dilations, strict=True)
-    ]
-    fewer, more = [t // 2 for t in total], [t - t // 2 for t in total]
-    return fewer + more if attributes["auto_pad"] == "SAME_UPPER" else more + fewer
 
 
 @dataclass

@@ -4,7 +4,6 @@ why it is none.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any, Literal
@@ -17,6 +16,7 @@ from onnxc.factors.common import own_bias, quota, unfit
 from onnxc.model import Constant, Model
 from onnxc.sequential import Reading
 from onnxc.sites import Site, Weight
+from onnxc.windows import Windows
 
 Array = NDArray[np.float64]
 Form = Literal["tucker", "spatial", "channel"]
@@ -129,23 +129,6 @@ def understood(weight: Weight, context: Context) -> Kernel | str | None:
     return Kernel(weight, sites, readings, groups.pop(), model, bias)
 
 
-def padding(site: Site, sizes: Sequence[int]) -> list[tuple[int, int]]:
-    """(before, after) of every axis of an input of ``sizes``."""
-    assert site.weight is not None
-    attributes, axes = site.node.attrs, len(sizes)
-    automatic = attributes.get("auto_pad", "NOTSET")
-    if automatic not in {"SAME_UPPER", "SAME_LOWER"}:
-        pads = [int(pad) for pad in attributes.get("pads", [0] * 2 * axes)]
-        return list(zip(pads[:axes], pads[axes:], strict=True)) if automatic != "VALID" else [(0, 0)] * axes
-    strides, dilations = attributes.get("strides", [1] * axes), attributes.get("dilations", [1] * axes)
-    found = []
-    for n, k, s, d in zip(sizes, site.weight.shape[2:], strides, dilations, strict=True):
-        total = max((-(-n // s) - 1) * s + (k - 1) * d + 1 - n, 0)
-        less, more = total // 2, total - total // 2
-        found.append((less, more) if automatic == "SAME_UPPER" else (more, less))
-    return found
-
-
 def windows(values: NDArray[np.float32], site: Site, quota: int, seed: int) -> NDArray[np.float32] | None:
     """At most ``quota`` im2col rows [R, G, C k] at different random output positions of one sample."""
     assert site.weight is not None
@@ -153,14 +136,16 @@ def windows(values: NDArray[np.float32], site: Site, quota: int, seed: int) -> N
     axes = len(size)
     if values.ndim != axes + 2:
         return None
-    strides, dilations = attributes.get("strides", [1] * axes), attributes.get("dilations", [1] * axes)
-    padded = np.pad(values, [(0, 0), (0, 0), *padding(site, values.shape[2:])])
-    extent = tuple((k - 1) * d + 1 for k, d in zip(size, dilations, strict=True))
-    if any(n < e for n, e in zip(padded.shape[2:], extent, strict=True)) or not len(padded):
+    placed = Windows.of(attributes, values.shape[2:], size)
+    padded = placed.padded(values)
+    if min(len(padded), *placed.counts(padded)) < 1:
         return None
+    extent = tuple((k - 1) * d + 1 for k, d in zip(size, placed.dilations, strict=True))
     seen = np.lib.stride_tricks.sliding_window_view(padded, extent, axis=tuple(range(2, axes + 2)))
-    every = (slice(None), slice(None), *(slice(None, None, s) for s in strides))
-    seen = seen[(*every, *(slice(None, None, d) for d in dilations))]  # [B, C, *positions, *k], nothing copied yet
+    every = (slice(None), slice(None), *(slice(None, None, s) for s in placed.strides))
+    seen = seen[
+        (*every, *(slice(None, None, d) for d in placed.dilations))
+    ]  # [B, C, *positions, *k], nothing copied yet
     places = (len(padded), *seen.shape[2 : 2 + axes])
     pick = np.random.default_rng(seed).permutation(prod(places))[:quota]
     sample, *position = np.unravel_index(np.sort(pick), places)

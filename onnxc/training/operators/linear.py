@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional
 
 from onnxc.training.operators.table import Call, ints, operator
+from onnxc.windows import Windows
 
 CONVOLUTIONS = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
 TRANSPOSED = {1: functional.conv_transpose1d, 2: functional.conv_transpose2d, 3: functional.conv_transpose3d}
@@ -53,30 +54,6 @@ def determinant(call: Call, x: torch.Tensor) -> torch.Tensor:
     return torch.linalg.det(x)
 
 
-def same_pads(call: Call, size: int, kernel: int, stride: int, dilation: int) -> tuple[int, int]:
-    """Padding before and after an axis by ``auto_pad``."""
-    mode = call.get("auto_pad", "NOTSET")
-    if mode not in {"SAME_UPPER", "SAME_LOWER"}:
-        return 0, 0
-    total = max((-(-size // stride) - 1) * stride + (kernel - 1) * dilation + 1 - size, 0)
-    small, large = total // 2, total - total // 2
-    return (small, large) if mode == "SAME_UPPER" else (large, small)
-
-
-def window(call: Call, x: torch.Tensor, kernel: list[int]) -> tuple[list[int], list[int], list[tuple[int, int]]]:
-    """Strides, dilations and the pads (before, after) of each spatial axis."""
-    rank = len(kernel)
-    strides = ints(call.get("strides")) or [1] * rank
-    dilations = ints(call.get("dilations")) or [1] * rank
-    if call.get("auto_pad", "NOTSET") in {"SAME_UPPER", "SAME_LOWER"}:
-        sizes = x.shape[2:]
-        pads = [same_pads(call, *each) for each in zip(sizes, kernel, strides, dilations, strict=True)]
-    else:
-        flat = ints(call.get("pads")) or [0] * (2 * rank)
-        pads = list(zip(flat[:rank], flat[rank:], strict=True))
-    return strides, dilations, pads
-
-
 def padded(x: torch.Tensor, pads: list[tuple[int, int]], value: float = 0.0) -> torch.Tensor:
     """``x`` with its spatial axes padded by a constant; negative pads cut."""
     flat = [amount for pair in reversed(pads) for amount in pair]
@@ -94,7 +71,8 @@ def convolve(call: Call, x: torch.Tensor, w: torch.Tensor, b: Any, padding: floa
     rank = w.ndim - 2
     if rank not in CONVOLUTIONS:
         raise call.refuse(f"a convolution over {rank} axes")
-    strides, dilations, pads = window(call, x, list(w.shape[2:]))
+    placed = Windows.of(call.node.attrs, x.shape[2:], w.shape[2:])
+    strides, dilations, pads = placed.strides, placed.dilations, placed.pads
     group = int(call.get("group", 1))
     if padding == 0 and all(before == after >= 0 for before, after in pads):
         return CONVOLUTIONS[rank](x, w, b, strides, [before for before, _ in pads], dilations, group)

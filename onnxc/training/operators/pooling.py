@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
-from onnxc.training.operators.linear import CONVOLUTIONS, padded, window
+from onnxc.training.operators.linear import CONVOLUTIONS, padded
 from onnxc.training.operators.table import Call, ints, is_float, operator
+from onnxc.windows import Windows
 
 MAXIMA = {1: functional.max_pool1d, 2: functional.max_pool2d, 3: functional.max_pool3d}
 
@@ -14,11 +15,8 @@ MAXIMA = {1: functional.max_pool1d, 2: functional.max_pool2d, 3: functional.max_
 def _windows(call: Call, x: torch.Tensor) -> tuple[list[int], list[int], list[int], list[tuple[int, int]], list[int]]:
     """Kernel, strides, dilations, pads, and what ``ceil_mode`` adds behind each axis."""
     kernel = ints(call.get("kernel_shape"))
-    if call.get("auto_pad") == "VALID":
-        strides, dilations, _ = window(call, x, kernel)
-        pads = [(0, 0)] * len(kernel)
-    else:
-        strides, dilations, pads = window(call, x, kernel)
+    placed = Windows.of(call.node.attrs, x.shape[2:], kernel)
+    strides, dilations, pads = placed.strides, placed.dilations, placed.pads
     more = [0] * len(kernel)
     if call.get("ceil_mode", 0):
         for axis, size in enumerate(x.shape[2:]):
