@@ -51,11 +51,7 @@ def _verb(verbs: Any, name: str, run: Callable[[argparse.Namespace], int], summa
 
 def _add_optimize(verbs: Any) -> None:
     made = _verb(verbs, "optimize", run_optimize, "Write a smaller and faster model.")
-    made.add_argument("input", metavar="IN", help="an .onnx file")
-    made.add_argument("output", metavar="OUT", help="where the result goes; never IN itself")
-    _add_limits(made)
-    _add_data(made, evals=True)
-    choice = _add_choice(made)
+    choice = _add_compression(made, "OUT", "where the result goes; never IN itself")
     choice.add_argument(
         "--recover",
         type=own_words(minutes),
@@ -74,11 +70,7 @@ def _add_optimize(verbs: Any) -> None:
 
 def _add_frontier(verbs: Any) -> None:
     made = _verb(verbs, "frontier", run_frontier, "Write several models, from almost lossless to very small.")
-    made.add_argument("input", metavar="IN", help="an .onnx file")
-    made.add_argument("output", metavar="DIR", help="where models, table and plots go; a run that stopped goes on")
-    _add_limits(made)
-    _add_data(made, evals=True)
-    _add_choice(made)
+    _add_compression(made, "DIR", "where models, table and plots go; a run that stopped goes on")
     _add_where(made)
     made.add_argument("--target", help="what the models are to run on (cpu)")
     output = made.add_argument_group("output")
@@ -89,6 +81,15 @@ def _add_frontier(verbs: Any) -> None:
         help="frontier.png too, or not; by default where matplotlib is installed",
     )
     _add_output(output)
+
+
+def _add_compression(made: Parser, output: str, help: str) -> Any:
+    """Files, limits, data and choices of a verb that compresses; the group of choices."""
+    made.add_argument("input", metavar="IN", help="an .onnx file")
+    made.add_argument("output", metavar=output, help=help)
+    _add_limits(made)
+    _add_data(made, evals=True)
+    return _add_choice(made)
 
 
 def _add_limits(made: Parser) -> None:

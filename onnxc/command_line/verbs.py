@@ -55,31 +55,33 @@ def recipe(parsed: argparse.Namespace) -> Recipe:
     return replace(made, budget=replace(made.budget, **limits), **given)
 
 
+def compression(parsed: argparse.Namespace) -> dict[str, Any]:
+    """What the verbs that compress hand on: data, recipe, shapes and prices."""
+    return {
+        "calib": parsed.calib,
+        "eval": parsed.eval,
+        "recipe": recipe(parsed),
+        "shapes": dict(parsed.shape or ()),
+        "batch": parsed.batch,
+        "prices": parsed.prices,
+        "fresh": parsed.fresh,
+    }
+
+
 def run_optimize(parsed: argparse.Namespace) -> int:
     """``onnxc optimize``."""
     from onnxc.compiler import optimize
     from onnxc.progress import Progress
 
-    wanted = recipe(parsed)
+    wanted = compression(parsed)
+    output = None if parsed.dry_run else parsed.output
     if parsed.report:
         check_writable(parsed.report)
     try:
         with Progress(quiet=parsed.quiet) as progress:
-            report = optimize(
-                parsed.input,
-                None if parsed.dry_run else parsed.output,
-                calib=parsed.calib,
-                eval=parsed.eval,
-                recipe=wanted,
-                shapes=dict(parsed.shape or ()),
-                batch=parsed.batch,
-                prices=parsed.prices,
-                fresh=parsed.fresh,
-                work=parsed.work,
-                progress=progress,
-            )
+            report = optimize(parsed.input, output, **wanted, work=parsed.work, progress=progress)
     except KeyboardInterrupt:
-        if not (parsed.work and wanted.recover):
+        if not (parsed.work and wanted["recipe"].recover):
             raise
         return complain(GOES_ON, INTERRUPTED, parsed.debug)
     except BudgetError as error:
@@ -95,28 +97,14 @@ def run_frontier(parsed: argparse.Namespace) -> int:
     from onnxc.frontier import frontier
     from onnxc.progress import Progress
 
-    wanted = recipe(parsed)
+    wanted = compression(parsed)
     try:
         with Progress(quiet=parsed.quiet) as progress:
-            made = frontier(
-                parsed.input,
-                parsed.output,
-                calib=parsed.calib,
-                eval=parsed.eval,
-                recipe=wanted,
-                shapes=dict(parsed.shape or ()),
-                batch=parsed.batch,
-                prices=parsed.prices,
-                fresh=parsed.fresh,
-                plot=parsed.plot,
-                progress=progress,
-            )
+            made = frontier(parsed.input, parsed.output, **wanted, plot=parsed.plot, progress=progress)
     except KeyboardInterrupt:
         return complain(GOES_ON, INTERRUPTED, parsed.debug)
     if parsed.json:
-        import json
-
-        print(json.dumps(made.to_dict(), indent=2))
+        print_document(made.to_dict())
     elif not parsed.quiet:
         from onnxc.reports.frontier_page import print_frontier
 
@@ -134,6 +122,15 @@ def show_report(report: Any, parsed: argparse.Namespace) -> None:
         report.render(console())
         if parsed.dry_run:
             print(f"dry run: {parsed.output} was not written")
+
+
+def print_document(found: Any) -> None:
+    """One JSON document on stdout, of a result or of what it gives as plain data."""
+    import json
+
+    from onnxc.report import plain
+
+    print(json.dumps(plain(found), indent=2))
 
 
 def is_page(path: str) -> bool:
@@ -192,11 +189,7 @@ def run_distill(parsed: argparse.Namespace) -> int:
             raise
         return complain(GOES_ON, INTERRUPTED, parsed.debug)
     if parsed.json:
-        import json
-
-        from onnxc.report import plain
-
-        print(json.dumps(plain(made), indent=2))
+        print_document(made)
     elif not parsed.quiet:
         made.render(console())
     return 0
@@ -234,11 +227,7 @@ def run_compare(parsed: argparse.Namespace) -> int:
     if parsed.save_recipe and result.smallest is not None:
         write_text(parsed.save_recipe, recipe_text(Recipe(keep_float=tuple(result.smallest.sites))))
     if parsed.json:
-        import json
-
-        from onnxc.report import plain
-
-        print(json.dumps(plain(result), indent=2))
+        print_document(result)
     elif not parsed.quiet:
         from onnxc.reports.comparison_page import print_comparison
 
@@ -248,15 +237,13 @@ def run_compare(parsed: argparse.Namespace) -> int:
 
 def run_inspect(parsed: argparse.Namespace) -> int:
     """``onnxc inspect``."""
-    import json
-
     from onnxc.inspection import inspect
     from onnxc.recipe import Recipe
     from onnxc.reports.listings import print_inspection
 
     found = inspect(parsed.model, recipe=Recipe(custom_ops=tuple(parsed.custom_ops or ())))
     if parsed.json:
-        print(json.dumps(found.to_dict(), indent=2))
+        print_document(found.to_dict())
     else:
         print_inspection(found, console())
     return 0
