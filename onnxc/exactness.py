@@ -27,8 +27,7 @@ class Exactness:
 
     Args:
         before: the model as it was.
-        samples: inputs that it runs on, or what makes them from its session; without samples only loading,
-        the
+        samples: inputs that it runs on, or what makes them from its session; without samples only loading, the
             interface and bytes are checked.
         options: how sessions run.
 
@@ -103,16 +102,6 @@ class Exactness:
             if ratio.median >= SLOWEST or ratio.high >= 1.0:
                 return None
         return f"it is {ratio.median:.2f} times as fast" if ratio else None
-
-
-def check_exact(before: Model, after: Model, samples: Sequence[Sample], options: Options = Options()) -> str | None:
-    """None when ``after`` computes what ``before`` computes on ``samples``, else why not, in one line."""
-    return Exactness(before, samples, options).differs(after)
-
-
-def pays(before: Model, after: Model, samples: Sequence[Sample], options: Options = Options()) -> str | None:
-    """None when ``after`` is exact, not larger and not slower (see Exactness.refuses), else why not."""
-    return Exactness(before, samples, options).refuses(after)
 
 
 def file_bytes(model: Model) -> int:

@@ -73,7 +73,7 @@ def runner_up(problem: Problem, found: Plan, site: Site, options: list[Option]) 
     no other option.
     """
     unit, best = smallest_bytes(problem), None
-    for each, added, spent, heard in changes(problem, found, site, options):
+    for each, added, spent, heard in changes(found, site, options):
         worse = problem.byte_price * added / unit + spent / 1e3 / problem.whole + found.price * heard
         if best is None or worse < best[0]:
             best = (
@@ -83,9 +83,7 @@ def runner_up(problem: Problem, found: Plan, site: Site, options: list[Option]) 
     return best[1] if best is not None else None
 
 
-def changes(
-    problem: Problem, found: Plan, site: Site, options: list[Option]
-) -> Iterator[tuple[Option, int, float, float]]:
+def changes(found: Plan, site: Site, options: list[Option]) -> Iterator[tuple[Option, int, float, float]]:
     """Each other option with the bytes, milliseconds and noise that it adds. What an int8 kernel multiplies has to be
     stored as codes: a weight that was not would be stored in int8 with it.
     """

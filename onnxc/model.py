@@ -11,7 +11,7 @@ any other: a body that reads a tensor of an outer graph reads the very same obje
 from __future__ import annotations
 
 from collections import ChainMap
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -352,7 +352,7 @@ class Model:
             limit: initializers of the main graph over so many bytes are lifted out.
 
         Returns:
-            The message, and the arrays by name; ``restore`` puts them back.
+            The message, and the arrays by name.
         """
         model = self.copy()
         lifted: dict[str, Array] = {}
@@ -365,12 +365,3 @@ class Model:
                 model.graph.weights.remove(tensor)
                 model.graph.inputs.append(variable)
         return model.proto(), lifted
-
-    def restore(self, weights: Mapping[str, Array]) -> None:
-        """Make inputs of these names initializers again; other names are passed over."""
-        for tensor in list(self.graph.inputs):
-            if tensor.name in weights and isinstance(tensor, Variable):
-                constant = Constant(tensor.name, weights[tensor.name])
-                self.graph.inputs.remove(tensor)
-                self.graph.weights.append(constant)
-                editing.redirect(self, tensor, constant, None)

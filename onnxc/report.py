@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 FLOAT = "float"
 """The choice of a row that stayed as it was."""
+EXAMPLES = 3
+"""Places that a refusal names."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +153,7 @@ class Report:
     recipe: dict[str, Any] = field(default_factory=dict)
     receipt: dict[str, str] = field(default_factory=dict)
 
-    def refuse(self, pass_name: str, reason: str, place: str, *, examples: int = 3) -> None:
+    def refuse(self, pass_name: str, reason: str, place: str) -> None:
         """Count a refusal of ``pass_name`` at ``place``; the first few places are kept by name."""
         for row in self.refusals:
             if (row.pass_name, row.reason) == (pass_name, reason):
@@ -160,7 +162,7 @@ class Report:
             row = RefusalRow(pass_name, reason)
             self.refusals.append(row)
         row.count += 1
-        if len(row.examples) < examples:
+        if len(row.examples) < EXAMPLES:
             row.examples.append(place)
 
     @property

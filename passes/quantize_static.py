@@ -38,7 +38,6 @@ class QuantizeStatic(LossyPass):
     """
 
     name: ClassVar[str] = "quantize-static"
-    needs_data: ClassVar[bool] = True
     opset: ClassVar[int] = 13  # scales per channel
 
     range: Literal["mse", "minmax", "percentile", "entropy"] = "mse"

@@ -39,7 +39,6 @@ class SmoothActivations(StructuralPass):
     """
 
     name: ClassVar[str] = "smooth-activations"
-    needs_data: ClassVar[bool] = True
     automatic: ClassVar[bool] = True
 
     alpha: float = -1.0

@@ -18,6 +18,7 @@ from onnxc.judge import build
 from onnxc.kernels import leftover_weights, operators
 from onnxc.model import Model
 from onnxc.observe import Observations, observe
+from onnxc.passes.quantize_static import QuantizeStatic
 from onnxc.planner import plan
 from onnxc.problem import Plan
 from onnxc.propose import Proposals, collect
@@ -106,13 +107,13 @@ class Emission:
 def proposed(
     proto: ModelProto, data: Sequence[Sample], *passes: LossyPass, ops: str = "standard", told: bool = True
 ) -> tuple[Context, Proposals]:
-    """Everything up to the candidates, observed when a pass needs data."""
+    """Everything up to the candidates, observed when a pass needs ranges."""
     loaded = Model.load(proto)
     name_nodes(loaded)
     where = target("cpu")
     found = find(loaded, where)
     seen = Observations()
-    if any(each.needs_data for each in passes):
+    if any(isinstance(each, QuantizeStatic) for each in passes):
         main = [s for s in found if s.graph is loaded.graph and s.kind in {"linear", "convolution", "joint"}]
         tensors = [t for s in main for t in (*s.inputs, s.result) if found.is_float(t)]
         seen = observe(loaded, data, len(data), tensors, main, Options())

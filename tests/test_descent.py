@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from onnxc.codes.descent import codebook_snap, descend, scale_snap
+from onnxc.codes.descent import Snap, descend
 from onnxc.codes.gptq import damage
 from onnxc.codes.moments import moment_of
 from tests.trained import context, load, samples
@@ -37,6 +37,42 @@ def per_output(weight: Matrix, levels: int) -> tuple[Matrix, Matrix]:
     """(scale [G, N], W rounded to nearest)."""
     scale = np.maximum(np.abs(weight).max(1) / levels, 1e-12)
     return scale, np.rint(weight / scale[:, None]) * scale[:, None]
+
+
+def scale_snap(scale: Matrix, lowest: int, highest: int, zero: Matrix | None = None) -> Snap:
+    """The snap of evenly spaced grids.
+
+    Args:
+        scale: [G, N], or [G, K, N] where it varies along the rows (blocks, repeated).
+        lowest, highest: code range.
+        zero: zero points of the same shape; None: 0.
+    """
+    by_row = scale.ndim == 3
+
+    def snap(row: int, target: Matrix) -> Matrix:
+        step = scale[:, row] if by_row else scale
+        offset = 0.0 if zero is None else zero[:, row] if by_row else zero
+        return np.asarray((np.clip(np.rint(target / step) + offset, lowest, highest) - offset) * step, np.float32)
+
+    return snap
+
+
+def codebook_snap(entries: Matrix) -> Snap:
+    """The snap of a codebook.
+
+    Args:
+        entries: [C] values for the whole weight, or [G, N, C] of each output, any order.
+    """
+    ordered = np.sort(np.asarray(entries, np.float32), -1)
+    middles = (ordered[..., 1:] + ordered[..., :-1]) / 2
+
+    def snap(row: int, target: Matrix) -> Matrix:
+        if ordered.ndim == 1:
+            return ordered[np.searchsorted(middles, target)]
+        index = (target[..., None] > middles).sum(-1)
+        return np.take_along_axis(ordered, index[..., None], -1)[..., 0]
+
+    return snap
 
 
 @pytest.mark.parametrize("operator", ["MatMul", "Conv"])

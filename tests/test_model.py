@@ -313,7 +313,7 @@ class TestEditing:
         assert model.serialized() == before
         assert model.copy().graph.weights[0].values is model.graph.weights[0].values
 
-    def test_skeleton_and_back(self) -> None:
+    def test_a_skeleton_is_the_graph_without_its_weights(self) -> None:
         large = np.arange(4 * 4096, dtype=np.float32).reshape(4, 4096)
         nodes = [helper.make_node("MatMul", ["x", "w"], ["h"]), helper.make_node("MatMul", ["h", "v"], ["y"])]
         model = build(nodes, [tensor("w", large), tensor("v", large.T)])
@@ -321,9 +321,10 @@ class TestEditing:
         skeleton, lifted = loaded.skeleton(1 << 12)
         assert skeleton.ByteSize() < 500
         assert [item.name for item in skeleton.graph.input] == ["x", "w", "v"]
-        back = Model.load(skeleton)
-        back.restore(lifted)
-        assert back.proto() == model
+        assert {name: values.tolist() for name, values in lifted.items()} == {
+            "w": large.tolist(),
+            "v": large.T.tolist(),
+        }
         assert loaded.proto() == model
 
     def test_long_chains_sort_without_recursion(self) -> None:

@@ -78,8 +78,8 @@ class Factor:
         return self.order.nbytes + self.upper.nbytes + self.moment.nbytes
 
 
-def factorize(moment: Matrix, damping: float = DAMPING) -> Factor:
-    """The factor of second moments H [G, K, K], with ``damping`` times the mean of H's diagonal added to it.
+def factorize(moment: Matrix) -> Factor:
+    """The factor of second moments H [G, K, K], with DAMPING times the mean of H's diagonal added to it.
 
     A group whose inputs were always zero, or not finite, gets the identity: rounding to nearest.
     """
@@ -95,7 +95,7 @@ def factorize(moment: Matrix, damping: float = DAMPING) -> Factor:
         np.float64
     )
     damped[idle] = np.eye(depth)
-    damped[:, np.arange(depth), np.arange(depth)] += damping * np.where(idle, 1.0, mean)[:, None]
+    damped[:, np.arange(depth), np.arange(depth)] += DAMPING * np.where(idle, 1.0, mean)[:, None]
     return Factor(order, inverse_factor(damped), moment)
 
 

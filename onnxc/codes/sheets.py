@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import Any, Protocol
 
-import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
@@ -174,11 +173,6 @@ def batches(kinds: Mapping[str, Hashable], sizes: Mapping[str, int]) -> Iterable
                 batch = []
             batch.append(name)
         yield batch
-
-
-def array_bytes(values: Array) -> int:
-    """Of an array in a file: 4-bit integers lie two in a byte."""
-    return -(-values.size // 2) if values.dtype in (ml_dtypes.uint4, ml_dtypes.int4) else values.nbytes
 
 
 def joined(arrays: Iterable[Array]) -> Array:

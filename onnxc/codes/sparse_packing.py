@@ -128,10 +128,10 @@ def step_table(digits: NDArray[np.int64]) -> Array:
     return (digits + 1).astype(np.uint8 if digits.max() < 255 else np.uint16)
 
 
-def digits_in(radix: int, size: int = 256) -> int:
-    """How many digits a word of ``size`` values holds."""
+def digits_in(radix: int) -> int:
+    """How many digits a byte holds."""
     count = 1
-    while radix ** (count + 1) <= size:
+    while radix ** (count + 1) <= 256:
         count += 1
     return count
 

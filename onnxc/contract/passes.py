@@ -107,13 +107,11 @@ class StructuralPass(ABC):
     """A pass that makes the graph or its weights smaller before anything is planned.
 
     Attributes:
-        needs_data: whether it does anything without calibration data.
         automatic: it runs also where no passes are named; its outputs stay equal, so that no level is judged.
         unasked: whether it is tried where nobody named it: it makes offers.
     """
 
     name: ClassVar[str]
-    needs_data: ClassVar[bool] = False
     automatic: ClassVar[bool] = False
     unasked: ClassVar[bool] = False
 
@@ -133,12 +131,10 @@ class LossyPass(ABC):
     """A pass that changes numbers, one place at a time.
 
     Attributes:
-        needs_data: whether it does anything without calibration data.
         opset: lowest opset of the model that has the operators it writes.
     """
 
     name: ClassVar[str]
-    needs_data: ClassVar[bool] = False
     opset: ClassVar[int] = 7
 
     def propose(self, site: Site, context: Context) -> Iterable[Candidate | Refusal]:

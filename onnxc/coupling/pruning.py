@@ -149,7 +149,7 @@ class Channels:
             for tensor in node.inputs
             if isinstance(tensor, Constant) and tensor.dtype is not None and np.dtype(tensor.dtype).kind == "f"
         }
-        self.damages = [by_norm(group, self.coupling, weights) for group in self.groups]
+        self.damages = [by_norm(group, weights) for group in self.groups]
         if importance == "norm" or self.samples.generated:
             return
         self.seen = self.few(self.samples)

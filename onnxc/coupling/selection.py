@@ -157,7 +157,7 @@ def by_variance(group: Group, wanted: Sequence[tuple[Consumer, Moments]]) -> Dam
     return ordered(cost)
 
 
-def by_norm(group: Group, coupling: Coupling, weights: Mapping[str, NDArray[np.generic]]) -> Damage:
+def by_norm(group: Group, weights: Mapping[str, NDArray[np.generic]]) -> Damage:
     """Units by the squared norm of all their weights, each weight's relative to its whole."""
     cost = np.zeros(group.units)
     for (name, axis), units in group.members.items():

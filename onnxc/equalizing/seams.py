@@ -32,7 +32,7 @@ def seams(model: Model, sites: Sites, *, insert: bool = False) -> tuple[list[Sea
     for group in by_tensor.values():
         tensor = group[0].input
         try:
-            seam = readers_of(tensor, group, alone=not insert)
+            seam = readers_of(tensor, group)
             walk = Walk(seam, inputs, outputs, sites.types)
             try:
                 if id(tensor) in inputs or id(tensor) in outputs:
@@ -49,7 +49,7 @@ def seams(model: Model, sites: Sites, *, insert: bool = False) -> tuple[list[Sea
     return found, refused
 
 
-def readers_of(tensor: Tensor, group: list[Site], *, alone: bool) -> Seam:
+def readers_of(tensor: Tensor, group: list[Site]) -> Seam:
     """The seam at ``tensor`` so far: its sites, whose weights nobody else may read."""
     channels = {input_channels(site) for site in group}
     for site in group:

@@ -149,9 +149,9 @@ def sketched(weight: Array, moment: Array | None, total: Array | None, most: int
     return Decomposition(left, right, energies, everything if total is None else total, lost)
 
 
-def orthonormal_range(matrix: NDArray[np.float32], rank: int, seed: int = 0) -> NDArray[np.float32]:
+def orthonormal_range(matrix: NDArray[np.float32], rank: int) -> NDArray[np.float32]:
     """An orthonormal basis [G, K, rank] of about the leading left singular vectors of ``matrix`` [G, K, N]."""
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(0)
     probes = random.standard_normal((len(matrix), matrix.shape[2], rank)).astype(np.float32)
     basis = np.linalg.qr(matrix @ probes)[0]
     for _ in range(POWERS):

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 import numpy as np
 import torch
 
 from onnxc.data import Sample
 from onnxc.errors import ModelError
-from onnxc.model import Model, Tensor
+from onnxc.model import Model
 from onnxc.session import Options, Session
 from onnxc.training.interpreter import Program
 from onnxc.training.operators.table import to_numpy
@@ -18,13 +18,7 @@ from onnxc.training.operators.table import to_numpy
 ENOUGH_DB = 20.0  # rounding boundaries of quantized models cost some; a wrong operator leaves nothing near it
 
 
-def check_parity(
-    program: Program,
-    model: Model,
-    samples: Iterable[Sample],
-    options: Options,
-    weights: Mapping[Tensor, torch.Tensor] | None = None,
-) -> float:
+def check_parity(program: Program, model: Model, samples: Iterable[Sample], options: Options) -> float:
     """The signal to noise ratio of the interpreter's worst output against ONNX Runtime's, in dB, at most 200.
 
     Raises:
@@ -36,7 +30,7 @@ def check_parity(
     for sample in samples:
         expected = session.run(sample, names)
         with torch.no_grad():
-            got = program(sample, weights)
+            got = program(sample)
         for name in names:
             reference, made = np.asarray(expected[name], np.float64), to_numpy(got[name]).astype(np.float64)
             if reference.shape != made.shape:

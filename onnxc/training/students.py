@@ -14,7 +14,6 @@ teacher's layer gives, one layer after the other. The pairs of matrices are thos
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -128,21 +127,14 @@ def dense(model: Model) -> list[Node]:
     return found
 
 
-@dataclass(frozen=True)
-class Filters:
-    """One filter per input channel, and the matrix that mixes them: [C, 1, ...] and [N, C]."""
-
-    depthwise: np.ndarray
-    mix: np.ndarray
-
-
-def rank_one(weight: np.ndarray) -> Filters:
-    """The filters that stand best for all outputs of their channel: W[:, c] is nearly mix[:, c] times filter c."""
+def rank_one(weight: np.ndarray) -> np.ndarray:
+    """[C, 1, ...], the filters that stand best for all outputs of their channel: W[n, c] is nearly a multiple of the
+    filter of c, for every n.
+    """
     outputs, inputs = weight.shape[:2]
     per_channel = weight.reshape(outputs, inputs, -1).transpose(1, 0, 2)  # [C, N, k]
-    u, s, v = np.linalg.svd(per_channel.astype(np.float64), full_matrices=False)
-    depthwise = v[:, 0].reshape(inputs, 1, *weight.shape[2:])
-    return Filters(depthwise.astype(np.float32), (u[:, :, 0] * s[:, :1]).T.astype(np.float32))
+    _, _, v = np.linalg.svd(per_channel.astype(np.float64), full_matrices=False)
+    return np.asarray(v[:, 0].reshape(inputs, 1, *weight.shape[2:]), np.float32)
 
 
 def separate(teacher: Model, student: Model, name: str, samples: Sequence[Sample], options: Options, seed: int) -> None:
@@ -163,7 +155,7 @@ def separate(teacher: Model, student: Model, name: str, samples: Sequence[Sample
         y = reference.run(sample, [wanted])[wanted]
         call = Call(first, student.opset, torch.device("cpu"), lambda graph, values: [])
         with torch.no_grad():
-            z = convolve(call, from_numpy(x), from_numpy(filters.depthwise), None).numpy()
+            z = convolve(call, from_numpy(x), from_numpy(filters), None).numpy()
         z, y = (np.moveaxis(each, 1, -1).reshape(-1, each.shape[1]) for each in (z, y))
         chosen = random.permutation(len(z))[: max(POSITIONS // len(samples), 64)]
         rows.append(z[chosen])
@@ -174,7 +166,7 @@ def separate(teacher: Model, student: Model, name: str, samples: Sequence[Sample
     attributes = {key: value for key, value in node.attrs.items() if key != "group"}
     inner = student.insert(
         "Conv",
-        [channels, student.constant(f"{base}_depthwise", filters.depthwise)],
+        [channels, student.constant(f"{base}_depthwise", filters)],
         [f"{name}_depthwise"],
         name=f"{name}_depthwise",
         group=weight.shape[1],

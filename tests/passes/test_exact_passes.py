@@ -11,7 +11,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 from onnxc.contract.passes import ExactPass
-from onnxc.exactness import check_exact
+from onnxc.exactness import Exactness
 from onnxc.model import Model
 from onnxc.passes.flush_subnormals import FlushSubnormals
 from onnxc.passes.fold_batchnorm import FoldBatchNorm
@@ -37,7 +37,7 @@ def after(pass_: ExactPass, model: Model, feed: np.ndarray, changed: int) -> Cou
     """Run a pass, check outputs and that a second run finds nothing; operators with their number."""
     before = model.copy()
     assert pass_.run(model).changed == changed
-    assert check_exact(before, model, [{"x": feed}]) is None
+    assert Exactness(before, [{"x": feed}]).differs(model) is None
     assert pass_.run(model).changed == 0
     return Counter(node.op for node in model.nodes())
 
