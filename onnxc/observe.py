@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +17,7 @@ from onnxc.histograms import Histogram, Spread
 from onnxc.model import Model, Variable
 from onnxc.session import Options, Session
 from onnxc.sites import Site, matrix_axes
-from onnxc.windows import Windows
+from onnxc.windows import Windows, im2col, places
 
 FEWEST_ROWS, MOST_ROWS = 256, 2048
 ROW_BYTES = 48 << 20  # of all sampled rows together
@@ -253,18 +252,7 @@ def sampled_rows(site: Site, values: NDArray[np.generic], quota: int, seed: int)
 def patches(values: Array, site: Site, quota: int, random: np.random.Generator) -> Array | None:
     """``quota`` im2col rows [quota, G, K] of a convolution's G groups at random output positions."""
     assert site.weight is not None
-    shape, attributes = site.weight.shape, site.node.attrs
-    windows = Windows.of(attributes, values.shape[2:], shape[2:])
-    groups, depth = int(attributes.get("group", 1)), int(np.prod(shape[1:]))
-    padded = windows.padded(values)
-    counts = windows.counts(padded)
-    if min(len(padded), *counts) < 1:
+    seen = Windows.of(site.node.attrs, values.shape[2:], site.weight.shape[2:]).seen(values)
+    if seen is None:
         return None
-    picks = [random.integers(count, size=quota) for count in (len(padded), *counts)]
-    spans = [(k - 1) * d + 1 for k, d in zip(windows.kernel, windows.dilations, strict=True)]
-    seen = np.lib.stride_tricks.sliding_window_view(padded, spans, axis=tuple(range(2, len(shape))))
-    starts = tuple(pick * stride for pick, stride in zip(picks[1:], windows.strides, strict=True))
-    steps = tuple(slice(None, None, d) for d in windows.dilations)
-    chosen: tuple[Any, ...] = (picks[0], slice(None), *starts, *steps)
-    rows = seen[chosen]
-    return np.ascontiguousarray(rows, np.float32).reshape(quota, groups, depth)
+    return im2col(seen, [random.integers(n, size=quota) for n in places(seen)], int(site.node.attrs.get("group", 1)))

@@ -1,4 +1,4 @@
-"""Where the windows of a convolution or a pooling lie. In: attributes, sizes of an input. Out: steps, pads, counts."""
+"""Windows of a convolution or a pooling. In: attributes, sizes, values. Out: steps and pads, what each window sees."""
 
 from __future__ import annotations
 
@@ -34,17 +34,28 @@ class Windows:
             pads = list(zip(flat[:axes], flat[axes:], strict=True)) or [(0, 0)] * axes
         return cls(list(kernel), strides, dilations, pads)
 
-    def padded(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
-        """``values`` [B, C, ...] with zeros around them."""
-        return np.pad(values, [(0, 0), (0, 0), *self.pads])
+    def seen(self, values: NDArray[np.float32]) -> NDArray[np.float32] | None:
+        """[B, C, positions..., kernel...]: ``values`` [B, C, ...] with zeros around, under every window; a view, in
+        which nothing is repeated. None where no window fits.
+        """
+        padded = np.pad(values, [(0, 0), (0, 0), *self.pads])
+        extent = [(k - 1) * d + 1 for k, d in zip(self.kernel, self.dilations, strict=True)]
+        if not len(padded) or any(n < e for n, e in zip(padded.shape[2:], extent, strict=True)):
+            return None
+        every = np.lib.stride_tricks.sliding_window_view(padded, extent, axis=tuple(range(2, padded.ndim)))
+        steps = [slice(None, None, step) for step in (*self.strides, *self.dilations)]
+        return every[(slice(None), slice(None), *steps)]
 
-    def counts(self, padded: NDArray[Any]) -> list[int]:
-        """Positions along each axis of what came from ``padded``; below 1 where no window fits."""
-        sizes = padded.shape[2:]
-        return [
-            (n - (k - 1) * d - 1) // s + 1
-            for n, k, d, s in zip(sizes, self.kernel, self.dilations, self.strides, strict=True)
-        ]
+
+def places(seen: NDArray[np.float32]) -> tuple[int, ...]:
+    """(B, positions...) of what ``Windows.seen`` gives."""
+    return len(seen), *seen.shape[2 : seen.ndim // 2 + 1]
+
+
+def im2col(seen: NDArray[np.float32], picks: Sequence[NDArray[np.intp]], groups: int) -> NDArray[np.float32]:
+    """Rows [R, G, C / G * kernel] at R places: ``picks`` has an index [R] for each entry of ``places``."""
+    chosen: tuple[Any, ...] = (picks[0], slice(None), *picks[1:])
+    return np.ascontiguousarray(seen[chosen], np.float32).reshape(len(picks[0]), groups, -1)
 
 
 def same_pads(size: int, kernel: int, stride: int, dilation: int) -> tuple[int, int]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from onnxc.coupling.graph import Indices, Reader
 from onnxc.model import Constant, Model, Node
 from onnxc.session import Options, Session
-from onnxc.windows import Windows
+from onnxc.windows import Windows, im2col, places
 
 Array = NDArray[np.float32]
 Wide = NDArray[np.float64]
@@ -188,20 +189,11 @@ def windows(node: Node, values: Array, consumer: Consumer, quota: int, random: n
         spread[(slice(None), slice(None), *[slice(None, None, s) for s in placed.strides])] = values
         around = [((k - 1) * d, (k - 1) * d) for k, d in zip(kernel, placed.dilations, strict=True)]
         values, placed = spread, replace(placed, strides=[1] * spatial, pads=around)
-    padded = placed.padded(values)
-    counts = placed.counts(padded)
-    chosen = picked_rows(len(padded) * int(np.prod(counts)), quota, random)
-    sample, *places = np.unravel_index(chosen, (len(padded), *counts))
-    index: list[NDArray[np.intp]] = []
-    for axis in range(spatial):
-        offsets = np.arange(kernel[axis]) * placed.dilations[axis]
-        grid = (places[axis] * placed.strides[axis])[:, None] + offsets
-        index.append(grid.reshape(len(chosen), *[kernel[axis] if axis == other else 1 for other in range(spatial)]))
-    where: tuple[Any, ...] = (sample.reshape(-1, *[1] * spatial), slice(None), *index)
-    picked = padded[where]  # [R, kernel..., C]
-    moved = np.moveaxis(picked, -1, 1)
-    depth = moved.shape[1] // groups * int(np.prod(kernel))
-    return np.ascontiguousarray(moved).reshape(len(chosen), groups, depth)
+    seen = placed.seen(values)
+    if seen is None:
+        return np.empty((0, *consumer.matrix.shape[:2]), np.float32)
+    spots = places(seen)
+    return im2col(seen, np.unravel_index(picked_rows(prod(spots), quota, random), spots), groups)
 
 
 @dataclass

@@ -16,7 +16,7 @@ from onnxc.factors.common import own_bias, quota, unfit
 from onnxc.model import Constant, Model
 from onnxc.sequential import Reading
 from onnxc.sites import Site, Weight
-from onnxc.windows import Windows
+from onnxc.windows import Windows, im2col, places
 
 Array = NDArray[np.float64]
 Form = Literal["tucker", "spatial", "channel"]
@@ -132,26 +132,14 @@ def understood(weight: Weight, context: Context) -> Kernel | str | None:
 def windows(values: NDArray[np.float32], site: Site, quota: int, seed: int) -> NDArray[np.float32] | None:
     """At most ``quota`` im2col rows [R, G, C k] at different random output positions of one sample."""
     assert site.weight is not None
-    attributes, size = site.node.attrs, site.weight.shape[2:]
-    axes = len(size)
-    if values.ndim != axes + 2:
+    if values.ndim != len(site.weight.shape):
         return None
-    placed = Windows.of(attributes, values.shape[2:], size)
-    padded = placed.padded(values)
-    if min(len(padded), *placed.counts(padded)) < 1:
+    seen = Windows.of(site.node.attrs, values.shape[2:], site.weight.shape[2:]).seen(values)
+    if seen is None:
         return None
-    extent = tuple((k - 1) * d + 1 for k, d in zip(size, placed.dilations, strict=True))
-    seen = np.lib.stride_tricks.sliding_window_view(padded, extent, axis=tuple(range(2, axes + 2)))
-    every = (slice(None), slice(None), *(slice(None, None, s) for s in placed.strides))
-    seen = seen[
-        (*every, *(slice(None, None, d) for d in placed.dilations))
-    ]  # [B, C, *positions, *k], nothing copied yet
-    places = (len(padded), *seen.shape[2 : 2 + axes])
-    pick = np.random.default_rng(seed).permutation(prod(places))[:quota]
-    sample, *position = np.unravel_index(np.sort(pick), places)
-    groups = int(attributes.get("group", 1))
-    chosen: tuple[Any, ...] = (sample, slice(None), *position)
-    return np.ascontiguousarray(seen[chosen]).reshape(len(pick), groups, -1)
+    spots = places(seen)
+    pick = np.sort(np.random.default_rng(seed).permutation(prod(spots))[:quota])
+    return im2col(seen, np.unravel_index(pick, spots), int(site.node.attrs.get("group", 1)))
 
 
 def reading(site: Site, context: Context) -> Reading:
