@@ -190,7 +190,7 @@ class Planning:
         share = self.overheads.file_bytes(self.problem, plan) / max(self.judge.original.source_bytes, 1)
         self.say(f"about {share:.1%} of the bytes, {trial.quality.sqnr_db:.1f} dB: {trial.missed or 'it holds'}")
         self.attempts.append(Attempt(plan, trial.quality.sqnr_db, trial.score, trial.missed, expected))
-        if (size := self.judge.budget.size) is not None:
+        if (size := self.judge.budget.size) is not None and not self.problem.free:
             others = self.overheads.of(plan)  # the next plan is like this one
             self.problem.most_bytes = max(size * self.judge.original.source_bytes * TIGHT - others, 1.0)
         if not self.feedback:

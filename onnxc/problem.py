@@ -59,7 +59,7 @@ class Problem:
         heard: how much of the noise of activations and of weights arrives when all of it comes together, from trials.
         byte_price, time_price: what bytes and time count; 1 each where none is limited.
         limited: the price of what is limited that the last plan under limits was found with.
-        most_bytes: of all weights, and most_seconds: of a run, where a limit is given.
+        most_bytes: of all weights, and most_seconds: of a run, where a limit is given; free: none counts any more.
         load_price: what a second of loading counts beside all bytes.
         unit: the bytes that count as much as ``pace`` seconds; see smallest_bytes().
         pace: by default the float model's time. Of a plan near the one sought, so that least bytes times seconds is
@@ -85,9 +85,14 @@ class Problem:
     limited: float = 1.0
     most_bytes: float | None = None
     most_seconds: float | None = None
+    free: bool = False
     tables: list[Formats] = field(default_factory=list, repr=False)
     forbidden: set[str] = field(default_factory=set)
     told: set[str] = field(default_factory=set)
+
+    def unlimited(self) -> None:
+        """From now on no limit of size or speed counts."""
+        self.free, self.most_bytes, self.most_seconds = True, None, None
 
     @cached_property
     def sizes(self) -> dict[str, int]:

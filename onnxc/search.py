@@ -25,7 +25,6 @@ from onnxc.sensitivity import activation_key
 
 TRIALS = 10
 HEADROOM = 0.93  # of the allowed noise: predictions are not exact
-ENOUGH = 0.7  # of the allowed noise: closer to it there is little left to win
 FARTHER, FEWER, FEWEST, LESS = 3.0, 0.75, 0.25, 0.9  # steps of the noise aimed at
 FIRST = 4.0  # where a score decides, it mostly does before the SQNR floor: the first aim is so much lower
 LOST = 0.4  # noise over signal that says no more than that it is too much
@@ -94,8 +93,12 @@ def search(
     """
     first = judge(plan(problem.in_full_codes()))
     tried, best = [first], first if first.missed is None else None
-    if best is not None and (not problem.has_small_codes or fits(problem, first.plan)):
+    if best is not None and not problem.has_small_codes:
         return first, tried
+    if best is not None and fits(problem, first.plan):
+        if closing():
+            tried.append(judge(first.plan))
+        return (tried[-1] if tried[-1].missed is None else first), tried
     scored = first.score is not None or tried[-1].score is not None
     if best is None and first.noise <= allowed:  # a score or a few answers are not close enough: other ranges, as fast
         for variant in variants:
@@ -120,6 +123,10 @@ def search(
                 best = tried[-1] if tried[-1].missed is None else None
             if best is None or problem.has_small_codes:
                 best = bracket(problem, judge, allowed, tried, trials, best, known, judged_by_score=scored)
+            limited = problem.most_bytes is not None or problem.most_seconds is not None
+            if limited and (best is None or not fits(problem, best.plan)):
+                problem.unlimited()  # out of reach: how near to the limits one can come is still to be said
+                best = bracket(problem, judge, allowed, tried, trials, best, tried[-1:], judged_by_score=scored)
     for last in (storage_only(problem), halves(problem), Plan()):
         seen = any(trial.plan.key == last.key for trial in tried)
         if best is None or (better(problem, last, best.plan, CLOSE) and not seen):  # quiet plans that a search may miss
