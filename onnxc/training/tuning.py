@@ -23,7 +23,7 @@ from onnxc.training.latents import Latent
 
 WARM_UP = 0.03  # of the steps
 SAVE_EVERY = 20.0  # seconds between two saved states
-PATIENCE = 8  # evaluations without a better one
+PATIENCE = 12  # evaluations without a better one
 EVALUATIONS = 25
 TOLERATED = 5  # batches whose loss is no number
 
@@ -37,16 +37,18 @@ class Settings:
     Attributes:
         minutes: the longest it may take. steps: of the end-to-end training, if time allows.
         rate: of weights, in units of their size; scale_rate: of logarithms of scales.
-        batch: samples in a step, where they can be joined. seed: of everything random.
+        batch: samples in a step, where they can be joined. mixtures: most samples between two others.
+        seed: of everything random.
         threads: of torch; on a machine that others use too one is often the fastest.
         work: a folder for the state, so that an interrupted training goes on; None: nothing is kept.
     """
 
     minutes: float = 10.0
-    steps: int = 2000
+    steps: int = 8000
     rate: float = 2e-3
     scale_rate: float = 1e-3
     batch: int = 32
+    mixtures: int = 512
     seed: int = 0
     threads: int = 1
     work: Path | None = None
