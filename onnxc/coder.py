@@ -157,8 +157,9 @@ class Coder:
         before, after = (as_groups(each, weight.channel_axis, 1)[0] for each in (self.values(name), codes.restored()))
         if rows.shape[1] != len(before) or not np.isfinite(codes.damage):
             return 1.0
-        lost, whole = (float(np.square(rows @ each).sum(dtype=np.float64)) for each in (before - after, before))
-        return max(codes.damage * whole / lost, 1.0) if lost > 0 else 1.0
+        with np.errstate(over="ignore", invalid="ignore"):  # of huge weights nothing is said
+            lost, whole = (float(np.square(rows @ each, dtype=np.float64).sum()) for each in (before - after, before))
+        return max(codes.damage * whole / lost, 1.0) if lost > 0 and np.isfinite(whole / lost) else 1.0
 
     def saturates(self, site: Site, codes: Codes) -> bool:
         """Whether the pair sums of ``site`` overflow 16 bits on its calibration rows; where no rows were seen, as of
