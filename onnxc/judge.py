@@ -38,16 +38,14 @@ CHANGED_SCORED = 0.1  # of the answers on samples
 TINY, NEAR = 1e-12, 1e-3
 
 
-def step(reference: float, scores: Iterable[float]) -> float:
-    """What one item is worth, relative to ``reference``: scores whose differences are multiples of the smallest one
-    count items. 0 where they do not, or too few are known to tell.
+def step(drops: Iterable[float]) -> float:
+    """What one item is worth, as a relative drop: drops that are multiples of the smallest one count items. 0 where
+    they do not, or too few are known to tell.
     """
-    found = sorted({abs(score - reference) for score in scores} - {0.0})
+    found = sorted({drop for drop in drops if drop > TINY})
     distinct = [each for index, each in enumerate(found) if index == 0 or each > found[index - 1] * (1 + NEAR)]
-    if len(distinct) < 2 or distinct[0] <= TINY:
-        return 0.0
     counts = [each / distinct[0] for each in distinct]
-    return distinct[0] / abs(reference) if all(abs(each - round(each)) < NEAR for each in counts) else 0.0
+    return distinct[0] if len(distinct) > 1 and all(abs(each - round(each)) < NEAR for each in counts) else 0.0
 
 
 def smoothed(points: Sequence[tuple[float, float]]) -> float:
@@ -81,7 +79,7 @@ class Judge:
         evaluations: how often the hook was called; the budget may bound it.
         failed: (SQNR in dB, share of the allowed drop) of the most exact model whose score was too low.
         finishing: passes that rewrite every model before it is judged, each with whether it was told to.
-        drops: (noise in dB, relative drop of the score) of every model that was scored; scores: what they were.
+        drops: (noise in dB, relative drop of the score) of every model that was scored.
         strictly: every plan is held to the share of the allowed drop that plans below 8 bits are held to: the model
             was fitted to the samples.
         batch, shapes: what inputs look like when models are timed; as the samples are where neither is given.
@@ -99,7 +97,6 @@ class Judge:
     failed: tuple[float, float] = (-math.inf, 0.0)
     finishing: Sequence[tuple[FinishingPass, bool]] = ()
     drops: list[tuple[float, float]] = field(default_factory=list)
-    scores: set[float] = field(default_factory=set)
     strictly: bool = False
     batch: int | None = None
     shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)
@@ -169,8 +166,7 @@ class Judge:
         drop, allowed = relative_drop(self.score, score), self.budget.max_drop
         allowed = FLOOR_DROP if allowed is None else allowed
         self.drops.append((-quality.sqnr_db, drop))
-        self.scores.add(score)
-        likely, bound = smoothed(self.drops), max(allowed * share, step(self.score, self.scores))
+        likely, bound = smoothed(self.drops), max(allowed * share, step(drop for _, drop in self.drops))
         if drop <= allowed + TINY and (share >= 1 or likely <= bound + TINY):
             return None
         fell = f"the score fell from {self.score:.6g} to {score:.6g}, by {drop:.2%}"

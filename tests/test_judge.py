@@ -6,19 +6,20 @@ import numpy as np
 import pytest
 
 from onnxc.judge import smoothed, step
+from onnxc.quality import relative_drop
 
 
 @pytest.mark.parametrize(
-    ("scores", "items"),
+    ("scores", "reference", "items"),
     [
-        ([49 / 83, 50 / 83, 51 / 83], 51),
-        ([48 / 83, 50 / 83, 51 / 83], 51),
-        ([49 / 83, 51 / 83], 0),  # one difference may be any number of items
-        ([0.5, 0.4931, 0.4887], 0),  # a correlation has no steps
+        ([49 / 83, 50 / 83, 51 / 83], 51 / 83, 51),
+        ([48 / 83, 50 / 83, 52 / 83], 51 / 83, 51),  # a better one counts as the original's
+        ([49 / 83, 51 / 83], 51 / 83, 0),  # one difference may be any number of items
+        ([0.5, 0.4931, 0.4887], 0.4973, 0),  # a correlation has no steps
     ],
 )
-def test_what_one_item_is_worth(scores: list[float], items: int) -> None:
-    found = step(51 / 83 if items or len(scores) == 2 else 0.4973, set(scores))
+def test_what_one_item_is_worth(scores: list[float], reference: float, items: int) -> None:
+    found = step(relative_drop(reference, score) for score in scores)
     assert found == pytest.approx(1 / items if items else 0.0, rel=1e-6)
 
 
