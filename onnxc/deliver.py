@@ -14,11 +14,13 @@ from onnxc.errors import ModelError
 from onnxc.file.storage import replace_file
 from onnxc.judge import Judge
 from onnxc.kernels import operators
+from onnxc.limits import over
+from onnxc.loading import LoadCost, load_costs
 from onnxc.model import Model
 from onnxc.price_file import PriceFile, sample_shapes
 from onnxc.recipe import DEFAULT_LOAD_TIME, Budget
 from onnxc.search import Trial
-from onnxc.session import LoadCost, Ratio, Session, load_costs, measure_ratio
+from onnxc.session import Ratio, Session, measure_ratio
 
 SLOWEST = 0.98
 SAMPLES = 16
@@ -166,9 +168,9 @@ def gate(
 
 def shortfall(budget: Budget, delivery: Delivery, original_bytes: int) -> float:
     """How many times over a limit of size or speed a delivery is; 1 within them."""
-    size = 1.0 if budget.size is None else delivery.size / max(budget.size * original_bytes, 1.0)
-    ratio = delivery.ratio
-    return max(size, 1.0 if budget.speed is None or ratio is None else budget.speed / max(ratio.median, 1e-9), 1.0)
+    most = budget.size * original_bytes if budget.size is not None else None
+    slowness = 1 / delivery.ratio.median if delivery.ratio is not None else 0.0
+    return over((delivery.size, most), (slowness, 1 / budget.speed if budget.speed is not None else None))
 
 
 def same_kernels(judge: Judge, path: Path) -> bool:

@@ -21,8 +21,12 @@ def fits(problem: Problem, found: Plan) -> bool:
 
 def shortfall(problem: Problem, found: Plan) -> float:
     """How many times over a limit of size or speed a plan is; 1 within them."""
-    size = stored_bytes(problem, found.stored) / problem.most_bytes if problem.most_bytes is not None else 1.0
-    return max(size, found.seconds / problem.most_seconds if problem.most_seconds is not None else 1.0, 1.0)
+    return over((stored_bytes(problem, found.stored), problem.most_bytes), (found.seconds, problem.most_seconds))
+
+
+def over(*limited: tuple[float, float | None]) -> float:
+    """How many times over its limit the worst of some amounts is, each given with its limit, if any; 1 within all."""
+    return max([1.0, *(amount / most for amount, most in limited if most is not None)])
 
 
 def better(problem: Problem, first: Plan, second: Plan, share: float = 1.0) -> bool:

@@ -185,9 +185,7 @@ class Planning:
         """``plan`` as a model, held against the original."""
         self.say(f"judging a plan with {len(plan.compute)} sites in int8 and {len(plan.coded)} weights as codes")
         expected = self.overheads.file_bytes(self.problem, plan) if self.attempts else None
-        made = self.built(plan)
-        drop_pages()
-        trial = replace(self.judge.trial(made, plan), before=self.before)
+        trial = replace(self.judge.trial(self.built(plan), plan), before=self.before)
         self.overheads.learn(self.problem, plan, file_bytes(trial.model))
         share = self.overheads.file_bytes(self.problem, plan) / max(self.judge.original.source_bytes, 1)
         self.say(f"about {share:.1%} of the bytes, {trial.quality.sqnr_db:.1f} dB: {trial.missed or 'it holds'}")

@@ -99,7 +99,7 @@ def search(
         if closing():
             tried.append(judge(first.plan))
         return (tried[-1] if tried[-1].missed is None else first), tried
-    scored = first.score is not None or tried[-1].score is not None
+    scored = first.score is not None
     if best is None and first.noise <= allowed:  # a score or a few answers are not close enough: other ranges, as fast
         for variant in variants:
             variant()

@@ -27,9 +27,7 @@ from onnxc.runtime.diagnosis import load_failure, nodes, one_line, run_failure
 from onnxc.runtime.dtypes import is_foreign, numpy_dtype, onnx_type, pack, packed_bytes, unpack
 from onnxc.runtime.timing import (
     KernelTime,
-    LoadCost,
     Ratio,
-    child_load_cost,
     clock_of,
     interleaved_ratio,
     kernel_times,
@@ -42,7 +40,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "KernelTime",
-    "LoadCost",
     "Options",
     "Ratio",
     "Session",
@@ -51,9 +48,6 @@ __all__ = [
     "basic_simplified",
     "check_providers",
     "kernels",
-    "load_cost",
-    "load_costs",
-    "load_ratio",
     "measure_ratio",
     "runtime_version",
 ]
@@ -61,7 +55,7 @@ __all__ = [
 # Bytes of weights above which a model goes to ONNX Runtime through a file: weights beside it are mapped,
 # of a message two more copies are made (a model of 90 MB: a peak of 210 instead of 420 MB).
 _INLINE_LIMIT = 16 << 20
-_LEVELS = {
+LEVELS = {
     "all": "ORT_ENABLE_ALL",
     "extended": "ORT_ENABLE_EXTENDED",
     "basic": "ORT_ENABLE_BASIC",
@@ -259,44 +253,6 @@ def measure_ratio(
     return interleaved_ratio(pairs, rounds=rounds, seconds=seconds, decide=decide, clock=clock)
 
 
-def load_cost(path: Path | str, options: Options = Options()) -> LoadCost:
-    """What creating a session costs in a fresh process; ModelError when it fails there."""
-    check_providers(options.providers)
-    cost = child_load_cost(
-        str(path),
-        providers=options.providers,
-        threads=options.threads,
-        level=_LEVELS[options.level],
-        custom_ops=options.custom_ops,
-    )
-    if isinstance(cost, str):
-        raise ModelError(load_failure(OnnxcError(cost), str(path), lambda: _proto(path)))
-    return cost
-
-
-def load_costs(
-    a: Path | str, b: Path | str, options: Options = Options(), *, rounds: int = 1
-) -> tuple[LoadCost, LoadCost]:
-    """The load cost of two models, in fresh processes in turn: the least of ``rounds`` each. Raises as load_cost."""
-    found: tuple[list[LoadCost], list[LoadCost]] = [], []
-    for turn in range(rounds):
-        for index in (0, 1) if turn % 2 == 0 else (1, 0):
-            found[index].append(load_cost((a, b)[index], options))
-    best = []
-    for costs in found:
-        peaks = [cost.peak_bytes for cost in costs if cost.peak_bytes is not None]
-        best.append(LoadCost(min(cost.seconds for cost in costs), min(peaks, default=None)))
-    return best[0], best[1]
-
-
-def load_ratio(
-    original: Path | str, new: Path | str, options: Options = Options(), *, rounds: int = 2
-) -> tuple[float, float]:
-    """(time to load ``new`` over time to load ``original``, how many seconds ``new`` takes)."""
-    before, after = load_costs(original, new, options, rounds=rounds)
-    return after.seconds / max(before.seconds, 1e-9), after.seconds
-
-
 def basic_simplified(proto: onnx.ModelProto) -> onnx.ModelProto:
     """``proto`` after ONNX Runtime's hardware-independent (BASIC) rewrites, weights inline.
 
@@ -325,13 +281,13 @@ def basic_simplified(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _settings(options: Options) -> Any:
-    if options.level not in _LEVELS:
-        raise UsageError(f"unknown optimization level {options.level!r}: choose from {', '.join(_LEVELS)}")
+    if options.level not in LEVELS:
+        raise UsageError(f"unknown optimization level {options.level!r}: choose from {', '.join(LEVELS)}")
     settings = onnxruntime.SessionOptions()
     settings.log_severity_level = 4
     settings.intra_op_num_threads = options.threads
     settings.inter_op_num_threads = 1
-    settings.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, _LEVELS[options.level])
+    settings.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, LEVELS[options.level])
     for library in options.custom_ops:
         try:
             settings.register_custom_ops_library(str(library))

@@ -18,17 +18,18 @@ from onnxc.culprits.costs import kept_bytes, kept_seconds
 from onnxc.culprits.local_damage import SiteDamage, site_damage
 from onnxc.culprits.matching import matched
 from onnxc.culprits.restoring import restorable
-from onnxc.culprits.scales import units
+from onnxc.culprits.scales import Factors, units
 from onnxc.culprits.smallest import Bisection, SmallestSet
 from onnxc.data import Calibration, generate, index_limits
 from onnxc.errors import DataError, ModelError
 from onnxc.kernels import leftover_weights, operators
+from onnxc.loading import load_cost
 from onnxc.model import Model
 from onnxc.quality import OutputError, Quality, floor_met, relative_drop
 from onnxc.recipe import Budget
 from onnxc.reference import ReferenceOutputs
 from onnxc.samples.hooks import Evaluation
-from onnxc.session import Options, Session, load_cost, measure_ratio
+from onnxc.session import Options, Session, measure_ratio
 from onnxc.sites import name_nodes
 
 if TYPE_CHECKING:
@@ -151,15 +152,15 @@ def compare(
             result.kernels_new, result.leftover = operators(optimized), leftover_weights(optimized)
         if sites or bisect:
             name_nodes(old_model)
+            few = samples.take(_SITE_SAMPLES)
+            pairs, missing = matched(old_model, new_model)
+            factors = units(old_model, new_model, pairs, few, options)
         if sites:
             progress("measuring every site")
-            few = samples.take(_SITE_SAMPLES)
-            damages, result.unmatched = site_damage(old_model, new_model, few, options=options)
-            result.sites = _priced(damages, old_model, new_model, few, options)
+            damages, result.unmatched = site_damage(old_model, new_model, few, factors, options=options)
+            result.sites = _priced(damages, old_model, new_model, few[0], factors, options)
         if bisect:
-            pairs, missing = matched(old_model, new_model)
             able = restorable(new_model, pairs, old_model)
-            factors = units(old_model, new_model, able, samples.take(_SITE_SAMPLES), options)
             search = Bisection(
                 new_model, able, samples, outputs, budget, options, factors, evaluation, result.score_reference
             )
@@ -169,14 +170,19 @@ def compare(
 
 
 def _priced(
-    damages: list[SiteDamage], old: Model, new: Model, samples: Sequence[Mapping[str, Any]], options: Options
+    damages: list[SiteDamage],
+    old: Model,
+    new: Model,
+    sample: Mapping[str, Any],
+    factors: Factors,
+    options: Options,
 ) -> list[SiteDamage]:
     """``damages`` with what each site would cost in float, as far as that can be told."""
     shown = {each.site for each in damages}
     pairs = restorable(new, [pair for pair in matched(old, new)[0] if pair.site in shown], old)
-    sizes = kept_bytes(new, pairs, units(old, new, pairs, samples, options))
+    sizes = kept_bytes(new, pairs, factors)
     try:
-        seconds = kept_seconds(old, new, samples[0], options)
+        seconds = kept_seconds(old, new, sample, options)
     except (ModelError, DataError):  # a graph that cannot be run under the profiler has no times
         seconds = {}
     return [

@@ -271,7 +271,7 @@ def test_channels_in_other_units_are_no_damage() -> None:
     found = units(reference, new, pairs, INPUTS, Options())
     assert set(found) >= {"h0", "t0", "h1", "t1"}
     assert np.abs(found["t0"] / factors[0] - 1).max() < 1e-3
-    damages, missing = site_damage(reference, new, INPUTS)
+    damages, missing = site_damage(reference, new, INPUTS, found)
     assert missing == []
     assert damages[0].site == "l3"
     assert damages[0].sqnr_db < 20

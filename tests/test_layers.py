@@ -34,7 +34,7 @@ LAYERS = """
     equalizing
     pruning factors cost sensitivity refining exactness
     profiling price_file
-    convergence
+    convergence loading
     codes contract coupling owners rewriting encoding observe histograms sites shapes sequential
     report reports
     reference

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 import onnxc
+from onnxc.loading import load_cost
 from onnxc.recipe import load_recipe
-from onnxc.session import kernels, load_cost
+from onnxc.session import kernels
 from tests.unpriced import pretend_everything_pays
 
 ROOT = Path(__file__).parents[1]

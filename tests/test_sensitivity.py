@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from onnxc.coder import Coder
-from onnxc.culprits.scales import showing
+from onnxc.culprits.matching import showing
 from onnxc.passes.quantize_dynamic import QuantizeDynamic
 from onnxc.passes.quantize_embedding import QuantizeEmbedding
 from onnxc.passes.quantize_static import QuantizeStatic

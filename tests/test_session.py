@@ -11,6 +11,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from onnxc.errors import DataError, ModelError, OnnxcError, UsageError
+from onnxc.loading import load_cost
 from onnxc.model import Model
 from onnxc.runtime.timing import interleaved_ratio, kernel_times
 from onnxc.session import (
@@ -20,7 +21,6 @@ from onnxc.session import (
     basic_simplified,
     check_providers,
     kernels,
-    load_cost,
     measure_ratio,
 )
 

@@ -299,13 +299,13 @@ def test_site_damage_is_local_and_finds_a_renamed_half() -> None:
     for node in new.graph.node:
         node.input[:] = ["other" if name == "h" else name for name in node.input]
         node.output[:] = ["other" if name == "h" else name for name in node.output]
-    found, unmatched = site_damage(Model.load(two_layers()), Model.load(new), INPUTS)
+    found, unmatched = site_damage(Model.load(two_layers()), Model.load(new), INPUTS, {})
     # the first site is still seen through the Relu behind it
     assert [each.site for each in found] == ["second", "first"]
     for node in new.graph.node:
         node.input[:] = ["another" if name == "r" else name for name in node.input]
         node.output[:] = ["another" if name == "r" else name for name in node.output]
-    found, unmatched = site_damage(Model.load(two_layers()), Model.load(new), INPUTS)
+    found, unmatched = site_damage(Model.load(two_layers()), Model.load(new), INPUTS, {})
     assert found == []
     assert sorted(unmatched) == ["first", "second"]
 

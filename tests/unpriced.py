@@ -11,8 +11,9 @@ import pytest
 
 from onnxc import deliver, exactness, planning
 from onnxc.cost import Prices
+from onnxc.loading import LoadCost
 from onnxc.profiling import FLOAT
-from onnxc.session import LoadCost, Ratio
+from onnxc.session import Ratio
 
 
 def pretend_everything_pays(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from onnxc.culprits.matching import Pair, matched, tensors
-from onnxc.culprits.scales import factors_between, scaled, settled, showing
+from onnxc.culprits.matching import Pair, matched, showing, tensors
+from onnxc.culprits.scales import Factors, scaled
 from onnxc.errors import DataError, ModelError
-from onnxc.model import Model, Variable
+from onnxc.model import Model, Tensor, Variable
 from onnxc.session import Options, Session
 
 SITES_AT_ONCE = 64  # captured in one run: bounds the memory
@@ -44,39 +44,44 @@ class SiteDamage:
 
 
 def site_damage(
-    reference: Model, new: Model, samples: Sequence[Sample], *, options: Options = Options()
+    reference: Model, new: Model, samples: Sequence[Sample], factors: Factors, *, options: Options = Options()
 ) -> tuple[list[SiteDamage], list[str]]:
     """Local damage of every site of the main graph, worst first, and the sites without a counterpart.
 
     The new model is cut at the sites' input tensors, and every cut is fed with what the original has there:
-    an error made elsewhere does not count.
+    an error made elsewhere does not count. ``factors`` are those of tensors that it holds in other units (scales.py).
     """
     pairs, missing = matched(reference, new)
     damages: dict[str, float | None] = {}
     for start in range(0, len(pairs), SITES_AT_ONCE):
         chunk = pairs[start : start + SITES_AT_ONCE]
         try:
-            damages |= damage_of(reference, new, chunk, samples, options)
+            damages |= damage_of(reference, new, chunk, samples, factors, options)
         except (ModelError, DataError):  # channels were cut: what the original has does not fit some of the sites
             for pair in chunk:
-                damages |= alone(reference, new, pair, samples, options)
+                damages |= alone(reference, new, pair, samples, factors, options)
     known = [SiteDamage(p.site, p.operator, value) for p in pairs if (value := damages[p.target]) is not None]
     missing += [pair.site for pair in pairs if damages[pair.target] is None]
     return sorted(known, key=lambda each: -each.damage), missing
 
 
 def alone(
-    reference: Model, new: Model, pair: Pair, samples: Sequence[Sample], options: Options
+    reference: Model, new: Model, pair: Pair, samples: Sequence[Sample], factors: Factors, options: Options
 ) -> dict[str, float | None]:
     """The damage of one site, None where it cannot take what the original has there."""
     try:
-        return damage_of(reference, new, [pair], samples, options)
+        return damage_of(reference, new, [pair], samples, factors, options)
     except (ModelError, DataError):
         return {pair.target: None}
 
 
 def damage_of(
-    reference: Model, new: Model, pairs: Sequence[Pair], samples: Sequence[Sample], options: Options
+    reference: Model,
+    new: Model,
+    pairs: Sequence[Pair],
+    samples: Sequence[Sample],
+    factors: Factors,
+    options: Options,
 ) -> dict[str, float | None]:
     """Local damage by the target's name, None where its shape is another one: two sessions, one sample's tensors in
     memory at a time.
@@ -87,12 +92,11 @@ def damage_of(
     shown = [name for name in dict.fromkeys(sources + targets) if name not in graph_inputs]
     whole = Session(showing(reference, shown), options)
     places = tensors(new)
-    seen = {name: settled(places[name]).name for name in targets}
+    seen = {name: rounded(places[name]).name for name in targets}
     parts, renamed = cut(new, sources, list(dict.fromkeys(seen.values())))
     pieces = Session(parts, options)
     needed = {each.name for each in pieces.inputs}
     noise, signal, other = dict.fromkeys(targets, 0.0), dict.fromkeys(targets, 0.0), set[str]()
-    factors = factors_between(reference, new, sources + targets, samples, options)
     for sample in samples:
         values: dict[str, Any] = {**sample, **whole.run(sample, shown)}
         feeds = {renamed.get(name, name): scaled(values[name], factors, name) for name in values}
@@ -107,6 +111,16 @@ def damage_of(
             noise[name] += float(np.dot(error, error))
             signal[name] += float(np.dot(old.ravel(), old.ravel()))
     return {name: None if name in other else noise[name] / (signal[name] or 1.0) for name in targets}
+
+
+def rounded(tensor: Tensor) -> Tensor:
+    """What the readers of a site's result get: behind the Q and DQ that alone read it, where there are any. An
+    activation may have vanished into the Q, which clips as it did.
+    """
+    if len(tensor.outputs) != 1 or tensor.outputs[0].op != "QuantizeLinear":
+        return tensor
+    readers = tensor.outputs[0].outputs[0].outputs
+    return readers[0].outputs[0] if readers and readers[0].op == "DequantizeLinear" else tensor
 
 
 def cut(model: Model, sources: Sequence[str], targets: Sequence[str]) -> tuple[Model, dict[str, str]]:

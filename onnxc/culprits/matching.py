@@ -6,6 +6,7 @@ model may quantize, unfold and fuse as it likes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from onnxc.model import Constant, Model, Node, Tensor, Variable
@@ -75,6 +76,14 @@ def tensors(model: Model) -> dict[str, Tensor]:
     graph = model.graph
     found = {t.name: t for node in graph.nodes for t in (*node.inputs, *node.outputs) if t.name}
     return found | {t.name: t for t in (*graph.inputs, *graph.outputs)}
+
+
+def showing(model: Model, names: Sequence[str]) -> Model:
+    """A copy whose outputs are the tensors ``names``."""
+    copy = model.copy()
+    found = tensors(copy)
+    copy.graph.outputs = [found[name] for name in names]
+    return copy
 
 
 def site_input(node: Node) -> Tensor | None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxc.culprits.matching import Pair, tensors
+from onnxc.culprits.matching import Pair, showing, tensors
 from onnxc.model import Constant, Model, Tensor
 from onnxc.session import Options, Session
 
@@ -115,24 +115,6 @@ def unrounded(model: Model) -> Model:
             tensor = copy.insert(operator, [tensor, bound], [f"{node.outputs[0].name}_unrounded"]).outputs[0]
         copy.redirect(node.outputs[0], tensor)
     copy.tidy()
-    return copy
-
-
-def settled(tensor: Tensor) -> Tensor:
-    """What the readers of a site's result get: behind the Q and DQ that alone read it, where there are any. An
-    activation may have vanished into the Q, which clips as it did.
-    """
-    if len(tensor.outputs) != 1 or tensor.outputs[0].op != "QuantizeLinear":
-        return tensor
-    readers = tensor.outputs[0].outputs[0].outputs
-    return readers[0].outputs[0] if readers and readers[0].op == "DequantizeLinear" else tensor
-
-
-def showing(model: Model, names: Sequence[str]) -> Model:
-    """A copy whose outputs are the tensors ``names``."""
-    copy = model.copy()
-    found = tensors(copy)
-    copy.graph.outputs = [found[name] for name in names]
     return copy
 
 
