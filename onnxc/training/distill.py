@@ -175,10 +175,11 @@ def distill(
     loss = Loss(matched(original, pupil, _pairs(outputs)), measure, temperature, label_weight)
     say("asking the teacher")
     learning = Session(pupil, options)
+    lesson = Lesson.given(
+        teaching, learning, found.samples, [each.teacher for each in loss.outputs], seed, found.labels
+    )
     folder = Path(work) if work is not None else None
     settings = Settings(minutes, steps, rate, batch=batch, seed=seed, threads=options.threads, work=folder)
-    answered = [each.teacher for each in loss.outputs]
-    lesson = Lesson.given(teaching, learning, found.samples, answered, seed, found.labels, mixtures=settings.mixtures)
     trained = Trainer(original, pupil, lesson, loss, settings, options, say).run(blockwise=blockwise)
     trained.model.metadata.update({"onnxc": f'{{"distilled":true,"seed":{seed}}}'} if trained.improved else {})
     size = trained.model.save(Path(output))

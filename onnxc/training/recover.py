@@ -58,7 +58,6 @@ def recover(
             [each.teacher for each in loss.outputs],
             settings.seed,
             held=held,
-            mixtures=settings.mixtures,
         )
         trainer = Trainer(original, compressed, lesson, loss, settings, options, say)
     except ModelError as error:

@@ -9,7 +9,7 @@ import shutil
 import tempfile
 import weakref
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -79,31 +79,6 @@ def batches(rows: Shelf, numbers: Sequence[int], size: int, order: Sequence[int]
             found.append(list(group))
             group.clear()
     return found + [group for group in groups.values() if group]
-
-
-def mixed(rows: Shelf, numbers: Sequence[int], count: int, seed: int) -> Iterator[dict[str, np.ndarray]]:
-    """``count`` samples between two of ``numbers`` each, where inputs are real numbers and whole ones agree: a teacher
-    answers them too, and a student that has seen them has less room to learn its few samples by heart (Beyer et al.,
-    "Knowledge distillation: A good teacher is patient and consistent", 2022).
-    """
-    random, groups = np.random.default_rng([seed, len(numbers)]), defaultdict[object, list[int]](list)
-    for number in numbers:
-        groups[shapes(rows[number])].append(number)
-    able = [group for group in groups.values() if len(group) > 1]
-    for place in range(count if able else 0):
-        group = able[place % len(able)]
-        first, second = (rows[group[int(each)]] for each in random.choice(len(group), 2, replace=False))
-        share, made, between = 1 - 0.5 * random.uniform() ** 2, dict[str, np.ndarray](), False  # mostly near the first
-        for name, array in first.items():
-            one, other = np.asarray(array), np.asarray(second[name])
-            if np.array_equal(one, other):
-                made[name] = one
-            elif one.dtype.kind == "f":
-                made[name], between = (share * one + (1 - share) * other).astype(one.dtype), True
-            else:
-                break
-        if between and len(made) == len(first):
-            yield made
 
 
 def joined(rows: Iterable[Arrays]) -> dict[str, torch.Tensor]:

@@ -27,14 +27,13 @@ from onnxc.training.leaning import lean
 from onnxc.training.losses import Loss
 from onnxc.training.operators.table import from_numpy
 from onnxc.training.parity import check_parity
-from onnxc.training.samples import Shelf, batches, joined, mixed, plain, split
+from onnxc.training.samples import Shelf, batches, joined, plain, split
 from onnxc.training.tuning import Diary, Say, Settings, device, orderly, restore, snapshot, tune
 from onnxc.training.weights import latents
 
 BLOCK_SHARE = 0.4  # of the time, for the blocks
 BLOCK_STEPS = 300
 BLOCK_SAMPLES = 256  # at most, to learn from in the blocks
-MIXTURES = 8  # samples between two others for each one that was given
 PROBES = 3  # samples that the interpreter is held against ONNX Runtime with
 ALIKE = 1e-2  # squared error over power up to which joined samples give what single ones give
 
@@ -67,8 +66,7 @@ class Lesson:
 
     Attributes:
         rows: the student's inputs. answers: the teacher's outputs. labels: class numbers, where the data has them.
-        learning, held: numbers of the samples to learn from and to judge by; given_samples: how many of the
-            first ones were given, not mixed.
+        learning, held: numbers of the samples to learn from and to judge by.
     """
 
     rows: Shelf
@@ -77,7 +75,6 @@ class Lesson:
     learning: list[int]
     held: list[int]
     digest: str
-    given_samples: int
 
     @classmethod
     def given(
@@ -89,13 +86,11 @@ class Lesson:
         seed: int,
         labels: list[int] | None = None,
         held: Collection[int] = (),
-        mixtures: int = 0,
     ) -> Lesson:
         """Run the teacher over ``samples``, once.
 
         Args:
             held: positions of samples that nothing may learn from; an eighth of all by default.
-            mixtures: most samples between two others to learn from, and to judge by, where there are no labels.
 
         Raises:
             DataError: the inputs of the two models have nothing in common, or there are fewer than two samples.
@@ -120,16 +115,7 @@ class Lesson:
         learning, judging = split(len(rows), seed)
         if held:
             learning, judging = [each for each in range(len(rows)) if each not in held], sorted(held)
-        known, back = len(learning), {mine: theirs for theirs, mine in renamed.items()}
-        for numbers in (learning, judging):  # few samples held back would turn on one of them
-            most = min(mixtures, MIXTURES * len(numbers)) if labels is None else 0
-            for row in mixed(rows, list(numbers), most, seed):
-                answer = teacher.run({back.get(name, name): array for name, array in row.items()}, list(outputs))
-                if all(np.isfinite(each).all() for each in answer.values() if each.dtype.kind == "f"):
-                    numbers.append(len(rows))
-                    rows.append(row)
-                    answers.append(answer)
-        return cls(rows, answers, labels, learning, judging, digest.hexdigest(), known)
+        return cls(rows, answers, labels, learning, judging, digest.hexdigest())
 
     def wanted(self, numbers: Sequence[int]) -> dict[str, torch.Tensor]:
         """The teacher's answers to a batch."""
@@ -211,7 +197,7 @@ class Trainer:
         """Samples in a batch."""
         if not self.joinable:
             return 1
-        return max(1, min(self.settings.batch, self.lesson.given_samples // 8))
+        return max(1, min(self.settings.batch, len(self.lesson.learning) // 8))
 
     def order(self, epoch: int) -> list[list[int]]:
         """The batches of an epoch, another order in each."""

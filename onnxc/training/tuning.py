@@ -37,18 +37,16 @@ class Settings:
     Attributes:
         minutes: the longest it may take. steps: of the end-to-end training, if time allows.
         rate: of weights, in units of their size; scale_rate: of logarithms of scales.
-        batch: samples in a step, where they can be joined. mixtures: most samples between two others.
-        seed: of everything random.
+        batch: samples in a step, where they can be joined. seed: of everything random.
         threads: of torch; on a machine that others use too one is often the fastest.
         work: a folder for the state, so that an interrupted training goes on; None: nothing is kept.
     """
 
     minutes: float = 10.0
-    steps: int = 8000
+    steps: int = 20000
     rate: float = 2e-3
     scale_rate: float = 1e-3
     batch: int = 32
-    mixtures: int = 512
     seed: int = 0
     threads: int = 1
     work: Path | None = None

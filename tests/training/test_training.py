@@ -28,7 +28,6 @@ from onnxc.training.latents import tensors_of, values_of, write
 from onnxc.training.leaning import lean
 from onnxc.training.losses import Loss, Output, matched
 from onnxc.training.recover import recover
-from onnxc.training.samples import Shelf, mixed
 from onnxc.training.trainer import Lesson, Trainer
 from onnxc.training.tuning import Diary, Settings
 from onnxc.training.weights import latents
@@ -394,22 +393,3 @@ def test_values_have_the_shapes_of_the_file(teacher: Model) -> None:
     student = rounded(teacher)
     for tensor, value in values_of(latents(student)).items():
         assert tuple(value.shape) == tuple(tensor.shape)
-
-
-def test_samples_between_two_others() -> None:
-    """Real inputs are mixed, whole ones only where they agree; the same seed gives the same samples."""
-    rows = Shelf()
-    for index in range(6):
-        rows.append({"x": np.full((1, 4), index, np.float32), "kind": np.array([index % 2])})
-    first, second = (list(mixed(rows, range(6), 40, 7)) for _ in range(2))
-    assert 8 <= len(first) < 40, "pairs of two kinds are left out"
-    for one, other in zip(first, second, strict=True):
-        assert np.array_equal(one["x"], other["x"])
-        value, parity = float(one["x"][0, 0]), int(one["kind"][0])
-        assert one["x"].dtype == np.float32
-        assert parity <= value <= 4 + parity
-    assert any(float(each["x"][0, 0]) % 1 for each in first)
-    tokens = Shelf()
-    for index in range(4):
-        tokens.append({"ids": np.arange(index, index + 3)})
-    assert not list(mixed(tokens, range(4), 10, 0)), "nothing lies between two words"
