@@ -90,15 +90,20 @@ def loads_of(judge: Judge, path: Path, prices: PriceFile) -> tuple[LoadCost, Loa
     return first, second
 
 
+def loading(limit: float | None, before: LoadCost, after: LoadCost) -> float:
+    """How many times over the allowed time a model takes to load."""
+    return after.seconds / max((DEFAULT_LOAD_TIME if limit is None else limit) * before.seconds, 1e-9)
+
+
 def loads_too_long(limit: float | None, before: LoadCost, after: LoadCost) -> str | None:
     """The sentence about a model that loads longer than allowed, None if it does not. Where no limit was given, the
     default holds for differences that a stopwatch can tell from noise.
     """
     if limit is None and after.seconds - before.seconds < LOAD_NOISE:
         return None
-    allowed = DEFAULT_LOAD_TIME if limit is None else limit
-    if after.seconds <= allowed * before.seconds:
+    if loading(limit, before, after) <= 1:
         return None
+    allowed = DEFAULT_LOAD_TIME if limit is None else limit
     times = f"{after.seconds * 1e3:,.0f} ms to load, {after.seconds / max(before.seconds, 1e-9):.2f} times as long"
     return f"takes {times} as the input; at most {allowed:g} times are allowed (--max-load-time)"
 
@@ -154,6 +159,7 @@ def gate(
                 rejected.append(f"{what} runs {ratio.median:.2f} times as fast as the input")
                 continue
             loads = loads_of(judge, path, prices)
+            judge.loading = loading(judge.budget.max_load_time, *loads)
             slow = loads_too_long(judge.budget.max_load_time, *loads)
             if slow is not None and (judge.budget.max_load_time is not None or not told):
                 rejected.append(f"{what} {slow}")

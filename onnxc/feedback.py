@@ -129,7 +129,7 @@ def units_of(plan: Plan, context: Context, samples: Fitted) -> dict[str, Unit]:
     for weight in context.sites.weights:
         sites = [site for site in context.sites if site.weight is weight]
         form = parse_format(plan.stored[weight.name]) if weight.name in plan.coded else None
-        if form is None or form.scaled or form.nearest or not sites or weight.channel_axis is None:
+        if form is None or form.scaled or form.rounding != "gptq" or not sites or weight.channel_axis is None:
             continue
         groups = {int(site.node.attrs.get("group", 1)) for site in sites if site.operator == "Conv"} or {1}
         seen = len(groups) == 1 and len(sites) == len(weight.readers)

@@ -30,10 +30,10 @@ from onnxc.search import Trial
 from onnxc.session import Options, Session, TensorInfo
 from onnxc.written import written
 
-# Of the allowed drop that a plan below 8 bits may use: it is one of many that were tried on the same few items, and
-# loses more on others (a transformer on digits: 0.7 and 0.5 % on a thousand items that were tried, 1.4 and 1.1 % on as
-# many others; a residual network in factors 0.3 and 1.1 %; that is what chance makes of 20 changed answers).
-SMALL_SHARE = 0.3
+# Of the allowed drop that a plan below 8 bits may use where nothing tells how far the score can be trusted: it is one
+# of many that were tried on the same few items, and loses more on others (a transformer on digits: 0.7 and 0.5 % on a
+# thousand items that were tried, 1.4 and 1.1 % on as many others; a residual network in factors 0.3 and 1.1 %).
+SMALL_SHARE = 0.5
 CHANGED_SCORED = 0.1  # of the answers on samples
 TINY, NEAR = 1e-12, 1e-3
 
@@ -46,6 +46,14 @@ def step(drops: Iterable[float]) -> float:
     distinct = [each for index, each in enumerate(found) if index == 0 or each > found[index - 1] * (1 + NEAR)]
     counts = [each / distinct[0] for each in distinct]
     return distinct[0] if len(distinct) > 1 and all(abs(each - round(each)) < NEAR for each in counts) else 0.0
+
+
+def luck(item: float, changed: int, judged: int) -> float:
+    """The standard deviation of a relative drop on other items as good as these, where ``changed`` of ``judged``
+    answers did: n items of which a share c change gain or lose sqrt(c n) of them, each worth ``item`` = 1 / n. One
+    more is taken to have changed than did: none of few does not mean none of many.
+    """
+    return math.sqrt((changed + 1) / (judged + 1) * item)
 
 
 def smoothed(points: Sequence[tuple[float, float]]) -> float:
@@ -82,6 +90,7 @@ class Judge:
         drops: (noise in dB, relative drop of the score) of every model that was scored.
         strictly: every plan is held to the share of the allowed drop that plans below 8 bits are held to: the model
             was fitted to the samples.
+        loading: how many times over the allowed time the last model that was measured took to load.
         batch, shapes: what inputs look like when models are timed; as the samples are where neither is given.
     """
 
@@ -98,6 +107,7 @@ class Judge:
     finishing: Sequence[tuple[FinishingPass, bool]] = ()
     drops: list[tuple[float, float]] = field(default_factory=list)
     strictly: bool = False
+    loading: float = 1.0
     batch: int | None = None
     shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)
     inputs: Sequence[TensorInfo] = ()
@@ -160,13 +170,15 @@ class Judge:
 
         A score on few items turns on one or two of them, and the best of several trials is lucky: what a model that
         may use only ``share`` of the allowed drop loses is read off the curve through all trials, which tells it no
-        finer than by one item.
+        finer than by one item. Where items can be told from the drops, the share is what luck() leaves of it.
         """
         assert self.score is not None
         drop, allowed = relative_drop(self.score, score), self.budget.max_drop
         allowed = FLOOR_DROP if allowed is None else allowed
         self.drops.append((-quality.sqnr_db, drop))
-        likely, bound = smoothed(self.drops), max(allowed * share, step(drop for _, drop in self.drops))
+        likely, item = smoothed(self.drops), step(drop for _, drop in self.drops)
+        left = allowed - luck(item, quality.changed, quality.judged) if item and quality.judged else allowed * share
+        bound = max(left, item)
         if drop <= allowed + TINY and (share >= 1 or likely <= bound + TINY):
             return None
         fell = f"the score fell from {self.score:.6g} to {score:.6g}, by {drop:.2%}"

@@ -26,7 +26,7 @@ from onnxc.file.storage import drop_pages
 from onnxc.judge import Judge, build
 from onnxc.model import Model
 from onnxc.overheads import Overheads
-from onnxc.predictions import predicted_noise
+from onnxc.predictions import predicted_loading, predicted_noise
 from onnxc.price import priced
 from onnxc.price_file import PriceFile, cpu_name
 from onnxc.problem import Plan, Problem, small_codes
@@ -40,7 +40,8 @@ RANGES = (
     ("percentile", 99.999),
 )  # other choices than least squares
 TIGHT = 0.99  # of a limit is planned for: estimates are not exact
-LOADING = (20.0, 10.0)  # steps of the price of loading, where the best plan was refused
+LIGHTER, DEARER, STEPS = 0.85, 4.0, 6  # of the time to load aimed at, where the best plan took too long; its price
+QUIETER = (1.0, 0.5)  # of the best plan's noise, in plans that load faster
 SOLVING, FEWEST_TRIALS = 60.0, 5  # seconds for solving all plans, and plans that are solved however long it takes
 PROBES = 64  # most samples for better ranges; the noise of single roundings is heard on the first HEARD of them
 
@@ -124,9 +125,9 @@ class Planning:
         seen = {best.plan.key}
         if self.problem.noise and self.problem.has_small_codes:  # it may have taken too long to load
             noise = predicted_noise(self.problem, best.plan.compute, best.plan.stored)
-            for dearer in LOADING:
-                self.problem.load_price *= dearer
-                lighter = under(self.problem, noise)
+            most = predicted_loading(self.problem, best.plan) * LIGHTER / max(self.judge.loading, 1.0)
+            for share in QUIETER:
+                lighter = self.lighter(noise * share, most)
                 if lighter.key not in seen:
                     seen.add(lighter.key)
                     yield self.judged(lighter)
@@ -142,6 +143,16 @@ class Planning:
             if lesser.key not in seen:
                 seen.add(lesser.key)
                 yield self.judged(lesser)
+
+    def lighter(self, noise: float, most: float) -> Plan:
+        """A plan of so much noise that is predicted to unfold in ``most`` seconds at load, or nearly."""
+        found = under(self.problem, noise)
+        for _ in range(STEPS):
+            if predicted_loading(self.problem, found) <= most:
+                break
+            self.problem.load_price *= DEARER
+            found = under(self.problem, noise)
+        return found
 
     @property
     def allowed(self) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from onnxc.cheapest import load_seconds
 from onnxc.contract.candidates import Candidate
 from onnxc.islands import crossings, fused_joints
 from onnxc.problem import Plan, Problem
@@ -41,6 +42,12 @@ def predicted_seconds(problem: Problem, compute: Mapping[str, Candidate]) -> flo
 def stored_bytes(problem: Problem, stored: Mapping[str, str]) -> int:
     """Bytes of all weights under a plan."""
     return sum(problem.bytes_of(weight, stored.get(weight.name)) for weight in problem.found.weights)
+
+
+def predicted_loading(problem: Problem, plan: Plan) -> float:
+    """Seconds in which the weights of ``plan`` unfold at load."""
+    weights = {weight.name: weight for weight in problem.found.weights}
+    return sum(load_seconds(plan.stored[name], weights[name].elements) for name in sorted(plan.stored))
 
 
 def stored_share(problem: Problem, plan: Plan) -> float:

@@ -40,7 +40,8 @@ class StoreLowBit(LossyPass):
     Attributes:
         levels: only so many; 0: the planner chooses.
         block: only this size; -1: the planner chooses among none, 64 and 32.
-        rounding: "gptq" (which needs data), or "nearest": no error is fed forward, as a baseline or for --recover.
+        rounding: "gptq" (which needs data); "hqq": scales and zero points of blocks without any data; "nearest": as a
+            baseline or for --recover.
         zeros: share of the codes that become zero in the sweep that rounds them (SparseGPT); stored in the smallest
             form that they allow. Only if asked for: at equal size fewer levels are more exact.
     """
@@ -49,7 +50,7 @@ class StoreLowBit(LossyPass):
 
     levels: int = 0
     block: int = -1
-    rounding: Literal["gptq", "nearest"] = "gptq"
+    rounding: Literal["gptq", "hqq", "nearest"] = "gptq"
     zeros: float = 0.0
 
     def store(self, weight: Weight, context: Context) -> Iterable[Candidate | Refusal]:
@@ -58,6 +59,10 @@ class StoreLowBit(LossyPass):
             raise RecipeError(f"{self.name}:levels={self.levels} is not one of {', '.join(map(str, LEVELS))}")
         if not 0 <= self.zeros < 1 or (self.zeros and self.block > 0):
             raise RecipeError(f"{self.name}: zeros is a share below 1, of codes without blocks")
+        if self.rounding == "hqq" and (self.block == 0 or self.zeros):
+            raise RecipeError(
+                f"{self.name}:rounding=hqq finds the zero points of blocks: it takes no block=0, no zeros"
+            )
         reason = refused(weight, context)
         if reason:
             yield Refusal(self.name, weight.name, reason)
@@ -67,9 +72,10 @@ class StoreLowBit(LossyPass):
         for levels in [self.levels] if self.levels else CHOICES:
             for block in [0] if self.zeros else BLOCKS if self.block < 0 else [self.block]:
                 fitting = fitting_block(depth, block) if block else 0
-                nearest, zeros = self.rounding == "nearest", round(100 * self.zeros)
-                chosen = Format(levels, fitting, nearest=nearest, zeros=zeros)
+                chosen = Format(levels, fitting, rounding=self.rounding, zeros=round(100 * self.zeros))
                 if (block and not fitting and self.block < 0) or (fitting and levels in PLAIN) or chosen in offered:
+                    continue
+                if self.rounding == "hqq" and not fitting:
                     continue
                 if fitting and context.model.opset < BLOCK_OPSET:
                     continue

@@ -36,8 +36,8 @@ def rounded(model: Model, size: int, rounding: Rounding) -> Model:
 )
 def test_it_gains_over_rounding_to_nearest(name: str, bits: int, size: int, gain: float) -> None:
     model, data = load(name), samples(name, 16)
-    before = sqnr(model, rounded(model, size, lambda blocks: nearest(blocks, bits)), data)
-    after = sqnr(model, rounded(model, size, lambda blocks: hqq(blocks, bits)), data)
+    before = sqnr(model, rounded(model, size, lambda blocks: nearest(blocks, 2**bits)), data)
+    after = sqnr(model, rounded(model, size, lambda blocks: hqq(blocks, 2**bits)), data)
     assert after > before + gain
 
 
@@ -45,7 +45,7 @@ def test_it_gains_over_rounding_to_nearest(name: str, bits: int, size: int, gain
 @pytest.mark.parametrize("whole", [True, False])
 def test_no_block_gets_worse(bits: int, whole: bool) -> None:
     blocks = np.random.default_rng(0).laplace(size=(300, 64)).astype(np.float32)
-    found, start = hqq(blocks, bits, whole_zero=whole), nearest(blocks, bits, whole_zero=whole)
+    found, start = hqq(blocks, 2**bits, whole_zero=whole), nearest(blocks, 2**bits, whole_zero=whole)
     assert (lp_error(blocks, found) <= lp_error(blocks, start)).all()
     assert lp_error(blocks, found).sum() < (0.99 if bits < 4 else 1.0) * lp_error(blocks, start).sum()
     assert found.codes.max() <= 2**bits - 1
@@ -56,12 +56,12 @@ def test_no_block_gets_worse(bits: int, whole: bool) -> None:
 
 def test_blocks_are_independent_and_scale_with_their_values() -> None:
     blocks = np.random.default_rng(1).standard_normal((40, 32)).astype(np.float32)
-    whole = hqq(blocks, 4)
-    alone = [hqq(row[None], 4, iterations=20) for row in blocks]
+    whole = hqq(blocks, 16)
+    alone = [hqq(row[None], 16, iterations=20) for row in blocks]
     assert np.mean([np.array_equal(whole.codes[i], each.codes[0]) for i, each in enumerate(alone)]) > 0.5
-    assert np.array_equal(hqq(blocks, 4).codes, whole.codes)
+    assert np.array_equal(hqq(blocks, 16).codes, whole.codes)
 
 
 def test_blocks_of_one_value() -> None:
     blocks = np.array([[0, 0, 0, 0], [2, 2, 2, 2], [-3, -3, -3, -3]], np.float32)
-    assert np.allclose(hqq(blocks, 4).restored(), blocks, atol=1e-6)
+    assert np.allclose(hqq(blocks, 16).restored(), blocks, atol=1e-6)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from onnxc.judge import smoothed, step
+from onnxc.judge import luck, smoothed, step
 from onnxc.quality import relative_drop
 
 
@@ -36,3 +36,13 @@ def test_the_last_trial_is_read_off_a_curve_that_never_falls() -> None:
         errors.append([smoothed(trials) - true[order[last]], seen[order[last]] - true[order[last]]])
     curve, alone = np.sqrt(np.square(errors).mean(0))
     assert curve < 0.7 * alone
+
+
+def test_luck_is_what_other_items_would_differ_by() -> None:
+    """Of 1,000 items one in fifty changes, as often for better as for worse: the drops of many draws scatter so."""
+    generator = np.random.default_rng(0)
+    items, judged, changed = 1000, 99, 1
+    draws = generator.binomial(items, (changed + 1) / (judged + 1), 4000)
+    drops = (draws - 2 * generator.binomial(draws, 0.5)) / items
+    assert luck(1 / items, changed, judged) == pytest.approx(drops.std(), rel=0.05)
+    assert luck(1 / items, 0, 0) == pytest.approx((1 / items) ** 0.5), "no answers known: any may change"

@@ -10,8 +10,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxc import optimize
+from onnxc.codes.fitting import even_scale
 from onnxc.codes.gptq import damage, factorize, gptq, second_moment, shrunk_moment
-from onnxc.codes.grids import EvenGrid, even_scale
+from onnxc.codes.grids import EvenGrid
 from onnxc.data import Calibration
 from onnxc.errors import DataError
 from onnxc.model import Model

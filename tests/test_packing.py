@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from onnxc.codes.fitting import make_grid
 from onnxc.codes.formats import INT8, PLANES, Format, parse_format
 from onnxc.codes.gptq import damage, factorize, gptq
-from onnxc.codes.grids import make_grid
 from onnxc.codes.packing import layout_of, packed, possible
 from onnxc.codes.solve import as_groups, from_groups
 from onnxc.encoding import Codes, stored_bytes

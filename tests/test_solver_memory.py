@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from onnxc.codes import grids, moments
+from onnxc.codes.fitting import block_grid, even_scale
 from onnxc.codes.gptq import damage
-from onnxc.codes.grids import BlockGrid, block_grid, even_scale, nearest_words
+from onnxc.codes.grids import BlockGrid, nearest_words
 from onnxc.model import Model
 from onnxc.observe import Observations
 from onnxc.sites import Sites, find

@@ -37,7 +37,7 @@ FLOATS: dict[str, tuple[int, int, float]] = {
     "float8e5m2": (8, 19, 57344.0),
 }
 NAME = re.compile(
-    r"levels(?P<levels>\d+)(?:/(?P<block>\d+)|@(?P<zeros>\d+))?(?P<nearest>-nearest)?|codebook(?P<dimension>\d+)"
+    r"levels(?P<levels>\d+)(?:/(?P<block>\d+)|@(?P<zeros>\d+))?(?:-(?P<rounding>nearest|hqq))?|codebook(?P<dimension>\d+)"
     r"|int(?P<bits>[48])/(?P<scaled>\d+)"
 )
 
@@ -51,7 +51,8 @@ class Format:
         block: inputs of one output that share a step and an offset; 0: all of them share the output's scale.
         dimension: of a vector codebook: neighbouring outputs that one byte stands for; 0: no codebook.
         scaled: blocks have a float scale each, and an operator reads them as they are: nothing unfolds at load.
-        nearest: every weight takes the level nearest to it, whatever it meets; otherwise levels are chosen by GPTQ.
+        rounding: "gptq", on the inputs that a weight meets; "nearest", whatever it meets; "hqq", to nearest in
+            blocks whose steps and offsets let few outliers be wrong.
         zeros: percent of the codes that are made zero, while they are solved: pruned and rounded in one sweep.
     """
 
@@ -59,7 +60,7 @@ class Format:
     block: int = 0
     dimension: int = 0
     scaled: bool = False
-    nearest: bool = False
+    rounding: str = "gptq"
     zeros: int = 0
 
     @property
@@ -72,7 +73,7 @@ class Format:
         if self.levels == FULL:
             return "int8"
         after = f"/{self.block}" if self.block else f"@{self.zeros}" if self.zeros else ""
-        return f"levels{self.levels}{after}" + "-nearest" * self.nearest
+        return f"levels{self.levels}{after}" + (f"-{self.rounding}" if self.rounding != "gptq" else "")
 
     @property
     def bits(self) -> float:
@@ -103,7 +104,8 @@ class Format:
         if self.levels == FULL:
             return "int8 codes"
         further = f", block {self.block}" if self.block else f", {self.zeros} % of them zero" if self.zeros else ""
-        return f"{self.bits:.3g}-bit codes{further}" + ", to nearest" * self.nearest
+        how = {"gptq": "", "nearest": ", to nearest", "hqq": ", half-quadratic"}[self.rounding]
+        return f"{self.bits:.3g}-bit codes{further}{how}"
 
 
 def digits_of(levels: int) -> tuple[int, ...]:
@@ -133,12 +135,12 @@ def parse_format(name: str) -> Format:
     found = NAME.fullmatch(name)
     if found is None:
         raise ValueError(f"no format '{name}'")
-    part = {key: int(value or 0) for key, value in found.groupdict().items() if key != "nearest"}
+    part = {key: int(value or 0) for key, value in found.groupdict().items() if key != "rounding"}
     if part["scaled"]:
         return Format(16 if part["bits"] == 4 else FULL, part["scaled"], scaled=True)
     if part["dimension"]:
         return Format(dimension=part["dimension"])
-    return Format(part["levels"], part["block"], nearest=found["nearest"] is not None, zeros=part["zeros"])
+    return Format(part["levels"], part["block"], rounding=found["rounding"] or "gptq", zeros=part["zeros"])
 
 
 def is_small(mode: str) -> bool:

@@ -1,6 +1,7 @@
 """Half-quadratic quantization: a scale and a zero point for every block of a weight, without any data.
 
-In: blocks [B, S] of a weight. Out: scale and zero [B], and the codes; value = (code - zero) * scale.
+In: blocks [B, S] of a weight. Out: scale and zero [B], and the codes; value = (code - zero) * scale. And a
+matrix, to the grid of steps and offsets in which they are stored.
 Badri and Shaji, "Half-Quadratic Quantization of Large Machine Learning Models" (2023): the error is measured in the
 lp norm with p < 1, which lets a few outliers be wrong so that all other weights are close. An auxiliary error E splits
 the problem in two that have closed forms: a shrinkage for E, a mean for the zero point; iterated with a growing weight.
@@ -12,6 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+from onnxc.codes.grids import BlockGrid, Matrix, block_values, lowest_digit, step_scale, step_unit
 
 NORM = 0.7  # p
 COUPLING, GROWTH = 10.0, 1.01  # beta and kappa of the paper
@@ -25,7 +28,7 @@ class BlockCodes:
     """Quantized blocks.
 
     Attributes:
-        codes: uint8 [B, S], 0 to 2^bits - 1.
+        codes: uint8 [B, S], 0 to levels - 1.
         scale, zero: float32 [B]; ``zero`` holds whole numbers where they were asked for.
     """
 
@@ -39,9 +42,9 @@ class BlockCodes:
         return np.asarray(shifted * self.scale[:, None], np.float32)
 
 
-def nearest(blocks: Blocks, bits: int, *, whole_zero: bool = True) -> BlockCodes:
+def nearest(blocks: Blocks, levels: int, *, whole_zero: bool = True) -> BlockCodes:
     """Rounding to nearest over the range of every block, zero included: where the iteration starts."""
-    top = np.float32(2**bits - 1)
+    top = np.float32(levels - 1)
     low, high = np.minimum(blocks.min(1), 0), np.maximum(blocks.max(1), 0)
     scale = np.where(high > low, (high - low) / top, 1).astype(np.float32)
     zero = np.asarray(-low / scale, np.float32)
@@ -49,21 +52,21 @@ def nearest(blocks: Blocks, bits: int, *, whole_zero: bool = True) -> BlockCodes
     return BlockCodes(codes_of(blocks, scale, zero, top), scale, zero)
 
 
-def hqq(blocks: Blocks, bits: int, *, whole_zero: bool = True, iterations: int = ITERATIONS) -> BlockCodes:
+def hqq(blocks: Blocks, levels: int, *, whole_zero: bool = True, iterations: int = ITERATIONS) -> BlockCodes:
     """Codes whose lp error is at most that of rounding to nearest, block by block.
 
     Args:
         blocks: [B, S]: B blocks of S weights each; at most 2 copies are made.
-        bits: 1 to 8.
+        levels: of a code, 2 to 256.
         whole_zero: the zero point is a code, as DequantizeLinear wants it; then the scale is fitted again to the codes.
         iterations: at most so many steps.
     """
     values = np.asarray(blocks, np.float32)
-    best = nearest(values, bits, whole_zero=whole_zero)
+    best = nearest(values, levels, whole_zero=whole_zero)
     least = lp_error(values, best)
-    start = nearest(values, bits, whole_zero=False)
+    start = nearest(values, levels, whole_zero=False)
     scale, zero, beta = start.scale, start.zero, COUPLING
-    top = np.float32(2**bits - 1)
+    top = np.float32(levels - 1)
     previous = np.inf
     for _ in range(iterations):
         codes = codes_of(values, scale, zero, top).astype(np.float32)
@@ -124,3 +127,28 @@ def shrunk(values: Blocks, beta: float) -> Blocks:
 def codes_of(blocks: Blocks, scale: Blocks, zero: Blocks, top: np.float32) -> NDArray[np.uint8]:
     """The codes [B, S] nearest to ``blocks``."""
     return np.asarray(np.clip(np.rint(blocks / scale[:, None] + zero[:, None]), 0, top), np.uint8)
+
+
+def half_quadratic_grid(matrix: Matrix, plain: BlockGrid, limit: int) -> BlockGrid:
+    """The steps and offsets that HQQ finds for the blocks of W [G, K, N], in units of codes; a block where the 8 bits
+    that they are stored in leave more lp error than ``plain`` ones do keeps those.
+
+    Args:
+        plain: the steps and offsets of least squared error; limit: the largest magnitude of a value.
+    """
+    (groups, depth, outputs), levels, block = matrix.shape, plain.levels, plain.block
+    blocks = matrix.reshape(groups, depth // block, block, outputs)
+    rows = np.ascontiguousarray(blocks.swapaxes(2, 3)).reshape(-1, block)
+    found = hqq(rows, levels, whole_zero=False)
+    scale, zero = (each.reshape(groups, -1, outputs) for each in (found.scale, found.zero))
+    lowest = lowest_digit(levels)
+    steps = np.clip(np.rint(scale * step_unit(levels)), 1, np.floor((2 * limit - 1) * 255 / 254)).astype(np.uint8)
+    stored = step_scale(levels, steps)
+    least, most = -limit - np.rint(lowest / stored), limit - np.rint((lowest + levels - 1) / stored)
+    offsets = np.clip(np.rint(-(zero + lowest) * scale), least, most).astype(np.int8)
+    own, other = (
+        (np.abs(blocks - block_values(blocks, levels, *each)) ** np.float32(NORM)).sum(2, dtype=np.float64)
+        for each in ((steps, offsets), (plain.steps, plain.offsets))
+    )
+    better = own < other
+    return BlockGrid(levels, block, np.where(better, steps, plain.steps), np.where(better, offsets, plain.offsets))

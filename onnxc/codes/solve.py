@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxc.codes.descent import descend
+from onnxc.codes.fitting import make_grid
 from onnxc.codes.formats import FULL, INT8, Format
 from onnxc.codes.gptq import Factor, damage, gptq
-from onnxc.codes.grids import Grid, ScaledGrid, lowest_digit, make_grid
+from onnxc.codes.grids import Grid, ScaledGrid, lowest_digit
 from onnxc.codes.moments import Factors, Given
 from onnxc.codes.packing import NATIVE_OPSET, layout_of, packed
 from onnxc.contract.context import Context
@@ -47,7 +48,7 @@ def solved(
         target: [G, K, N], what is rounded instead of the weight itself; its grid stays that of the weight.
     """
     levels = levels or context.target.weight_levels
-    smallest, factor = smallest_scale(weight, context), None if chosen.nearest else factors.of(weight)
+    smallest, factor = smallest_scale(weight, context), factors.of(weight) if chosen.rounding == "gptq" else None
     axis = weight.channel_axis
     if axis is None or (factor is None and chosen == INT8):
         return round_to_nearest(values, axis, levels, smallest)
@@ -131,13 +132,13 @@ def estimated(
         return nearest
     bits = [each.bits for each in reversed(GAINS)]
     gains = [np.log(rounded(each, factor) / max(rounded(each, None), 1e-30) + 1e-30) for each in reversed(GAINS)]
-    blocked = [each for each in formats if each.block and not each.nearest and not each.zeros]
+    blocked = [each for each in formats if each.block and each.rounding == "gptq" and not each.zeros]
     typical = min(blocked, key=lambda each: (each.scaled, abs(each.levels - BLOCKED)), default=None)
     block_gain = rounded(typical, factor) / max(nearest[typical.name], 1e-30) if typical is not None else 1.0
 
     def expected(each: Format) -> float:
         plain = nearest[each.name]
-        if each.nearest:
+        if each.rounding != "gptq":
             return plain
         if each.dimension or each.zeros:
             return min(plain, rounded(each, factor))

@@ -10,8 +10,9 @@ import pytest
 
 import onnxc
 from onnxc import coder
+from onnxc.codes.fitting import make_grid
 from onnxc.codes.formats import Format, parse_format
-from onnxc.codes.grids import ScaledGrid, make_grid
+from onnxc.codes.grids import ScaledGrid
 from onnxc.errors import RecipeError
 from onnxc.kernels import leftover_weights, operators
 from onnxc.passes.quantize_decode import QuantizeDecode

@@ -13,9 +13,10 @@ import pytest
 import onnxc
 from onnxc.coder import Coder
 from onnxc.codes import solve
+from onnxc.codes.fitting import make_grid
 from onnxc.codes.formats import INT8
 from onnxc.codes.gptq import damage, gptq
-from onnxc.codes.grids import EvenGrid, make_grid
+from onnxc.codes.grids import EvenGrid
 from onnxc.codes.solve import as_groups
 from onnxc.errors import RecipeError
 from onnxc.kernels import leftover_weights, operators

@@ -10,9 +10,9 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from onnxc.cli import main
+from onnxc.codes.fitting import make_grid
 from onnxc.codes.formats import Format
 from onnxc.codes.gptq import factorize, gptq
-from onnxc.codes.grids import make_grid
 from onnxc.codes.packing import layout_of, packed, possible
 from onnxc.codes.solve import as_groups, from_groups
 from onnxc.data import Calibration
