@@ -65,7 +65,7 @@ def summarize(planning: Planning, delivery: Delivery, notes: list[str]) -> Repor
     if any(a.dynamic for c in plan.compute.values() for a in c.reads):
         report.notes.append("ranges taken at run time span the whole batch: an answer may depend on who shares it")
     rounded = {name for each in static_activations(plan) for name in (each.tensor, each.source)}
-    if (note := convergence_note(context.observations, rounded)) is not None:
+    if (note := convergence_note(context.observations, rounded, *range_choice(planning))) is not None:
         report.notes.append(note)
     report.comparison = measured(judge, delivery)
     report.limits = {
@@ -73,6 +73,12 @@ def summarize(planning: Planning, delivery: Delivery, notes: list[str]) -> Repor
     }
     report.missed = missed(judge, delivery)
     return report
+
+
+def range_choice(planning: Planning) -> tuple[str, float]:
+    """How the pass that has a say in it chooses ranges from distributions, and its percentile."""
+    fields_of = next((vars(each) for each, _ in planning.lossy if {"range", "percentile"} <= set(vars(each))), {})
+    return str(fields_of.get("range", "mse")), float(fields_of.get("percentile", 99.99))
 
 
 def static_activations(plan: Plan) -> list[Activation]:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from onnxc.cli import main
 from onnxc.codes.hqq import BlockCodes, Blocks, hqq, lp_error, nearest
 from onnxc.model import Model
 from onnxc.sites import find
 from onnxc.targets import target
-from tests.trained import load, samples, sqnr
+from tests.trained import MODELS, load, samples, sqnr
 
 Rounding = Callable[[Blocks], BlockCodes]
 
@@ -65,3 +67,23 @@ def test_blocks_are_independent_and_scale_with_their_values() -> None:
 def test_blocks_of_one_value() -> None:
     blocks = np.array([[0, 0, 0, 0], [2, 2, 2, 2], [-3, -3, -3, -3]], np.float32)
     assert np.allclose(hqq(blocks, 16).restored(), blocks, atol=1e-6)
+
+
+def test_it_is_reached_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In the form that is stored, no worse than scales of least squares; of blocks alone, which it says."""
+    name, found = "vision_transformer", {}
+    for how in ("nearest", "hqq"):
+        assert main(optimize(name, tmp_path / f"{how}.onnx", f"store-low-bit:levels=9:block=32:rounding={how}")) == 0
+        found[how] = sqnr(load(name), Model.load(tmp_path / f"{how}.onnx"), samples(name, 32))
+    assert "block 32, half-quadratic" in capsys.readouterr().out
+    assert found["hqq"] > found["nearest"] - 0.5
+    assert (tmp_path / "hqq.onnx").stat().st_size < 0.25 * (MODELS / f"{name}.onnx").stat().st_size
+    assert main(optimize(name, tmp_path / "no.onnx", "store-low-bit:block=0:rounding=hqq")) == 2
+    assert "neither block=0 nor zeros" in capsys.readouterr().err
+
+
+def optimize(name: str, output: Path, passes: str) -> list[str]:
+    """The arguments that let any quality through."""
+    limits = ["--min-sqnr", "1", "--min-agreement", "0.01", "--max-load-time", "100"]
+    files = [str(MODELS / f"{name}.onnx"), str(output), "--prices", str(output.parent / "prices")]
+    return ["optimize", *files, *limits, "--passes", passes]
