@@ -78,7 +78,7 @@ def test_it_is_reached_from_the_command_line(tmp_path: Path, capsys: pytest.Capt
     assert "block 32, half-quadratic" in capsys.readouterr().out
     assert found["hqq"] > found["nearest"] - 0.5
     assert (tmp_path / "hqq.onnx").stat().st_size < 0.25 * (MODELS / f"{name}.onnx").stat().st_size
-    assert main(optimize(name, tmp_path / "no.onnx", "store-low-bit:block=0:rounding=hqq")) == 2
+    assert main(optimize(name, tmp_path / "no.onnx", "store-low-bit:block=0:rounding=hqq")) == 3
     assert "neither block=0 nor zeros" in capsys.readouterr().err
 
 
