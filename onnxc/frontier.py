@@ -13,6 +13,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from time import process_time
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,8 @@ from onnxc.errors import MissingExtraError, UsageError
 from onnxc.price_file import PriceFile
 from onnxc.recipe import Budget, Recipe, load_recipe
 from onnxc.reports import charts
-from onnxc.tradeoff.choosing import candidates, expect, nothing, score, select, within_limits
+from onnxc.tradeoff.choosing import candidates, expect, floored, nothing, score, select, within_limits
+from onnxc.tradeoff.forms import walk_forms
 from onnxc.tradeoff.points import Frontier
 from onnxc.tradeoff.record import RECORD, Record, write_file
 from onnxc.tradeoff.walking import walk
@@ -74,7 +76,7 @@ def frontier(
     if record.finished(wanted.budget):
         found.known = len(record.points)
     else:
-        walk(run, record, found, say)
+        walk_down(run, record, found, say)
         select(run, record)  # no call of the hook goes to what is beaten anyway
         score(run, record, say)
         expect(run, record)
@@ -95,6 +97,17 @@ def frontier(
     prices_of_run.save()
     write_pages(found, place, plot)
     return found
+
+
+def walk_down(run: Run, record: Record, found: Frontier, say: Progress) -> None:
+    """The model, and smaller forms of it, down to the floor; the hook is asked later."""
+    judge, started = run.judge, process_time()
+    judge.careful = False  # every point is shown with what it costs
+    judge.budget, evaluation, judge.evaluation = floored(judge.budget), judge.evaluation, None
+    try:
+        walk_forms(run, walk(run, record, found, say), say, started)
+    finally:
+        judge.evaluation = evaluation
 
 
 def checked(folder: Path) -> Path:

@@ -34,6 +34,7 @@ class Builder:
     Attributes:
         seen: plans that were asked for, each with whether its weights were to be solved with feedback.
         pace: how fast what was built is beside its prices.
+        form: what was made of the model before it was planned, if anything.
     """
 
     run: Run
@@ -43,6 +44,7 @@ class Builder:
     say: Progress
     seen: set[object] = field(default_factory=set)
     pace: Pace = field(default_factory=Pace)
+    form: str = ""
 
     def first(self, chosen: Plan) -> Trial:
         """``chosen``, which is always built: sensitivities are measured beside it."""
@@ -115,19 +117,19 @@ class Builder:
             for c in chosen.compute.values()
             for a in (*c.reads, *((c.writes,) if c.writes else ()))
         }
-        parts = (self.record.identity, chosen.key, sorted(rounded), self.planning.feedback)
+        parts = (self.record.identity, self.form, chosen.key, sorted(rounded), self.planning.feedback)
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
 
     def predicted(self, key: str, chosen: Plan) -> Point:
         """A point with what the plan was chosen for."""
         problem, original = self.planning.problem, self.planning.judge.original
         point = Point(key, sites=len(chosen.compute), formats=dict(sorted(Counter(chosen.stored.values()).items())))
-        point.kernels = hashlib.sha256(repr(chosen.key[0]).encode()).hexdigest()[:16]
+        point.kernels, point.form = hashlib.sha256(f"{self.form} {chosen.key[0]}".encode()).hexdigest()[:16], self.form
         point.predicted_share = self.planning.overheads.file_bytes(problem, chosen) / original.source_bytes
         if chosen.seconds > 0:
-            point.predicted_speed = self.pace.of(problem.prices.total / chosen.seconds)
+            point.predicted_speed = self.pace.of(problem.prices.total * self.planning.lead / chosen.seconds)
         if chosen.noise > 0:
-            point.predicted_sqnr_db = -10 * math.log10(chosen.noise)
+            point.predicted_sqnr_db = -10 * math.log10(chosen.noise + self.planning.before)
         return point
 
     def measured(self, point: Point, delivery: Delivery, total: int) -> Model | None:
@@ -153,7 +155,8 @@ class Builder:
     def timed(self, point: Point, chosen: Plan) -> None:
         """How fast a point is beside what prices say of its plan."""
         if point.speed is not None and chosen.seconds > 0:
-            self.pace.learn(self.planning.problem.prices.total / chosen.seconds, point.speed)
+            predicted = self.planning.problem.prices.total * self.planning.lead / chosen.seconds
+            self.pace.learn(predicted, point.speed)
 
     def damage(self, name: str, mode: str) -> float:
         """Of the codes of a weight, as solved."""

@@ -55,6 +55,7 @@ class Point:
     predicted_drop: float | None = None
     sites: int = 0
     formats: dict[str, int] = field(default_factory=dict)
+    form: str = ""
     kernels: str = ""
     damages: dict[str, float] = field(default_factory=dict)
     others: float = 0.0

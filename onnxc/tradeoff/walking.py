@@ -7,6 +7,7 @@ lowest targets, which gain most by it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -18,7 +19,7 @@ from onnxc.problem import Plan, Problem
 from onnxc.search import FEWER, HEADROOM, Trial, calibrated, halves, storage_only, under
 from onnxc.structure.named import shrunk
 from onnxc.tradeoff.building import Builder
-from onnxc.tradeoff.choosing import candidates, floored
+from onnxc.tradeoff.choosing import candidates
 from onnxc.tradeoff.points import Frontier
 from onnxc.tradeoff.record import Record
 
@@ -32,17 +33,13 @@ def targets(lowest: float) -> list[float]:
     return [each for each in LADDER_DB if each > lowest] + [lowest]
 
 
-def walk(run: Run, record: Record, found: Frontier, say: Progress) -> None:
+def walk(run: Run, record: Record, found: Frontier, say: Progress) -> Walk:
     """Observe, price, then build one plan after the other."""
     smaller = shrunk(run.chosen.structural, simplified(run), partial(observed, run), run.judge, run.notes, say)
-    judge = run.judge
-    judge.careful = False  # every point is shown with what it costs
-    judge.budget, evaluation, judge.evaluation = floored(judge.budget), judge.evaluation, None
-    try:
-        planning = proposed(run, smaller)
-        Walk(run, record, planning, Builder(run, record, found, planning, say)).down()
-    finally:
-        judge.evaluation = evaluation
+    planning = proposed(run, smaller)
+    made = Walk(run, record, planning, Builder(run, record, found, planning, say))
+    made.down()
+    return made
 
 
 @dataclass
@@ -53,6 +50,7 @@ class Walk:
         builder: makes trials of plans.
         known: the trials that teach predictions, of plans without feedback and of those with it.
         left: plans that may still be solved with feedback.
+        ladder: the targets, in dB; all down to the floor where none are given.
     """
 
     run: Run
@@ -61,6 +59,7 @@ class Walk:
     builder: Builder
     known: dict[bool, list[Trial]] = field(default_factory=lambda: {False: [], True: []})
     left: int = 0
+    ladder: Sequence[float] = ()
 
     def down(self) -> None:
         """Visit the best plan of every target."""
@@ -74,7 +73,7 @@ class Walk:
             for each in (halves(problem), storage_only(problem), plan(problem.in_full_codes()), plan(problem)):
                 self.visit(each)
             return
-        ladder = targets(planning.judge.lowest_sqnr)
+        ladder = self.ladder or targets(planning.judge.lowest_sqnr)
         self.affordable(first.plan, len(ladder))
         for step, target in enumerate(ladder):
             self.reach(target, len(ladder) - step - 1)
@@ -123,19 +122,23 @@ class Walk:
         problem.heard = calibrated(problem, self.known[self.planning.feedback])
         return self.visit(under(problem, aim))
 
+    def within(self, lowest: float) -> list[Trial]:
+        """What was built with at least ``lowest`` dB."""
+        return [trial for trials in self.known.values() for trial in trials if trial.quality.sqnr_db >= lowest]
+
     def lean(self) -> None:
         """The smallest and the fastest plan at the floor."""
         for byte_price, time_price in LEAN:
             self.feed()
             if self.known[self.planning.feedback]:
-                aim = 10 ** (-self.planning.judge.lowest_sqnr / 10) * HEADROOM
-                self.next(replace(self.planning.problem, byte_price=byte_price, time_price=time_price), aim)
+                leaning = replace(self.planning.problem, byte_price=byte_price, time_price=time_price)
+                self.next(leaning, self.planning.allowed * HEADROOM)
 
     def reach(self, target: float, after: int) -> None:
         """Build plans until one is near ``target`` [dB]; every one of them teaches the predictions. ``after`` targets
         are still to come.
         """
-        problem, allowed, built = self.planning.problem, 10 ** (-target / 10), 0
+        problem, allowed, built = self.planning.problem, 10 ** (-target / 10) - self.planning.before, 0
         aim, last = allowed * HEADROOM, not after
         self.feed(after)
         tries = min(self.left - after, TRIES) if self.planning.feedback else TRIES
