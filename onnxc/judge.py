@@ -39,13 +39,13 @@ TINY, NEAR = 1e-12, 1e-3
 
 
 def step(drops: Iterable[float]) -> float:
-    """What one item is worth, as a relative drop: drops that are multiples of the smallest one count items. 0 where
-    they do not, or too few are known to tell.
+    """What one item is worth, as a relative drop: drops that are multiples of the smallest one count items, as do
+    equal ones. 0 where they do not, or too few are known to tell.
     """
-    found = sorted({drop for drop in drops if drop > TINY})
+    found = sorted(drop for drop in drops if drop > TINY)
     distinct = [each for index, each in enumerate(found) if index == 0 or each > found[index - 1] * (1 + NEAR)]
     counts = [each / distinct[0] for each in distinct]
-    return distinct[0] if len(distinct) > 1 and all(abs(each - round(each)) < NEAR for each in counts) else 0.0
+    return distinct[0] if len(found) > 1 and all(abs(each - round(each)) < NEAR for each in counts) else 0.0
 
 
 def luck(item: float, changed: int, judged: int) -> float:

@@ -15,6 +15,7 @@ from onnxc.quality import relative_drop
         ([49 / 83, 50 / 83, 51 / 83], 51 / 83, 51),
         ([48 / 83, 50 / 83, 52 / 83], 51 / 83, 51),  # a better one counts as the original's
         ([49 / 83, 51 / 83], 51 / 83, 0),  # one difference may be any number of items
+        ([50 / 83, 50 / 83, 51 / 83], 51 / 83, 51),
         ([0.5, 0.4931, 0.4887], 0.4973, 0),  # a correlation has no steps
     ],
 )

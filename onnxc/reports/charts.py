@@ -48,6 +48,7 @@ COLUMNS = (
     "load_bytes",
     "sites",
     "formats",
+    "form",
 )
 
 PLOT = """

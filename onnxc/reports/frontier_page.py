@@ -26,6 +26,7 @@ FRONTIER_HEADING = (
     "score",
     "load",
     "int8 sites",
+    "smaller form",
 )
 
 
@@ -34,7 +35,21 @@ def frontier_cells(found: Frontier, point: Point | None) -> list[str]:
     if point is None:
         load = f"{1e3 * found.load_seconds:.3g} ms" if found.load_seconds is not None else ""
         score = f"{found.score:.6g}" if found.score is not None else ""
-        return [f"{found.name} (the input)", amount(found.bytes), "100 %", "", "1.00", "", "", "", "", score, load, ""]
+        return [
+            f"{found.name} (the input)",
+            amount(found.bytes),
+            "100 %",
+            "",
+            "1.00",
+            "",
+            "",
+            "",
+            "",
+            score,
+            load,
+            "",
+            "",
+        ]
     return [
         point.files[0],
         amount(point.size),
@@ -48,13 +63,14 @@ def frontier_cells(found: Frontier, point: Point | None) -> list[str]:
         f"{point.score:.6g}" if point.score is not None else "",
         f"{1e3 * point.load_seconds:.3g} ms" if point.load_seconds is not None else "",
         str(point.sites) if point.sites else "",
+        point.form.partition(":")[0],
     ]
 
 
 def print_frontier(found: Frontier, console: Console) -> None:
     """The page of frontier: a row per model, largest first."""
     rows = [frontier_cells(found, point) for point in (None, *found.points)]
-    print_table(console, FRONTIER_HEADING, rows, right=range(1, len(FRONTIER_HEADING)))
+    print_table(console, FRONTIER_HEADING, rows, right=range(1, len(FRONTIER_HEADING) - 1))
     notes = list(found.notes)
     if found.generated:
         notes.insert(0, "inputs were generated: how close outputs are on real data is not known; --calib gives them")

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from onnxc.deliver import Delivery
+from onnxc.limits import over
 from onnxc.planning import Planning
 from onnxc.price_file import PriceFile
 from onnxc.recipe import Budget
 
-UNMET = 1e3  # what a missed limit counts: more than anything else
+UNMET = 1e3  # what missing a limit counts, times how many times over it: more than anything else
 Figures = tuple[float, float]  # bytes as a share of the original's; how many times as fast
 
 
@@ -52,10 +53,13 @@ class Aim:
         )
 
     def of(self, figures: Figures) -> float:
-        """What is to be least: bytes times seconds; where one of the two is limited, and holds, the other alone."""
+        """What is to be least: bytes times seconds; where one of the two is limited, and holds, the other alone; how
+        many times over a limit it is where one is missed.
+        """
         size, speed = figures
         if not self.holds(figures):
-            return UNMET + size / speed
+            slowest = 1 / self.budget.speed if self.budget.speed is not None else None
+            return UNMET * over((size, self.budget.size), (1 / speed, slowest))
         if self.budget.size is not None and self.budget.speed is None:
             return 1 / speed
         if self.budget.speed is not None and self.budget.size is None:

@@ -72,7 +72,7 @@ class Builder:
         if old is not None:
             self.found.known += 1
             self.remember(old, chosen)
-            return Trial(chosen, NOTHING, old.quality, None, floor(run, old))
+            return Trial(chosen, NOTHING, old.quality, None, floor(run, old), before=planning.before)
         wanted = planning.feedback
         trial = planning.judged(chosen)
         self.found.built += 1

@@ -35,9 +35,7 @@ def walk_forms(run: Run, whole: Walk, say: Progress, started: float) -> None:
     clock = Clock(run.prices, f"{receipt(run)} frontier")
     spent = clock.took("the whole model", process_time() - started)
     if spent > LONGEST:
-        run.notes.append(
-            f"smaller forms were not tried: the whole model took {spent:.0f} s, they would too"
-        )
+        run.notes.append(f"smaller forms were not tried: the whole model took {spent:.0f} s, they would too")
         return
     clock.allowed, clock.spent = spent, 0.0
     seen = set[str]()

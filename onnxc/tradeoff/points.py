@@ -27,7 +27,8 @@ class Point:
         sqnr_db, agreement, changed, judged: of the outputs, over all samples; score: of the user's metric.
         predicted_share, predicted_speed, predicted_sqnr_db: what the plan was chosen for; predicted_drop: of the score,
             as the other models that were scored tell it of that SQNR.
-        sites: in int8; formats: format -> weights stored in it; kernels: the same for plans that compute alike.
+        sites: in int8; formats: format -> weights stored in it; form: what was cut or factored
+            before, empty where nothing was; kernels: the same for plans that compute alike.
         damages: weight -> damage of its codes, others: bytes that are no weights; the next plans are made with both.
         rejected: why it is no model to deliver, whatever the floors; None if it is one.
         beaten_by: key of the point that is smaller, faster and better.
