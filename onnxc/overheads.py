@@ -10,13 +10,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from onnxc.codes.formats import is_small
+from onnxc.codes.formats import PLANES, is_small, parse_format
 from onnxc.predictions import stored_bytes
 from onnxc.problem import Plan, Problem
 
-# What one of each takes before anything is known, in bytes: a static activation, a dynamic one, an int8 site, a format
-# of evenly spread codes, one of codebooks. Then how far that may be off, and how far apart equal counts may be.
-ASSUMED = np.array([500.0, 400.0, 100.0, 700.0, 700.0])
+# What one of each takes before anything is known, in bytes: a static activation, a dynamic one, an int8 site; a format
+# of one word per code, of two, in blocks, of codebooks; one more weight in any of them. (Means of 38 files of two
+# models.) Then how far that may be off, and how far apart equal counts may be.
+ASSUMED = np.array([500.0, 400.0, 100.0, 1000.0, 1500.0, 950.0, 800.0, 100.0])
 DOUBT, SPREAD = 0.5, 120.0
 RECENT = 0.8  # what a plan counts beside the one after it: the next one is like the last
 
@@ -27,10 +28,13 @@ def counts(plan: Plan) -> np.ndarray:
         (a.tensor, a.dynamic) for c in plan.compute.values() for a in (*c.reads, *((c.writes,) if c.writes else ()))
     }
     dynamic = sum(each for _, each in activations)
-    formats = {name for name in plan.stored.values() if is_small(name)}
-    codebooks = sum(name.startswith("codebook") for name in formats)
-    kinds = [len(activations) - dynamic, dynamic, len(plan.compute), len(formats) - codebooks, codebooks]
-    return np.array(kinds, np.float64)
+    small = [parse_format(name) for name in plan.stored.values() if is_small(name)]
+    formats = set(small)
+    codebooks, blocks = (sum(bool(getattr(each, what)) for each in formats) for what in ("dimension", "block"))
+    planes = sum(each.levels in PLANES and not each.block for each in formats)
+    words = len(formats) - codebooks - blocks - planes
+    kinds = [len(activations) - dynamic, dynamic, len(plan.compute), words, planes, blocks, codebooks]
+    return np.array([*kinds, len(small) - len(formats)], np.float64)
 
 
 @dataclass
