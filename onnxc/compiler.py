@@ -45,7 +45,7 @@ from onnxc.model import Model
 from onnxc.observe import Observations, observe
 from onnxc.planning import Planning
 from onnxc.price_file import PriceFile
-from onnxc.propose import Chosen, check_kept, collect, passes_of
+from onnxc.propose import Chosen, check_kept, collect, passes_of, with_training
 from onnxc.recipe import Budget, PassRequest, Recipe, load_recipe, parse_passes
 from onnxc.report import Report
 from onnxc.samples.hooks import Evaluation
@@ -138,7 +138,7 @@ def optimize(
         "seed": seed,
         "recover": recover,
     }
-    wanted = replace(wanted, **{name: value for name, value in settings.items() if value is not None})
+    wanted = with_training(replace(wanted, **{name: value for name, value in settings.items() if value is not None}))
     say = progress or (lambda message: None)
     run = opened(model, output, wanted, calib, eval, shapes or {}, batch, PriceFile.open(prices, fresh=fresh), say)
     run.work = Path(work) if work is not None else None

@@ -22,6 +22,7 @@ import onnx
 from onnxc.compiler import Progress, Run, opened, receipt
 from onnxc.errors import MissingExtraError, UsageError
 from onnxc.price_file import PriceFile
+from onnxc.propose import with_training
 from onnxc.recipe import Budget, Recipe, load_recipe
 from onnxc.reports import charts
 from onnxc.tradeoff.choosing import candidates, expect, floored, nothing, score, select, within_limits
@@ -61,6 +62,7 @@ def frontier(
         MissingExtraError: ``plot`` was asked for without matplotlib.
     """
     wanted = recipe if isinstance(recipe, Recipe) else load_recipe(recipe) if recipe is not None else Recipe()
+    wanted = with_training(wanted)
     if wanted.recover:
         raise UsageError("frontier does not train: give the limits of the model you choose to optimize --recover")
     if plot:

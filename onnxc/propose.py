@@ -11,16 +11,16 @@ import numpy as np
 from onnxc.codes.formats import FLOATS
 from onnxc.contract.candidates import Activation, Candidate, Refusal
 from onnxc.contract.context import Context
-from onnxc.contract.passes import ExactPass, FinishingPass, LossyPass, StructuralPass
+from onnxc.contract.passes import ExactPass, FinishingPass, LossyPass, StructuralPass, TrainingPass
 from onnxc.cost import Prices
 from onnxc.errors import RecipeError
 from onnxc.model import Model
 from onnxc.problem import Problem
-from onnxc.recipe import Recipe, parse_fraction
+from onnxc.recipe import PassRequest, Recipe, parse_fraction
 from onnxc.registry import load_passes
 from onnxc.samples.hooks import did_you_mean
 
-Pass = ExactPass | StructuralPass | LossyPass | FinishingPass
+Pass = ExactPass | StructuralPass | LossyPass | FinishingPass | TrainingPass
 CHUNK = 1 << 20  # elements looked at in one go
 
 
@@ -49,6 +49,8 @@ def passes_of(recipe: Recipe) -> Chosen:
     chosen = Chosen([], [])
     for name, kind in known.items():
         instance = configured(kind, name, asked.get(name, {}))
+        if isinstance(instance, TrainingPass):
+            continue  # it is no part of a plan: see with_training()
         if isinstance(instance, ExactPass):
             chosen.exact.append(instance)
         elif isinstance(instance, StructuralPass):
@@ -62,6 +64,28 @@ def passes_of(recipe: Recipe) -> Chosen:
             else:
                 chosen.lossy.append((instance, bool(asked.get(name))))
     return chosen
+
+
+def with_training(recipe: Recipe) -> Recipe:
+    """``recipe`` with a training pass that it names as minutes of training; where nothing else is named, everything is
+    chosen as it always is. RecipeError where both are given, or fields are wrong.
+    """
+    known, left, minutes = load_passes(), list[PassRequest](), recipe.recover
+    for request in recipe.passes or ():
+        kind = known.get(request.name)
+        if kind is None or not issubclass(kind, TrainingPass):
+            left.append(request)
+            continue
+        if recipe.recover:
+            raise RecipeError(f"pass '{request.name}' and --recover are one: give one of them")
+        instance = configured(kind, request.name, request.fields)
+        assert isinstance(instance, TrainingPass)
+        if instance.minutes <= 0:
+            raise RecipeError(f"{request.name}:minutes={instance.minutes:g} is not above 0")
+        minutes = instance.minutes
+    if minutes == recipe.recover:
+        return recipe
+    return replace(recipe, passes=tuple(left) or None, recover=minutes)
 
 
 def configured(kind: type[Any], name: str, values: Mapping[str, Any]) -> Pass:

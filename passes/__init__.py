@@ -15,6 +15,7 @@ from .quantize_embedding import QuantizeEmbedding
 from .quantize_lstm import QuantizeLstm
 from .quantize_static import QuantizeStatic
 from .raise_opset import RaiseOpset
+from .recover import Recover
 from .simplify import Simplify
 from .smooth_activations import SmoothActivations
 from .store_codebook import StoreCodebook
@@ -50,4 +51,5 @@ PASSES: tuple[type, ...] = (
     StoreFloat16,
     FoldSparse,
     StripShapes,
+    Recover,
 )

@@ -31,7 +31,9 @@ CAUTION = 0.1  # of its estimated cost has to be saved: later layers make good w
 
 @dataclass(frozen=True)
 class PruneChannels(StructuralPass):
-    """1. Channels, hidden units and heads that must go together are one unit (onnxc/coupling): through residual sums,
+    """Fewer channels, hidden units and attention heads, with the layers behind them refitted.
+
+    1. Channels, hidden units and heads that must go together are one unit (onnxc/coupling): through residual sums,
        concatenations, reshapes, attention. Sizes that stay are multiples of 16 in wide layers, at least 4.
     2. ``macs`` or ``parameters``, with data: every group loses so many units that the whole saves that fraction at the
        least error of the layers behind; the units of a group by ``importance``. Without data: the same fraction

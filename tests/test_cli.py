@@ -26,6 +26,7 @@ from onnxc.command_line.values import shape
 from onnxc.command_line.verbs import recipe
 from onnxc.contract.passes import ExactPass, Outcome
 from onnxc.errors import ModelError, RecipeError, UsageError
+from onnxc.propose import with_training
 from onnxc.recipe import (
     Budget,
     PassRequest,
@@ -367,3 +368,17 @@ def test_a_reader_that_leaves_early_is_no_reason_to_fail(model: Path) -> None:
         assert child.stderr is not None
         assert child.stderr.read() == b""
     assert child.returncode == 0
+
+
+def test_a_training_pass_is_minutes_of_training() -> None:
+    """Named beside others, which stay as told; named alone, everything else is chosen as always."""
+
+    def made(text: str, **more: Any) -> Recipe:
+        return with_training(Recipe(passes=parse_passes(text), **more))
+
+    assert made("store-int8,recover:minutes=3") == Recipe(passes=parse_passes("store-int8"), recover=3.0)
+    assert made("recover") == Recipe(recover=10.0)
+    assert made("store-int8") == Recipe(passes=parse_passes("store-int8"))
+    for text, more in (("recover:minutes=0", {}), ("recover:hours=1", {}), ("recover", {"recover": 2.0})):
+        with pytest.raises(RecipeError, match="recover"):
+            made(text, **more)

@@ -72,6 +72,7 @@ def run_optimize(parsed: argparse.Namespace) -> int:
     """``onnxc optimize``."""
     from onnxc.compiler import optimize
     from onnxc.progress import Progress
+    from onnxc.propose import with_training
 
     wanted = compression(parsed)
     output = None if parsed.dry_run else parsed.output
@@ -81,7 +82,7 @@ def run_optimize(parsed: argparse.Namespace) -> int:
         with Progress(quiet=parsed.quiet) as progress:
             report = optimize(parsed.input, output, **wanted, work=parsed.work, progress=progress)
     except KeyboardInterrupt:
-        if not (parsed.work and wanted["recipe"].recover):
+        if not (parsed.work and with_training(wanted["recipe"]).recover):
             raise
         return complain(GOES_ON, INTERRUPTED, parsed.debug)
     except BudgetError as error:

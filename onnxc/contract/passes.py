@@ -58,6 +58,15 @@ class FinishingPass(ABC):
 
 
 @dataclass(frozen=True)
+class TrainingPass(ABC):
+    """A pass that trains the chosen plan before it is measured; only where it is named, and for so many minutes."""
+
+    name: ClassVar[str]
+
+    minutes: float = 10.0
+
+
+@dataclass(frozen=True)
 class Level:
     """A smaller form of a model, refitted.
 

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from onnxc.contract.passes import ExactPass, FinishingPass, LossyPass, StructuralPass, TrainingPass
 from onnxc.reports.figures import amount, operations
 from onnxc.reports.report_page import MOST_ROWS, print_refusals
 from onnxc.reports.tables import print_sentences, print_table
 
 if TYPE_CHECKING:
     from onnxc.inspection import Inspection
+
+
+KINDS = {
+    ExactPass: "exact",
+    FinishingPass: "exact",
+    StructuralPass: "structural",
+    LossyPass: "lossy",
+    TrainingPass: "training",
+}
 
 
 def print_inspection(found: Inspection, console: Console) -> None:
@@ -60,11 +71,18 @@ def print_passes(passes: Mapping[str, type[Any]], console: Console) -> None:
     """One row per pass: name, kind, what it does, its fields with their defaults."""
     rows = []
     for name, kind in passes.items():
-        summary = (kind.__doc__ or "").strip().split("\n")[0]
+        summary = first_sentence(kind.__doc__ or "")
         own = [each for each in fields(kind) if each.init] if is_dataclass(kind) else []
         shown = ", ".join(f"{each.name}={_default(each)}" for each in own)
-        rows.append([name, "exact" if hasattr(kind, "run") else "lossy", summary, shown])
+        what = next((word for base, word in KINDS.items() if issubclass(kind, base)), "")
+        rows.append([name, what, summary, shown])
     print_table(console, ["pass", "kind", "what it does", "fields"], rows)
+
+
+def first_sentence(text: str) -> str:
+    """Of a docstring."""
+    found = re.match(r"(.*?)(?:(?<!et al)[.](?=\s|$)|\n\s*\n|$)", text.strip(), re.DOTALL)
+    return " ".join((found.group(1) if found else "").split())
 
 
 def _default(of: Field[Any]) -> str:

@@ -30,14 +30,15 @@ def without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("without_torch")
-@pytest.mark.parametrize("verb", ["optimize", "distill"])
+@pytest.mark.parametrize("verb", ["optimize", "optimize by a pass", "distill"])
 def test_one_line_says_what_to_install(verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model, data, out = MODELS / "sklearn_mlp.onnx", MODELS / "data" / "sklearn_mlp_calib.npz", tmp_path / "out.onnx"
     words = {
         "optimize": [model, out, "--calib", data, "--recover", "1"],
+        "optimize by a pass": [model, out, "--calib", data, "--passes", "store-low-bit,recover:minutes=1"],
         "distill": [model, model, out, "--data", data],
     }[verb]
-    assert main([verb, *map(str, words)]) == 3
+    assert main([verb.split(maxsplit=1)[0], *map(str, words)]) == 3
     shown = capsys.readouterr()
     assert shown.err == ("onnxc: error: training needs PyTorch, which is not installed: pip install onnxc[distill]\n")
     assert not out.exists()
