@@ -140,9 +140,16 @@ def gathered(rewriter: Rewriter, node: Node, weight: str) -> Tensor:
 class Meter:
     """Runs a probe: the noise of the worst float output for any setting of its switches."""
 
-    def __init__(self, probe: Probe, samples: Sequence[Mapping[str, np.ndarray]], options: Options) -> None:
+    def __init__(
+        self,
+        probe: Probe,
+        samples: Sequence[Mapping[str, np.ndarray]],
+        options: Options,
+        session: Session | None = None,
+    ) -> None:
+        """``session``: of the probe, where there is one: each holds all weights twice."""
         self.probe, self.samples = probe, list(samples)
-        self.session = Session(probe.model, options)
+        self.session = session or Session(probe.model, options)
         self.outputs = [info.name for info in self.session.outputs]
         self.references = [
             {n: v for n, v in self.run(sample, {}).items() if isinstance(v, np.ndarray) and v.dtype.kind == "f"}
@@ -216,10 +223,10 @@ def measure(
     once = taken if prices is None else prices.setdefault(pace_key(probe, samples, options), taken)
     count = int(np.clip(seconds / once, 1, min(len(samples), HEARD)))
     if count > 1:
-        meter = Meter(probe, samples[:count], options)
+        meter = Meter(probe, samples[:count], options, meter.session)
         noise = loudness(meter)
     static = [activation for activation in activations if not activation.dynamic]
-    refined = refined_ranges(probe, static, noise, samples, options, ranges, refining / (once / max(len(noise), 1)))
+    refined = refined_ranges(meter, static, noise, samples, options, ranges, refining / (once / max(len(noise), 1)))
     if refined:
         for activation in static:
             if activation.tensor in refined:
@@ -229,7 +236,7 @@ def measure(
 
 
 def refined_ranges(
-    probe: Probe,
+    meter: Meter,
     activations: Sequence[Activation],
     noise: Noise,
     samples: Sequence[Mapping[str, np.ndarray]],
@@ -243,7 +250,8 @@ def refined_ranges(
         return {}
     spread = [samples[index] for index in np.linspace(0, len(samples) - 1, count).round().astype(int)]
     loud = {activation.tensor: noise[activation_key(activation)] for activation in activations}
-    return refine(Meter(probe, spread, options), activations, loud, ranges, len(spread), runs)
+    bench = Meter(meter.probe, spread, options, meter.session)
+    return refine(bench, activations, loud, ranges, len(spread), runs)
 
 
 def loudness(meter: Meter) -> Noise:
