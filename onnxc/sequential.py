@@ -42,6 +42,9 @@ class Samples(Protocol):
     def __iter__(self) -> Iterator[Sample]: ...
 
 
+TOO_FEW = "{} rows were seen of its {} inputs, too few to fit a smaller form to unless it is asked for"
+
+
 @dataclass(frozen=True)
 class Reading:
     """How one tensor meets a weight.

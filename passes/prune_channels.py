@@ -107,7 +107,7 @@ class PruneChannels(StructuralPass):
                 found.append(
                     Offer(saved / stakes.total, cost / stakes.total, partial(self.level, channels, removed, {}))
                 )
-        reason = "" if found else "nothing can be cut"
+        reason = "" if found else channels.short or "nothing can be cut"
         if not found and math.isfinite(least):
             reason = f"with the bits that would make it good, any cut costs at least {least:.1f} times what it saves"
         return Offers(tuple(found), reason)

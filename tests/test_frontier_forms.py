@@ -16,7 +16,7 @@ from onnxc.tradeoff.points import Frontier
 from tests import trained
 from tests.unpriced import pretend_everything_pays
 
-NAME, SEEN, FLOOR_DB = "sklearn_mlp", 64, 16.0
+NAME, SEEN, FLOOR_DB = "lstm", 48, 14.0
 MODEL = trained.MODELS / f"{NAME}.onnx"
 
 
@@ -49,24 +49,24 @@ def unseen(path: Path) -> float:
 
 
 def test_the_smallest_model_is_of_a_smaller_form(whole: tuple[Path, Frontier]) -> None:
-    """4.4 % of the bytes at 16 dB; the whole model alone takes 6 % for it."""
+    """4.7 % of the bytes at 17 dB; the whole model alone takes 5.7 % for it."""
     folder, found = whole
     small = found.points[-1]
-    assert small.form.startswith(("factor-matmul: ", "prune-channels: "))
-    assert small.share < 0.046
+    assert small.form.startswith("prune-channels: ")
+    assert small.share < 0.05
     assert (small.sqnr_db or 0.0) >= FLOOR_DB
     assert unseen(folder / small.files[0]) > FLOOR_DB - 4.0  # few samples, each of which may be a hard one
-    assert small.share < 0.85 * min(point.share for point in found.points if not point.form)
+    assert small.share < 0.9 * min(point.share for point in found.points if not point.form)
     with (folder / "frontier.csv").open() as file:
         assert [row["form"] for row in csv.DictReader(file)] == [point.form for point in found.points]
 
 
 def test_predictions_hold_for_smaller_forms(whole: tuple[Path, Frontier]) -> None:
-    """Bytes within 3 %, noise within 6 dB."""
+    """Bytes within 6 % of a file of 20 KB, noise within 6 dB."""
     formed = [point for point in whole[1].points if point.form]
     assert formed
     for point in formed:
-        assert point.predicted_share == pytest.approx(point.share, rel=0.03)
+        assert point.predicted_share == pytest.approx(point.share, rel=0.06)
         assert point.predicted_sqnr_db is None or abs(point.predicted_sqnr_db - (point.sqnr_db or 0.0)) < 6
 
 

@@ -33,6 +33,7 @@ from onnxc.coupling.tracing import traced
 from onnxc.data import Calibration, Sample
 from onnxc.errors import DataError, ModelError
 from onnxc.model import Constant, Model
+from onnxc.sequential import TOO_FEW
 from onnxc.session import Options, Session
 
 Importance = Literal["obs", "variance", "norm", "gradient"]
@@ -49,6 +50,7 @@ class Channels:
         model: a copy of the original in which vectors are not shared.
         groups: what may be cut; refused: what may not, with the reason as their ``pinned``.
         sizes: parameters and multiply-adds for any cut.
+        seen: the samples that were looked at; short: why the groups stay for which they are too few, empty if none do.
     """
 
     model: Model
@@ -62,6 +64,7 @@ class Channels:
     rounding: int
     damages: list[Damage] = field(default_factory=list)
     seen: list[Sample] = field(default_factory=list)
+    short: str = ""
 
     @classmethod
     def of(
@@ -171,6 +174,12 @@ class Channels:
                 else:
                     costs = [1.0 if stakes is None else stakes.cost(each.reader.weight) for each in mine]
                     met = [moments[each.reader] for each in mine]
+                    short = [(int(each.own[0, -1, -1]), each.own.shape[-1] - 1) for each in met]
+                    few = next((TOO_FEW.format(*each) for each in short if each[0] < each[1]), "")
+                    if stakes is not None and few:  # nothing but these samples would be learned
+                        group.pinned = self.short = few
+                        self.refused.append(group)
+                        continue
                     problems = [problem(group, *each) for each in zip(mine, met, costs, strict=True)]
                     allowed = steps(group, self.rounding)
                     far = int(allowed[min(int(np.searchsorted(allowed, most * group.units)) + 1, len(allowed) - 1)])
