@@ -262,8 +262,10 @@ def planned(
     if most is not None:
         planning.most = FORM_TRIALS
     trials = islice(recovered(run, planning), most)
-    told, here = any(told for _, told in run.chosen.structural), planning.context.target.measured
-    return Planned(planning, gate(run.judge, trials, run.prices, stamp, run.say, told=told, measured=here))
+    told, patient = (any(told for _, told in passes) for passes in (run.chosen.structural, run.chosen.lossy))
+    here = planning.context.target.measured
+    done = gate(run.judge, trials, run.prices, stamp, run.say, told=told, patient=patient, measured=here)
+    return Planned(planning, done)
 
 
 def proposed(run: Run, model: Model) -> Planning:

@@ -15,7 +15,7 @@ from onnxc.file.storage import replace_file
 from onnxc.judge import Judge
 from onnxc.kernels import operators
 from onnxc.limits import over
-from onnxc.loading import LoadCost, load_costs
+from onnxc.loading import LoadCost, load_cost, load_costs
 from onnxc.model import Model
 from onnxc.price_file import PriceFile, sample_shapes
 from onnxc.recipe import DEFAULT_LOAD_TIME, Budget
@@ -90,17 +90,33 @@ def loads_of(judge: Judge, path: Path, prices: PriceFile) -> tuple[LoadCost, Loa
     return first, second
 
 
+def original_load(judge: Judge, prices: PriceFile, name: str) -> float:
+    """Seconds that the original takes to load, from the price file where they are known under ``name``."""
+    key = f"load of {name} {judge.options.threads} threads"
+    if key not in prices.entries:
+        source = judge.original.path
+        with TemporaryDirectory(prefix="onnxc-", ignore_cleanup_errors=True) as folder:
+            if source is None:
+                source = Path(folder, "original.onnx")
+                judge.original.save(source)
+            prices.entries[key] = min(load_cost(source, judge.options).seconds for _ in range(2))
+    return prices.entries[key]
+
+
+def load_allowed(limit: float | None, before: float) -> float:
+    """Seconds that a model may take to load whose original takes ``before``. Where no limit was given, the default
+    holds for differences that a stopwatch can tell from noise.
+    """
+    return limit * before if limit is not None else max(DEFAULT_LOAD_TIME * before, before + LOAD_NOISE)
+
+
 def loading(limit: float | None, before: LoadCost, after: LoadCost) -> float:
     """How many times over the allowed time a model takes to load."""
-    return after.seconds / max((DEFAULT_LOAD_TIME if limit is None else limit) * before.seconds, 1e-9)
+    return after.seconds / max(load_allowed(limit, before.seconds), 1e-9)
 
 
 def loads_too_long(limit: float | None, before: LoadCost, after: LoadCost) -> str | None:
-    """The sentence about a model that loads longer than allowed, None if it does not. Where no limit was given, the
-    default holds for differences that a stopwatch can tell from noise.
-    """
-    if limit is None and after.seconds - before.seconds < LOAD_NOISE:
-        return None
+    """The sentence about a model that loads longer than allowed, None if it does not."""
     if loading(limit, before, after) <= 1:
         return None
     allowed = DEFAULT_LOAD_TIME if limit is None else limit
@@ -126,6 +142,7 @@ def gate(
     say: Callable[[str], None] = lambda message: None,
     *,
     told: bool = False,
+    patient: bool = False,
     measured: bool = True,
 ) -> Delivery:
     """The first of ``trials`` that holds the floor, is smaller than the input, not slower, loads in time, and is within
@@ -133,8 +150,9 @@ def gate(
 
     A model in which ONNX Runtime runs the same kernels as in the original, or fewer, is not slower whatever a busy
     machine measures, unless nearly every round says so: where tiny weights unfold at load, they may lie in memory less
-    well (0.85 times the speed for 250 matrices of 32 x 32). What was ``told`` is done whether or not it pays; a target
-    that is not ``measured`` is not timed.
+    well (0.85 times the speed for 250 matrices of 32 x 32). What was ``told`` is done whether or not it pays, and where
+    one is ``patient`` only a limit that was given bounds the time to load; a target that is not ``measured`` is not
+    timed.
     """
     rejected: list[str] = []
     limit, found = judge.original.source_bytes, list[Delivery]()
@@ -161,7 +179,7 @@ def gate(
             loads = loads_of(judge, path, prices)
             judge.loading = loading(judge.budget.max_load_time, *loads)
             slow = loads_too_long(judge.budget.max_load_time, *loads)
-            if slow is not None and (judge.budget.max_load_time is not None or not told):
+            if slow is not None and (judge.budget.max_load_time is not None or not (told or patient)):
                 rejected.append(f"{what} {slow}")
                 continue
         found.append(Delivery(trial, size, ratio, rejected, loads))

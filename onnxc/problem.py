@@ -60,7 +60,8 @@ class Problem:
         byte_price, time_price: what bytes and time count; 1 each where none is limited.
         limited: the price of what is limited that the last plan under limits was found with.
         most_bytes: of all weights, and most_seconds: of a run, where a limit is given; free: none counts any more.
-        load_price: what a second of loading counts beside all bytes.
+        load_price: what a second of loading counts beside all bytes; most_loading: seconds in which all weights may
+            unfold, None where nothing is known of that.
         unit: the bytes that count as much as ``pace`` seconds; see smallest_bytes().
         pace: by default the float model's time. Of a plan near the one sought, so that least bytes times seconds is
             found where shares of its own bytes and seconds are traded.
@@ -85,6 +86,7 @@ class Problem:
     limited: float = 1.0
     most_bytes: float | None = None
     most_seconds: float | None = None
+    most_loading: float | None = None
     free: bool = False
     tables: list[Formats] = field(default_factory=list, repr=False)
     forbidden: set[str] = field(default_factory=set)

@@ -18,7 +18,7 @@ from onnxc.codes.formats import FLOATS, INT8
 from onnxc.limits import better, fits, within, worth
 from onnxc.model import Model
 from onnxc.planner import plan
-from onnxc.predictions import noise_parts, predicted_noise, stored_bytes
+from onnxc.predictions import noise_parts, predicted_loading, predicted_noise, stored_bytes
 from onnxc.problem import Plan, Problem, smaller_floats
 from onnxc.quality import Quality
 from onnxc.sensitivity import activation_key
@@ -32,6 +32,7 @@ CLOSE = 0.97  # of the best plan's worth: a smaller gain is not worth another tr
 FACTORS, RECENT = 8, 0.6  # calibration: factors up to 2^8, and what a trial counts beside the one after it
 REPAIRS, LOUDEST = 24, 12
 FULL_ENOUGH, CLOSED = 0.99, 1.02  # of the noise aimed at; ratio of two prices between which plans hardly differ
+DEARER, STEPS = 4.0, 6  # of the price of loading, where a plan would take too long
 LEAST_SHARE = 0.02  # of a form's noise, that rounding makes: what is left of a difference of two like figures
 
 
@@ -166,7 +167,7 @@ def bracket(
                 trial.model = NOTHING  # of models that are not delivered only the figures are kept
         if len(tried) - before >= trials() or aim < allowed * 1e-6:
             break
-        candidate = under(problem, aim)
+        candidate = light(problem, aim)
         if candidate.key in seen:
             if best is not None and held > 0 and idle:
                 break
@@ -290,6 +291,17 @@ def filled(problem: Problem, computing: Plan, below: Plan, above: Plan, noise: f
     made = replace(computing, stored=stored, noise=predicted_noise(problem, computing.compute, stored))
     fitting = problem.most_bytes is None or stored_bytes(problem, stored) <= problem.most_bytes
     return made if fitting and made.noise <= noise else None
+
+
+def light(problem: Problem, noise: float) -> Plan:
+    """As under(), predicted to load in time: seconds of loading get dearer until it is, or STEPS times."""
+    found = under(problem, noise)
+    for _ in range(STEPS):
+        if problem.most_loading is None or predicted_loading(problem, found) <= problem.most_loading:
+            break
+        problem.load_price *= DEARER
+        found = under(problem, noise)
+    return found
 
 
 def crossed(above: float, below: float, wanted: float) -> float:
