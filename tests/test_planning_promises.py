@@ -21,10 +21,10 @@ from onnxc.cost import Prices
 from onnxc.limits import better, filled_up, fits, worth
 from onnxc.model import Model
 from onnxc.planner import plan
-from onnxc.predictions import predicted_noise, stored_bytes
+from onnxc.predictions import predicted_loading, predicted_noise, stored_bytes
 from onnxc.problem import Plan, Problem
 from onnxc.profiling import FLOAT
-from onnxc.search import under
+from onnxc.search import light, under
 from onnxc.sensitivity import activation_key, weight_key
 from onnxc.sites import find, name_nodes
 from onnxc.targets import target
@@ -179,3 +179,14 @@ def test_the_order_of_names_does_not_decide(find_plan: Callable[[Problem], Plan]
         tables=[],
     )
     assert find_plan(turned).key == find_plan(problem).key
+
+
+def test_a_plan_is_made_to_load_in_time() -> None:
+    """Of the same noise, with more bytes: formats that unfold fast go before small ones."""
+    problem, noise = large("MatMul", 60), 1e-2
+    free = under(problem, noise)
+    most = 0.7 * predicted_loading(problem, free)
+    fast = light(replace(problem, most_loading=most, tables=[]), noise)
+    assert predicted_loading(problem, fast) <= most
+    assert fast.noise <= noise
+    assert stored_bytes(problem, free.stored) <= stored_bytes(problem, fast.stored)
