@@ -74,7 +74,8 @@ def best_cut(run: Run, whole: Walk, clock: Clock, lowest: float, say: Progress) 
         size = whole.planning.overheads.file_bytes(whole.planning.problem, near.plan)
         planned = Planned(whole.planning, Delivery(near, round(size), None))
         notes = list[str]()
-        prospects = Prospects(planned, near, judge, clock, Aim(Budget()), f"{lowest} dB", say, notes=notes)
+        stamp = f"{receipt(run)} {lowest} dB"
+        prospects = Prospects(planned, near, judge, clock, Aim(Budget()), stamp, say, notes=notes)
         cuts = [cut for each in run.chosen.unasked for cut in prospects.of(each, prospects.context())]
     finally:
         judge.budget = budget
