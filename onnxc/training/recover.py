@@ -21,6 +21,7 @@ from onnxc.training.trainer import Lesson, Trained, Trainer
 from onnxc.training.tuning import Say, Settings
 
 ROOM_DB, ROOM = 8.0, 4.0  # what training is trusted to win back: decibels, times the changed answers and the drop
+NO_FLOOR_DB = -40.0  # of what was told: a model whose noise is louder than its signal can be trained all the same
 
 
 def recover(
@@ -104,7 +105,7 @@ def lowered(judge: Judge, *, told: bool) -> Budget:
     """The floors of what will be trained."""
     budget = judge.budget
     if told:
-        return replace(budget, min_sqnr=0.0, min_agreement=0.0, max_drop=None if judge.score is None else 1.0)
+        return replace(budget, min_sqnr=NO_FLOOR_DB, min_agreement=0.0, max_drop=None if judge.score is None else 1.0)
     if budget.size is None and budget.speed is None:
         return budget
     changed = FLOOR_CHANGED if budget.min_agreement is None else 1 - budget.min_agreement
