@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +21,8 @@ from onnxc.data import Calibration
 from onnxc.encoding import Codes
 from onnxc.errors import DataError, ModelError
 from onnxc.model import Model
+from onnxc.quality import Quality, floor_met
+from onnxc.recipe import Budget
 from onnxc.reference import ReferenceOutputs
 from onnxc.rewriting.rewriter import Rewriter
 from onnxc.session import Options, Session
@@ -27,7 +31,7 @@ from onnxc.training.interpreter import Program
 from onnxc.training.latents import tensors_of, values_of, write
 from onnxc.training.leaning import lean
 from onnxc.training.losses import Loss, Output, matched
-from onnxc.training.recover import recover
+from onnxc.training.recover import lowered, recover
 from onnxc.training.trainer import Lesson, Trainer
 from onnxc.training.tuning import Diary, Settings
 from onnxc.training.weights import latents
@@ -387,6 +391,14 @@ def test_floors_hold_for_what_training_makes_of_what_was_asked_for(
     assert out.stat().st_size < 0.15 * model.stat().st_size
     assert work.is_dir()
     assert not list(work.iterdir()), "the state of a complete training is removed"
+
+
+def test_what_was_told_is_trained_however_loud_its_noise_is() -> None:
+    """An EfficientNet in 4 bits per channel has -2 dB before training."""
+    judge: Any = SimpleNamespace(budget=Budget(min_sqnr=5.0), score=None, lowest_sqnr=5.0)
+    before = Quality([], -12.0, 0.1, 58, 64)
+    assert floor_met(before, lowered(judge, told=True), generated=False) is None
+    assert floor_met(before, lowered(judge, told=False), generated=False) is not None
 
 
 def test_values_have_the_shapes_of_the_file(teacher: Model) -> None:
