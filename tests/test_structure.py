@@ -22,9 +22,13 @@ from onnxc.propose import passes_of
 from onnxc.recipe import Recipe, parse_passes
 from onnxc.report import Report
 from onnxc.session import Session
+from onnxc.structure import choice
 from onnxc.structure.planned import UNMET, Aim, Clock
+from onnxc.structure.prospects import Prospects
+from tests import trained
 from tests.emission import model, node, samples, weight
 from tests.factored import MODELS, context_of, limited
+from tests.unpriced import pretend_everything_pays
 
 STRUCTURAL = {"prune-channels", "factor-matmul", "factor-conv"}
 PLAIN = "quantize-static,quantize-dynamic,store-int8,store-low-bit,store-codebook,store-float16"
@@ -221,3 +225,17 @@ def test_samples_that_are_kept_apart_are_not_among_those_that_are_fitted(kind: s
     assert len(fitted) == 14
     assert [int(each[name][0, 0]) for each in fitted.take(14)] == expected
     assert fitted.digest != whole.digest
+
+
+def test_where_planning_takes_long_the_report_says_what_a_form_may_win(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No form is made, but every pass says what speaks for it or against it."""
+    pretend_everything_pays(monkeypatch)
+    monkeypatch.setattr(choice, "LONGEST", -1.0)
+    monkeypatch.setattr(Prospects, "made", lambda *_: pytest.fail("a form was made"))
+    data, out = list(trained.samples("lstm", 48)), tmp_path / "out.onnx"
+    report = optimize(trained.MODELS / "lstm.onnx", out, calib=data, prices=tmp_path / "prices.json")
+    assert report.changed
+    assert any(note.startswith("smaller forms may win here (prune-channels), but planning") for note in report.notes)
+    assert any(note.startswith("factor-matmul: not tried: ") for note in report.notes)

@@ -35,6 +35,7 @@ class Outcome:
 class ExactPass(ABC):
     """A rewrite after which every output is equal to float rounding (rtol 1e-3, atol 1e-5)."""
 
+    kind: ClassVar[str] = "exact"
     name: ClassVar[str]
 
     @abstractmethod
@@ -50,6 +51,7 @@ class ExactPass(ABC):
 class FinishingPass(ABC):
     """An exact rewrite of what is about to be delivered, after everything is decided."""
 
+    kind: ClassVar[str] = "exact"
     name: ClassVar[str]
 
     @abstractmethod
@@ -61,6 +63,7 @@ class FinishingPass(ABC):
 class TrainingPass(ABC):
     """A pass that trains the chosen plan before it is measured; only where it is named, and for so many minutes."""
 
+    kind: ClassVar[str] = "training"
     name: ClassVar[str]
 
     minutes: float = 10.0
@@ -120,6 +123,7 @@ class StructuralPass(ABC):
         unasked: whether it is tried where nobody named it: it makes offers.
     """
 
+    kind: ClassVar[str] = "structural"
     name: ClassVar[str]
     automatic: ClassVar[bool] = False
     unasked: ClassVar[bool] = False
@@ -143,6 +147,7 @@ class LossyPass(ABC):
         opset: lowest opset of the model that has the operators it writes.
     """
 
+    kind: ClassVar[str] = "lossy"
     name: ClassVar[str]
     opset: ClassVar[int] = 7
 

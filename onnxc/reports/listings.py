@@ -9,22 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from onnxc.contract.passes import ExactPass, FinishingPass, LossyPass, StructuralPass, TrainingPass
 from onnxc.reports.figures import amount, operations
 from onnxc.reports.report_page import MOST_ROWS, print_refusals
 from onnxc.reports.tables import print_sentences, print_table
 
 if TYPE_CHECKING:
     from onnxc.inspection import Inspection
-
-
-KINDS = {
-    ExactPass: "exact",
-    FinishingPass: "exact",
-    StructuralPass: "structural",
-    LossyPass: "lossy",
-    TrainingPass: "training",
-}
 
 
 def print_inspection(found: Inspection, console: Console) -> None:
@@ -74,8 +64,7 @@ def print_passes(passes: Mapping[str, type[Any]], console: Console) -> None:
         summary = first_sentence(kind.__doc__ or "")
         own = [each for each in fields(kind) if each.init] if is_dataclass(kind) else []
         shown = ", ".join(f"{each.name}={_default(each)}" for each in own)
-        what = next((word for base, word in KINDS.items() if issubclass(kind, base)), "")
-        rows.append([name, what, summary, shown])
+        rows.append([name, getattr(kind, "kind", ""), summary, shown])
     print_table(console, ["pass", "kind", "what it does", "fields"], rows)
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from time import process_time
 
+from onnxc.contract.context import Context
 from onnxc.contract.passes import StructuralPass
 from onnxc.errors import DataError, ModelError
 from onnxc.judge import Judge
@@ -55,17 +56,25 @@ class Choice:
             return self.whole
         clock = Clock(self.prices, self.stamp)
         whole = clock.took("the whole model", self.seconds)
-        if whole > LONGEST:
-            said = f"smaller forms are not tried unasked: planning takes {whole:.0f} s, and would take as long again"
-            return replace(self.whole, notes=[*self.whole.notes, f"{said}; name a pass ({words(passes)}) to have it"])
         clock.allowed, clock.spent = max(ALWAYS, SHARE * whole), 0.0
         if not self.whole.planning.problem.noise:
             self.whole.planning.sensitivities(trial)
         prospects = Prospects(self.whole, trial, self.judge, clock, aim, self.stamp, self.say, notes=self.notes)
         context = prospects.context()
+        if whole > LONGEST:
+            return self.told(passes, prospects, context, whole)
         found = self.planned([cut for each in passes for cut in prospects.of(each, context)], prospects, whole)
         found.planning.proposals.refusals += prospects.refusals
         return replace(found, notes=[*found.notes, *self.notes])
+
+    def told(self, passes: Sequence[StructuralPass], prospects: Prospects, context: Context, whole: float) -> Planned:
+        """The whole model's plan, with what the passes say of it: no form is made, where planning takes so long."""
+        promising = [each.name for each in passes if prospects.offered(each, context)]
+        if promising:
+            said = f"smaller forms may win here ({', '.join(promising)}), but planning takes {whole:.0f} s"
+            self.notes.append(f"{said}, and would take as long again for each: name the pass to have it")
+        self.whole.planning.proposals.refusals += prospects.refusals
+        return replace(self.whole, notes=[*self.whole.notes, *self.notes])
 
     def planned(self, cuts: Sequence[Cut], prospects: Prospects, whole: float) -> Planned:
         """The best of the whole model's plan and those of the most promising of ``cuts``; planning one of them takes
@@ -115,8 +124,3 @@ class Choice:
             return best
         self.notes.append(f"{cut.text}; {what}; {old}")
         return replace(made, notes=[*made.notes, *(f"{cut.by}: {note}" for note in cut.level.notes)])
-
-
-def words(passes: Sequence[StructuralPass]) -> str:
-    """The names of ``passes``."""
-    return ", ".join(each.name for each in passes)

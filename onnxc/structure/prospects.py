@@ -92,20 +92,28 @@ class Prospects:
 
     def of(self, instance: StructuralPass, context: Context) -> list[Cut]:
         """What a pass offers, as far as it is worth making."""
-        self.say(f"{instance.name}: looking for what a smaller form would save")
-        start = process_time()
         try:
-            offers = instance.offers(context)
-            self.clock.took(f"{instance.name} offers", process_time() - start)
-            self.refusals += offers.refusals
-            if offers.reason:
-                self.notes.append(f"{instance.name}: not tried: {offers.reason}")
-            return self.made(instance.name, offers.found)
+            return self.made(instance.name, self.offered(instance, context))
         except (ModelError, DataError) as error:
             self.notes.append(f"{instance.name}: not tried: {error}")
             return []
         finally:
             drop_pages()
+
+    def offered(self, instance: StructuralPass, context: Context) -> tuple[Offer, ...]:
+        """What a pass offers; what it says against it goes into notes and refusals."""
+        self.say(f"{instance.name}: looking for what a smaller form would save")
+        start = process_time()
+        try:
+            offers = instance.offers(context)
+        except (ModelError, DataError) as error:
+            self.notes.append(f"{instance.name}: not tried: {error}")
+            return ()
+        self.clock.took(f"{instance.name} offers", process_time() - start)
+        self.refusals += offers.refusals
+        if offers.reason:
+            self.notes.append(f"{instance.name}: not tried: {offers.reason}")
+        return offers.found
 
     def made(self, by: str, offers: tuple[Offer, ...]) -> list[Cut]:
         """The promising ones of ``offers``: the middle one is made first, then what its noise says is the best."""
