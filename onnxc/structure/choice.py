@@ -13,6 +13,7 @@ from time import process_time
 from onnxc.contract.context import Context
 from onnxc.contract.passes import StructuralPass
 from onnxc.errors import DataError, ModelError
+from onnxc.file.storage import drop_pages
 from onnxc.judge import Judge
 from onnxc.model import Model
 from onnxc.price_file import PriceFile
@@ -59,6 +60,8 @@ class Choice:
         clock.allowed, clock.spent = max(ALWAYS, SHARE * whole), 0.0
         if not self.whole.planning.problem.noise:
             self.whole.planning.sensitivities(trial)
+        self.whole.planning.coder.forget()
+        drop_pages()
         prospects = Prospects(self.whole, trial, self.judge, clock, aim, self.stamp, self.say, notes=self.notes)
         context = prospects.context()
         if whole > LONGEST:
