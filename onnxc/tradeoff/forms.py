@@ -44,6 +44,9 @@ def walk_forms(run: Run, whole: Walk, say: Progress, started: float) -> None:
         if cut is None or cut.text in seen:
             continue
         seen.add(cut.text)
+        ladder = [each for each in targets(run.judge.lowest_sqnr) if cut.noise < ROOM * 10 ** (-each / 10)]
+        if not ladder:
+            continue
         if clock.spent > clock.allowed:
             run.notes.append(f"{cut.text}: not walked down, the time for smaller forms is used up")
             return
@@ -56,7 +59,6 @@ def walk_forms(run: Run, whole: Walk, say: Progress, started: float) -> None:
             continue
         form.shaped(cut.lead, cut.noise)
         builder = Builder(run, whole.record, whole.builder.found, form, say, form=cut.text)
-        ladder = [each for each in targets(run.judge.lowest_sqnr) if cut.noise < ROOM * 10 ** (-each / 10)]
         Walk(run, whole.record, form, builder, ladder=ladder).down()
         clock.took(f"walking down {cut.text}", process_time() - start)
 
