@@ -13,12 +13,10 @@ from onnxc.codes.grids import (
     Matrix,
     ScaledGrid,
     block_values,
-    lowest_digit,
     nearest_words,
     parts,
     rounded_up,
-    step_scale,
-    step_unit,
+    stored_blocks,
 )
 from onnxc.codes.hqq import half_quadratic_grid
 
@@ -54,13 +52,19 @@ def even_scale_of(matrix: Matrix, levels: int, importance: Matrix) -> Matrix:
     return np.asarray(best, np.float32)
 
 
-def block_grid(matrix: Matrix, levels: int, block: int, importance: Matrix, limit: int) -> BlockGrid:
-    """Steps and offsets with the least weighted squared error for every block of W [G, K, N], in units of codes.
+def block_grid(
+    matrix: Matrix, levels: int, block: int, importance: Matrix, limit: int, rounding: str = "gptq"
+) -> BlockGrid:
+    """Steps and offsets with the least weighted squared error for every block of W [G, K, N], in units of codes, or
+    those of HQQ.
 
     Args:
         importance: [G, K]; limit: the largest magnitude of a value.
     """
-    each = [block_grid_of(matrix[:, :, part], levels, block, importance, limit) for part in parts(matrix)]
+    each = []
+    for part in parts(matrix):
+        made = block_grid_of(matrix[:, :, part], levels, block, importance, limit)
+        each.append(half_quadratic_grid(matrix[:, :, part], made, limit) if rounding == "hqq" else made)
     if len(each) == 1:
         return each[0]
     steps, offsets = (
@@ -75,22 +79,15 @@ def block_grid_of(matrix: Matrix, levels: int, block: int, importance: Matrix, l
     blocks = matrix.reshape(groups, depth // block, block, outputs)
     weights = importance.reshape(groups, depth // block, block, 1)
     low, high = np.minimum(blocks.min(2), 0.0), np.maximum(blocks.max(2), 0.0)
-    unit, lowest, least = step_unit(levels), lowest_digit(levels), np.full(low.shape, np.inf, np.float32)
-    highest, widest = lowest + levels - 1, np.floor((2 * limit - 1) * 255 / 254)
+    least = np.full(low.shape, np.inf, np.float32)
     steps, offsets = np.zeros(low.shape, np.uint8), np.zeros(low.shape, np.int8)
     for shrink in SHRINKS:
         bottom, top = np.maximum(low * shrink, -limit), np.minimum(high * shrink, limit)
-        step = np.clip(np.rint((top - bottom) / (levels - 1) * unit), 1, widest)
-        scale = step_scale(levels, step)
-        offset = np.rint(bottom - lowest / scale)  # the outermost codes stay within the limit: kernels could overflow
-        offset = np.clip(offset, -limit - np.rint(lowest / scale), limit - np.rint(highest / scale))
+        step, offset = stored_blocks(levels, limit, (top - bottom) / (levels - 1), bottom)
         error = (weights * (blocks - block_values(blocks, levels, step, offset)) ** 2).sum(2)
         better = error < least
         least = np.where(better, error, least)
-        steps, offsets = (
-            np.where(better, step, steps).astype(np.uint8),
-            np.where(better, offset, offsets).astype(np.int8),
-        )
+        steps, offsets = np.where(better, step, steps), np.where(better, offset, offsets)
     return BlockGrid(levels, block, steps, offsets)
 
 
@@ -161,6 +158,5 @@ def make_grid(
         return EvenGrid(count), scale
     scaled = matrix / scale[:, None]
     if chosen.block:
-        grid = block_grid(scaled, chosen.levels, chosen.block, importance, levels)
-        return (half_quadratic_grid(scaled, grid, levels) if chosen.rounding == "hqq" else grid), scale
+        return block_grid(scaled, chosen.levels, chosen.block, importance, levels, chosen.rounding), scale
     return codebook_grid(scaled, chosen.dimension, importance, (scale / scale.max()) ** 2, levels), scale

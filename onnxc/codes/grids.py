@@ -139,6 +139,17 @@ def step_scale(levels: int, steps: NDArray[Any]) -> Matrix:
     return np.asarray(step_unit(levels) / np.maximum(steps.astype(np.float32), np.float32(1.0)), np.float32)
 
 
+def stored_blocks(levels: int, limit: int, scale: Matrix, bottom: Matrix) -> tuple[NDArray[np.uint8], NDArray[np.int8]]:
+    """Steps and offsets as they are stored, of blocks whose lowest digit stands for ``bottom`` and whose digits are
+    ``scale`` apart [G, K / block, N]: the outermost codes stay within ``limit``, since kernels could overflow.
+    """
+    lowest = lowest_digit(levels)
+    steps = np.clip(np.rint(scale * step_unit(levels)), 1, np.floor((2 * limit - 1) * 255 / 254)).astype(np.uint8)
+    wide = step_scale(levels, steps)
+    least, most = -limit - np.rint(lowest / wide), limit - np.rint((lowest + levels - 1) / wide)
+    return steps, np.clip(np.rint(bottom - lowest / wide), least, most).astype(np.int8)
+
+
 def block_values(blocks: Matrix, levels: int, steps: NDArray[Any], offsets: NDArray[Any]) -> Matrix:
     """What blocks [G, K / block, block, N] are rounded to with ``steps`` and ``offsets`` [G, K / block, N]."""
     wide, moved = step_scale(levels, steps)[:, :, None], offsets[:, :, None].astype(np.float32)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxc.codes.grids import BlockGrid, Matrix, block_values, lowest_digit, step_scale, step_unit
+from onnxc.codes.grids import BlockGrid, Matrix, block_values, stored_blocks
 
 NORM = 0.7  # p
 COUPLING, GROWTH = 10.0, 1.01  # beta and kappa of the paper
@@ -141,11 +141,7 @@ def half_quadratic_grid(matrix: Matrix, plain: BlockGrid, limit: int) -> BlockGr
     rows = np.ascontiguousarray(blocks.swapaxes(2, 3)).reshape(-1, block)
     found = hqq(rows, levels, whole_zero=False)
     scale, zero = (each.reshape(groups, -1, outputs) for each in (found.scale, found.zero))
-    lowest = lowest_digit(levels)
-    steps = np.clip(np.rint(scale * step_unit(levels)), 1, np.floor((2 * limit - 1) * 255 / 254)).astype(np.uint8)
-    stored = step_scale(levels, steps)
-    least, most = -limit - np.rint(lowest / stored), limit - np.rint((lowest + levels - 1) / stored)
-    offsets = np.clip(np.rint(-(zero + lowest) * scale), least, most).astype(np.int8)
+    steps, offsets = stored_blocks(levels, limit, scale, -zero * scale)
     own, other = (
         (np.abs(blocks - block_values(blocks, levels, *each)) ** np.float32(NORM)).sum(2, dtype=np.float64)
         for each in ((steps, offsets), (plain.steps, plain.offsets))
