@@ -11,7 +11,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -42,7 +42,12 @@ class Samples(Protocol):
     def __iter__(self) -> Iterator[Sample]: ...
 
 
-TOO_FEW = "{} rows were seen of its {} inputs, too few to fit a smaller form to unless it is asked for"
+def too_few(seen: Iterable[tuple[int, int]]) -> str | None:
+    """Why nothing is fitted unasked to so many rows of so many inputs, None where there is no reason: fewer rows than
+    inputs say nothing of most directions, and what is fitted to them is right for these samples alone.
+    """
+    said = "{} rows were seen of its {} inputs, too few to fit a smaller form to unless it is asked for"
+    return next((said.format(rows, inputs) for rows, inputs in seen if rows < inputs), None)
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ from onnxc.coupling.tracing import traced
 from onnxc.data import Calibration, Sample
 from onnxc.errors import DataError, ModelError
 from onnxc.model import Constant, Model
-from onnxc.sequential import TOO_FEW
+from onnxc.sequential import too_few
 from onnxc.session import Options, Session
 
 Importance = Literal["obs", "variance", "norm", "gradient"]
@@ -174,10 +174,9 @@ class Channels:
                 else:
                     costs = [1.0 if stakes is None else stakes.cost(each.reader.weight) for each in mine]
                     met = [moments[each.reader] for each in mine]
-                    short = [(int(each.own[0, -1, -1]), each.own.shape[-1] - 1) for each in met]
-                    few = next((TOO_FEW.format(*each) for each in short if each[0] < each[1]), "")
-                    if stakes is not None and few:  # nothing but these samples would be learned
-                        group.pinned = self.short = few
+                    reason = too_few((int(each.own[0, -1, -1]), each.own.shape[-1] - 1) for each in met)
+                    if stakes is not None and reason is not None:
+                        group.pinned = self.short = reason
                         self.refused.append(group)
                         continue
                     problems = [problem(group, *each) for each in zip(mine, met, costs, strict=True)]

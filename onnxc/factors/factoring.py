@@ -15,9 +15,9 @@ from onnxc.contract.context import Context, Stakes
 from onnxc.contract.passes import Level, Offer, Offers
 from onnxc.errors import DataError, ModelError
 from onnxc.factors.goals import Goal
-from onnxc.factors.units import Job, Stats, Unit
+from onnxc.factors.units import Job, Unit
 from onnxc.model import Model
-from onnxc.sequential import TOO_FEW, Walk, stages, statistics
+from onnxc.sequential import Walk, stages, statistics, too_few
 from onnxc.session import Session, measure_ratio
 
 SAMPLES = 128  # most that are looked at
@@ -155,7 +155,9 @@ class Factoring:
                     for unit in stage:
                         assert isinstance(unit, Unit)
                         seen.add(unit.name)
-                        if goals[0].stakes is not None and (reason := too_few_rows(unit, stats)) is not None:
+                        met = [stats[each.key] for each in unit.readings if each.key in stats]
+                        reason = too_few((each.rows, each.moment.shape[-1]) for each in met if each.moment is not None)
+                        if goals[0].stakes is not None and reason is not None:
                             self.refused.append(f"{unit.name}: not factored, {reason}")
                             self.units = [each for each in self.units if each is not unit]
                         else:
@@ -206,12 +208,3 @@ class Factoring:
             if best >= SLOWEST:
                 return None
         return f"would run {best:.2f} times as fast"
-
-
-def too_few_rows(unit: Unit, stats: Stats) -> str | None:
-    """Why nothing is fitted to what ``unit`` met unless it was asked for: fewer rows than inputs have nothing to say of
-    most directions, and what is fitted to them is right for these samples alone.
-    """
-    met = [stats[reading.key] for reading in unit.readings if reading.key in stats]
-    short = [(each.rows, each.moment.shape[-1]) for each in met if each.moment is not None]
-    return next((TOO_FEW.format(rows, inputs) for rows, inputs in short if rows < inputs), None)
