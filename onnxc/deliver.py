@@ -90,9 +90,11 @@ def loads_of(judge: Judge, path: Path, prices: PriceFile) -> tuple[LoadCost, Loa
     return first, second
 
 
-def original_load(judge: Judge, prices: PriceFile, name: str) -> float:
-    """Seconds that the original takes to load, from the price file where they are known under ``name``."""
-    key = f"load of {name} {judge.options.threads} threads"
+def original_load(judge: Judge, prices: PriceFile) -> float:
+    """Seconds that the original takes to load, from the price file where they are known."""
+    weights = "\n".join(f"{each.name} {each.shape}" for each in judge.original.graph.weights)
+    name = hashlib.sha256(f"{judge.original.source_bytes}\n{weights}".encode()).hexdigest()[:24]
+    key = f"load of the original {name} {judge.options.threads} threads"
     if key not in prices.entries:
         source = judge.original.path
         with TemporaryDirectory(prefix="onnxc-", ignore_cleanup_errors=True) as folder:

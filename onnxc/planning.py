@@ -130,8 +130,8 @@ class Planning:
         if self.problem.noise and self.problem.has_small_codes:  # it may have taken too long to load
             noise = predicted_noise(self.problem, best.plan.compute, best.plan.stored)
             most = predicted_loading(self.problem, best.plan) * LIGHTER / max(self.judge.loading, 1.0)
+            self.problem.most_loading = most
             for share in QUIETER:
-                self.problem.most_loading = most
                 lighter = light(self.problem, noise * share)
                 if lighter.key not in seen:
                     seen.add(lighter.key)
@@ -151,10 +151,10 @@ class Planning:
 
     def loading(self) -> float | None:
         """Seconds in which weights may unfold at load, so that the file loads in time; None where that is not known."""
-        context, judge = self.context, self.judge
-        if not self.problem.has_small_codes or not context.target.measured:
+        judge = self.judge
+        if not self.problem.has_small_codes or not self.context.target.measured:
             return None
-        before = original_load(judge, self.prices, structure(context))
+        before = original_load(judge, self.prices)
         allowed = load_allowed(judge.budget.max_load_time, before)
         return max(allowed - GRAPH * before, 0.0) / ARRIVES
 
@@ -245,12 +245,8 @@ class Planning:
         self.problem.compute = collect(self.lossy, self.context).compute
 
 
-def structure(context: Context) -> str:
-    """What tells a model from others in the price file."""
-    what = [f"{site.operator} {site.weight.shape}" for site in context.sites if site.weight is not None]
-    return hashlib.sha256("\n".join(what).encode()).hexdigest()[:16]
-
-
 def solving_key(context: Context) -> str:
     """The entry of the price file for the seconds that solving all weights of a model takes."""
-    return f"solving {structure(context)} | {len(context.samples or ())} samples | {cpu_name()}"
+    what = [f"{site.operator} {site.weight.shape}" for site in context.sites if site.weight is not None]
+    digest = hashlib.sha256("\n".join(what).encode()).hexdigest()[:16]
+    return f"solving {digest} | {len(context.samples or ())} samples | {cpu_name()}"

@@ -24,5 +24,3 @@ class Recover(TrainingPass):
     """
 
     name: ClassVar[str] = "recover"
-
-    minutes: float = 10.0
