@@ -62,7 +62,7 @@ def measure(
     shapes: Mapping[str, tuple[int, ...]],
     options: Options,
     prices: PriceFile,
-    seconds: float = 2.0,
+    seconds: float = 1.5,
 ) -> Prices:
     """Seconds of every site in every mode it has a candidate for.
 

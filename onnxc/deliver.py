@@ -24,7 +24,7 @@ from onnxc.session import Ratio, Session, measure_ratio
 
 SLOWEST = 0.98
 SAMPLES = 16
-SECONDS = 3.0
+SECONDS = 2.0
 ATTEMPTS = 3  # a busy machine must not decide: slower is believed when it is measured so often
 LOAD_NOISE = 0.05  # seconds: a difference below it is no reason to reject what nobody asked to load fast
 

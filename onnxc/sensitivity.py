@@ -1,8 +1,9 @@
 """What each rounding alone does to the model's outputs. In: the model, its candidates, a few samples. Out: noise.
 
-One probe model holds every rounding behind a switch: tensor t becomes Where(switch, rounded t, t), for quantized
-activations and for weights. One session, run once with each switch alone on, gives the relative noise of the
-outputs that each causes. Noise powers of different roundings add, so a plan's noise is estimated by a sum.
+One probe model holds every rounding: a quantized tensor t becomes Where(switch, rounded t, t), and a weight is an
+input, so that a run reads it where it lies and only the one that is rounded is ever unfolded. One session, run once
+with each rounding alone on, gives the relative noise of the outputs that each causes. Noise powers of different
+roundings add, so a plan's noise is estimated by a sum.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from onnxc.contract.candidates import Activation
 from onnxc.encoding import Codes
 from onnxc.file.storage import drop_pages
 from onnxc.histograms import Histogram
-from onnxc.model import Model, Node, Tensor, Variable
+from onnxc.model import Constant, Model, Tensor, Variable
 from onnxc.price_file import cpu_name
 from onnxc.refining import refine
 from onnxc.rewriting.rewriter import Rewriter
@@ -45,23 +46,35 @@ class Probe:
     """The model with a switch on every rounding.
 
     Attributes:
-        model: with the switches and the activations' scales and zero points as further inputs.
-        switches: key -> name of its switch (a bool scalar).
+        model: with the weights, the switches and the activations' scales and zero points as further inputs.
+        switches: key of an activation -> name of its switch (a bool scalar).
+        weights: key of a weight -> name of the input that holds it, and its codes.
         parameters: key of a static activation -> names of its scale and zero point inputs.
         resting: every further input with the value it has when nothing is rounded.
     """
 
     model: Model
     switches: dict[str, str] = field(default_factory=dict)
+    weights: dict[str, tuple[str, Codes]] = field(default_factory=dict)
     parameters: dict[str, tuple[str, str]] = field(default_factory=dict)
     resting: dict[str, np.ndarray] = field(default_factory=dict)
 
-    def add_input(self, name: str, value: np.generic) -> Variable:
-        """A further scalar input that holds ``value`` at rest."""
-        tensor = Variable(self.model.unique(name), value.dtype, [])
+    def keys(self) -> list[str]:
+        """Of all roundings."""
+        return [*self.weights, *self.switches]
+
+    def add_input(self, name: str, value: np.generic | np.ndarray) -> Variable:
+        """A further input that holds ``value`` at rest."""
+        tensor = Variable(self.model.unique(name), value.dtype, list(value.shape))
         self.model.graph.inputs.append(tensor)
-        self.resting[tensor.name] = np.asarray(value)
+        self.resting[tensor.name] = np.ascontiguousarray(value) if value.shape else np.asarray(value)
         return tensor
+
+    def free(self, weight: Constant, codes: Codes) -> None:
+        """``weight`` becomes an input, of which `Meter.on` may hand in ``codes`` instead."""
+        given = self.add_input(f"{weight.name}_given", weight.values)
+        self.weights[weight_key(weight.name)] = given.name, codes
+        self.model.redirect(weight, given)
 
     def switch(self, key: str, rewriter: Rewriter, tensor: Tensor, rounded: Tensor) -> None:
         """Every reader of ``tensor`` now reads ``rounded`` while the switch of ``key`` is on."""
@@ -94,47 +107,29 @@ def telling(
 def build_probe(model: Model, activations: Sequence[Activation], weights: Mapping[str, Codes]) -> Probe:
     """Put every rounding of ``activations`` and ``weights`` behind a switch."""
     copy = model.copy()
-    probe, rewriter = Probe(copy), Rewriter(copy, dict(weights))
-    for name in weights:
-        tables = [
-            node for node in rewriter.tensors[name].outputs if node.op == "Gather" and node.inputs[0].name == name
-        ]
-        if tables and len(tables) == len(rewriter.tensors[name].outputs):
-            for node in tables:  # a table is never unfolded as a whole
-                probe.switch(weight_key(name), rewriter, node.outputs[0], gathered(rewriter, node, name))
-            continue
-        # DequantizeLinear is never folded: the rounded weight exists only while it is read
-        probe.switch(weight_key(name), rewriter, rewriter.tensors[name], rewriter.weights.dequantized(name))
+    probe, rewriter = Probe(copy), Rewriter(copy, {})
+    for name, codes in weights.items():
+        held = rewriter.tensors[name]
+        assert isinstance(held, Constant)
+        probe.free(held, codes)
     for activation in activations:
         tensor, key = rewriter.tensors[activation.tensor], activation_key(activation)
         if activation.dynamic:
             parts = [f"{tensor.name}_{part}" for part in ("codes", "scale", "zero")]
-            codes = copy.insert("DynamicQuantizeLinear", [tensor], parts).outputs
+            parameters = copy.insert("DynamicQuantizeLinear", [tensor], parts).outputs
         else:
             scale = probe.add_input(f"{tensor.name}_scale", activation.scale)
             zero = probe.add_input(f"{tensor.name}_zero", activation.zero_point)
             probe.parameters[key] = (scale.name, zero.name)
-            codes = [
+            parameters = [
                 copy.insert("QuantizeLinear", [tensor, scale, zero], [f"{tensor.name}_codes"]).outputs[0],
                 scale,
                 zero,
             ]
-        rounded = copy.insert("DequantizeLinear", list(codes), [f"{tensor.name}_rounded"]).outputs[0]
+        rounded = copy.insert("DequantizeLinear", list(parameters), [f"{tensor.name}_rounded"]).outputs[0]
         probe.switch(key, rewriter, tensor, rounded)
     copy.tidy()
     return probe
-
-
-def gathered(rewriter: Rewriter, node: Node, weight: str) -> Tensor:
-    """What ``node`` would gather from the codes of ``weight``, times the scales of the same rows."""
-    insert, indices = rewriter.model.insert, node.inputs[1]
-    axis = node.attrs.get("axis", 0)
-    rows = insert("Gather", [rewriter.weights.coded(weight), indices], [f"{weight}_rows"], axis=axis).outputs[0]
-    floats = insert("Cast", [rows], [f"{weight}_row_floats"], to=1).outputs[0]
-    scales = rewriter.weights.scale(weight, "broadcast")
-    if rewriter.codes[weight].axis == axis:
-        scales = insert("Gather", [scales, indices], [f"{weight}_row_scales"], axis=axis).outputs[0]
-    return insert("Mul", [floats, scales], [f"{weight}_rows_rounded"]).outputs[0]
 
 
 class Meter:
@@ -147,7 +142,7 @@ class Meter:
         options: Options,
         session: Session | None = None,
     ) -> None:
-        """``session``: of the probe, where there is one: each holds all weights twice."""
+        """``session``: of the probe, where there is one."""
         self.probe, self.samples = probe, list(samples)
         self.session = session or Session(probe.model, options)
         self.outputs = [info.name for info in self.session.outputs]
@@ -187,7 +182,10 @@ class Meter:
         return self.on(key) | {scale: np.asarray(activation.scale), zero: np.asarray(activation.zero_point)}
 
     def on(self, key: str) -> dict[str, np.ndarray]:
-        """The change that turns the switch of ``key`` on."""
+        """The change that makes the rounding of ``key``."""
+        if key in self.probe.weights:
+            name, codes = self.probe.weights[key]
+            return {name: np.ascontiguousarray(codes.restored())}
         return {self.probe.switches[key]: np.asarray(True)}
 
 
@@ -216,17 +214,17 @@ def measure(
     """
     probe = build_probe(model, activations, weights)
     drop_pages()
-    start = perf_counter()
     meter = Meter(probe, samples[:1], options)
-    noise = loudness(meter)
+    start = perf_counter()
+    meter.noise({})
     taken = max(perf_counter() - start, 1e-6)
     once = taken if prices is None else prices.setdefault(pace_key(probe, samples, options), taken)
-    count = int(np.clip(seconds / once, 1, min(len(samples), HEARD)))
+    count = int(np.clip(seconds / (once * runs_of(len(probe.keys()))), 1, min(len(samples), HEARD)))
     if count > 1:
         meter = Meter(probe, samples[:count], options, meter.session)
-        noise = loudness(meter)
+    noise = loudness(meter)
     static = [activation for activation in activations if not activation.dynamic]
-    refined = refined_ranges(meter, static, noise, samples, options, ranges, refining / (once / max(len(noise), 1)))
+    refined = refined_ranges(meter, static, noise, samples, options, ranges, refining / once)
     if refined:
         for activation in static:
             if activation.tensor in refined:
@@ -258,7 +256,7 @@ def loudness(meter: Meter) -> Noise:
     """The noise of every rounding alone. Of many, groups are heard first: only where one is loud, its members are;
     the members of a quiet group share its noise.
     """
-    keys = list(meter.probe.switches)
+    keys = meter.probe.keys()
     if len(keys) <= FEW_SWITCHES:
         return {key: meter.noise(meter.on(key)) for key in keys}
     groups = [keys[start : start + TOGETHER] for start in range(0, len(keys), TOGETHER)]
@@ -273,11 +271,16 @@ def loudness(meter: Meter) -> Noise:
     return noise
 
 
+def runs_of(switches: int) -> int:
+    """About how many runs of a sample `loudness` takes, where half of the groups are loud."""
+    return max(switches if switches <= FEW_SWITCHES else switches // TOGETHER + switches // 2, 1)
+
+
 def pace_key(probe: Probe, samples: Sequence[Mapping[str, np.ndarray]], options: Options) -> str:
-    """The entry of the price file for the seconds that all roundings of a probe take on its first sample."""
-    what = [*probe.switches, *(f"{name}{np.shape(value)}" for name, value in samples[0].items())]
+    """The entry of the price file for the seconds that a run of a probe takes on its first sample."""
+    what = [*probe.keys(), *(f"{name}{np.shape(value)}" for name, value in samples[0].items())]
     digest = hashlib.sha256("\n".join(what).encode()).hexdigest()[:16]
-    return f"probe {digest} | {options.threads} threads | onnxruntime {runtime_version()} | {cpu_name()}"
+    return f"run of a probe {digest} | {options.threads} threads | onnxruntime {runtime_version()} | {cpu_name()}"
 
 
 def power(value: np.ndarray) -> float:
