@@ -16,6 +16,7 @@ from .quantize_lstm import QuantizeLstm
 from .quantize_static import QuantizeStatic
 from .raise_opset import RaiseOpset
 from .recover import Recover
+from .shorten_gelu import ShortenGelu
 from .simplify import Simplify
 from .smooth_activations import SmoothActivations
 from .store_codebook import StoreCodebook
@@ -30,6 +31,7 @@ PASSES: tuple[type, ...] = (
     Simplify,
     UnfoldFrames,
     PlainLinears,
+    ShortenGelu,
     StripDebug,
     RaiseOpset,
     FlushSubnormals,
