@@ -7,6 +7,7 @@ from .flush_subnormals import FlushSubnormals
 from .fold_sparse import FoldSparse
 from .merge_duplicates import MergeDuplicates
 from .plain_linears import PlainLinears
+from .plain_normalization import PlainNormalization
 from .prune_channels import PruneChannels
 from .prune_weights import PruneWeights
 from .quantize_decode import QuantizeDecode
@@ -31,6 +32,7 @@ PASSES: tuple[type, ...] = (
     Simplify,
     UnfoldFrames,
     PlainLinears,
+    PlainNormalization,
     ShortenGelu,
     StripDebug,
     RaiseOpset,

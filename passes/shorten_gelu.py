@@ -19,7 +19,7 @@ from onnxc.contract.passes import ExactPass, Outcome
 from onnxc.model import Graph, Model, Node, Tensor
 
 from .facts import Borders, number, producer, remove, standard
-from .polynomials import RULES, Expansion
+from .polynomials import RULES, Expansion, close, letters
 
 GELU_OPSET = 20
 SLOPE, CUBE = np.sqrt(2 / np.pi), np.sqrt(2 / np.pi) * 0.044715  # Hendrycks and Gimpel, 2016
@@ -90,19 +90,16 @@ def _found(model: Model, borders: Borders, node: Node) -> tuple[Tensor, Tensor, 
     """x, the result, the factors of x and of its cube inside the Tanh, and the nodes in between."""
     tanh = node.outputs[0]
     for x in _sources(node.inputs[0]):
-        inner = Expansion(model, borders, x, None)
+        inner = Expansion(model, borders, letters(x=x))
         bent = inner.of(node.inputs[0])
-        if bent is None or {power for power, _ in bent} != {1, 3}:
+        if bent is None or bent.keys() != {(("x", 1),), (("x", 3),)}:
             continue
         reader, steps = borders.only_reader(tanh), 0
         while reader is not None and len(reader.outputs) == 1 and steps < STEPS:
-            outer = Expansion(model, borders, x, tanh)
-            whole = outer.of(reader.outputs[0])
-            if whole is None:
-                break
-            if whole.keys() == {(1, 0), (1, 1)} and np.allclose(list(whole.values()), 0.5, rtol=1e-6):
-                inside = [node, *inner.nodes.values(), *outer.nodes.values()]
-                return x, reader.outputs[0], bent[1, 0], bent[3, 0], list({id(each): each for each in inside}.values())
+            outer = Expansion(model, borders, letters(x=x, t=tanh))
+            if close(outer.of(reader.outputs[0]), {(("x", 1),): 0.5, (("t", 1), ("x", 1)): 0.5}):
+                inside = {id(each): each for each in (node, *inner.nodes.values(), *outer.nodes.values())}
+                return x, reader.outputs[0], bent[("x", 1),], bent[("x", 3),], list(inside.values())
             reader, steps = borders.only_reader(reader.outputs[0]), steps + 1
     return None
 
