@@ -49,6 +49,7 @@ from onnxc.propose import Chosen, check_kept, collect, passes_of, with_training
 from onnxc.recipe import Budget, PassRequest, Recipe, load_recipe, parse_passes
 from onnxc.report import Report
 from onnxc.samples.hooks import Evaluation
+from onnxc.samples.images import is_image
 from onnxc.samples.inputs import index_limits
 from onnxc.search import Trial
 from onnxc.session import Options, Session, runtime_version
@@ -280,8 +281,8 @@ def proposed(run: Run, model: Model) -> Planning:
 
 
 def observed(run: Run, model: Model) -> Context:
-    """The sites of ``model``, with ranges and rows of everything that a static candidate could quantize; nothing is
-    observed on generated inputs.
+    """The sites of ``model``, with ranges and rows of everything that a static candidate could quantize; of generated
+    inputs only what images show of convolutions.
     """
     if run.seen is not None and run.seen.model is model:
         return run.seen
@@ -299,6 +300,13 @@ def observed(run: Run, model: Model) -> Context:
                 seen.shapes |= observe(model, run.judge.timed(1), 1, floats, [], run.options).shapes
         except (ModelError, DataError) as error:  # a tensor inside cannot be an output: no ranges, all else goes on
             run.notes.append(f"activations could not be observed: {error}")
+    elif any(is_image(value) for value in run.samples.take(1)[0].values()):
+        convolutions = [s for s in found if s.graph is model.graph and s.kind == "convolution"]
+        inputs = [s.input for s in convolutions if found.is_float(s.input)]
+        try:
+            seen.imagined = observe(model, run.samples, len(run.samples), inputs, convolutions, run.options)
+        except (ModelError, DataError) as error:
+            run.notes.append(f"what made-up images show could not be observed: {error}")
     run.seen = Context(model, found, seen, run.recipe, where, samples=run.samples, options=run.options)
     return run.seen
 

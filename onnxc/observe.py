@@ -40,6 +40,7 @@ class Observations:
         refined: tensor name -> (low, high) where a range was chosen by its effect on the model's outputs.
         shapes: tensor name -> shape in the first sample.
         samples: how many samples were read; 0 when there was no data.
+        imagined: the same of made-up images, where there was no data: only moments of convolutions say anything.
     """
 
     ranges: dict[str, Histogram] = field(default_factory=dict)
@@ -49,6 +50,7 @@ class Observations:
     moments: dict[str, Array] = field(default_factory=dict)
     refined: dict[str, tuple[float, float]] = field(default_factory=dict)
     spreads: dict[str, Spread] = field(default_factory=dict)
+    imagined: Observations | None = None
 
     def limits(self, tensor: str, method: str = "mse", percentile: float = 99.99) -> tuple[float, float]:
         """(low, high) of a tensor's range; with mse a refined range comes first."""

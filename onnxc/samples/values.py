@@ -12,6 +12,7 @@ import numpy as np
 
 from onnxc.errors import DataError
 from onnxc.runtime.dtypes import numpy_dtype
+from onnxc.samples.images import image_layout, make_image
 
 if TYPE_CHECKING:
     from onnxc.samples.inputs import Demand
@@ -64,6 +65,8 @@ def make_value(
         return np.ones(shape, dtype)
     if dtype.kind not in "iu" and "int" not in dtype.name:
         scale = 0.1 if _STATE.search(name) else 1.0
+        if (layout := image_layout(shape)) is not None:
+            return make_image(shape, layout, random).astype(dtype)
         return (scale * random.standard_normal(shape)).astype(np.float32).astype(dtype)
     keys = [key for key in demand.vocabulary if isinstance(key, int)]
     if keys:
