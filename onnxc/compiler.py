@@ -321,7 +321,9 @@ def recovered(run: Run, planning: Planning) -> Iterator[Trial]:
     recipe = run.recipe
     settings = Settings(recipe.recover, seed=recipe.seed, threads=recipe.threads, work=run.work)
     told = any(told for _, told in run.chosen.lossy)
-    return recovering(run.judge, planning.trials, settings, run.say, told=told, notes=run.notes)
+    return recovering(
+        run.judge, planning.trials, settings, run.say, again=planning.solved_anew, told=told, notes=run.notes
+    )
 
 
 def receipt(run: Run) -> dict[str, str]:

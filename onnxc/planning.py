@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from onnxc.coder import Coder
+from onnxc.codes.formats import parse_format
 from onnxc.contract.context import Context
 from onnxc.contract.passes import LossyPass
 from onnxc.data import Calibration
@@ -196,6 +197,21 @@ class Planning:
                 self.feedback = False
                 self.notes.append(f"weights were solved on the original's activations alone: {error}")
         return build(self.context.model, plan, self.coder)
+
+    def solved_anew(self, trial: Trial) -> Trial | None:
+        """``trial`` with the same formats, all weights solved on what the compressed model feeds them; None where they
+        were, or cannot be.
+        """
+        forms = {name: parse_format(mode) for name, mode in trial.plan.stored.items() if name in trial.plan.coded}
+        free = {name: replace(form, rounding="gptq").name for name, form in forms.items()}
+        plan = replace(trial.plan, stored={**trial.plan.stored, **free})
+        if not free or not possible(self.context) or (self.feedback and plan.stored == trial.plan.stored):
+            return None
+        try:
+            made = build_solved(plan, solve(plan, self.context, self.coder), self.context)
+        except (ModelError, DataError):
+            return None
+        return replace(self.judge.trial(made, plan), before=trial.before)
 
     def judged(self, plan: Plan) -> Trial:
         """``plan`` as a model, held against the original."""

@@ -117,13 +117,18 @@ def search(
             tried.append(judge(plan(problem.in_full_codes())))
             best = tried[-1] if tried[-1].missed is None else None
         if best is None or problem.has_small_codes:
-            known = tried[-1:]
-            if closing() and best is None:
+            known, closed = tried[-1:], closing()
+            if closed and best is None:
                 tried.append(judge(plan(problem.in_full_codes())))
                 known = tried[-1:]
                 best = tried[-1] if tried[-1].missed is None else None
+                closed = False
+            count = len(tried)
             if best is None or problem.has_small_codes:
                 best = bracket(problem, judge, allowed, tried, trials, best, known, judged_by_score=scored)
+            if closed and best is not None and len(tried) == count:  # no other plan: the same one with more care
+                tried.append(judge(best.plan))
+                best = tried[-1] if tried[-1].missed is None and tried[-1].noise < best.noise else best
             limited = problem.most_bytes is not None or problem.most_seconds is not None
             if limited and (best is None or not fits(problem, best.plan)):
                 problem.unlimited()  # out of reach: how near to the limits one can come is still to be said
