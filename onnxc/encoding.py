@@ -132,6 +132,8 @@ def stored_bytes(weight: Weight, chosen: Format = INT8, *, groups: int = 1) -> i
     layout, size = layout_of(weight.shape, weight.channel_axis, groups), prod(weight.shape)
     if chosen != INT8:
         size = packed_bytes(chosen, layout)
+    elif weight.waves is not None:
+        size = weight.waves.bytes
     if not chosen.block and not chosen.dimension:
         zeros = max(weight.zeros, weight.elements * chosen.zeros // 100)
         size = min(size, expected_bytes(weight.elements, zeros, chosen.levels))

@@ -15,6 +15,7 @@ from math import prod
 import networkx as nx
 import numpy as np
 
+from onnxc.codes.waves import Waves
 from onnxc.model import Constant, Graph, Model, Node, Tensor, Variable
 from onnxc.shapes import TensorType, infer
 from onnxc.targets import Target
@@ -65,6 +66,11 @@ class Weight:
     def zeros(self) -> int:
         """How many of its entries are zero."""
         return self.elements - int(np.count_nonzero(self.tensor.values))
+
+    @cached_property
+    def waves(self) -> Waves | None:
+        """What computes it, where it is sampled waves."""
+        return Waves.of(np.asarray(self.tensor.values), self.channel_axis)
 
     @property
     def bytes(self) -> int:

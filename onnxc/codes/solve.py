@@ -15,9 +15,10 @@ from onnxc.codes.descent import descend
 from onnxc.codes.fitting import make_grid
 from onnxc.codes.formats import FULL, INT8, Format
 from onnxc.codes.gptq import Factor, damage, gptq
-from onnxc.codes.grids import Grid, ScaledGrid, lowest_digit
+from onnxc.codes.grids import Grid, ScaledGrid, lowest_digit, rounded_up
 from onnxc.codes.moments import Factors, Given
 from onnxc.codes.packing import NATIVE_OPSET, layout_of, packed
+from onnxc.codes.waves import WAVES_OPSET, PackedWaves, Waves
 from onnxc.contract.context import Context
 from onnxc.encoding import BlockCodes, Codes, round_to_nearest
 from onnxc.sites import Weight
@@ -50,8 +51,10 @@ def solved(
     levels = levels or context.target.weight_levels
     smallest, factor = smallest_scale(weight, context), factors.of(weight) if chosen.rounding == "gptq" else None
     axis = weight.channel_axis
-    if axis is None or (factor is None and chosen == INT8):
+    if axis is None or (factor is None and chosen == INT8 and weight.waves is None):
         return round_to_nearest(values, axis, levels, smallest)
+    if chosen == INT8 and weight.waves is not None and context.model.opset >= WAVES_OPSET:
+        return of_waves(weight.waves, values, axis, levels, smallest, factor)
     groups = len(factor.order) if factor is not None else 1
     matrix = as_groups(values, axis, groups)
     moment = factor.moment if factor is not None else None
@@ -77,6 +80,20 @@ def solved(
     if chosen != INT8:
         layout = layout_of(values.shape, axis, groups)
         codes.packed = packed(chosen, grid, digits, layout, native=context.model.opset >= NATIVE_OPSET)
+    return codes
+
+
+def of_waves(
+    waves: Waves, values: Matrix, axis: int, levels: int, smallest: Matrix | None, factor: Factor | None
+) -> Codes:
+    """Codes that are computed at load: one scale for all rows, for they have one window."""
+    floor = float(smallest.max()) if smallest is not None else 0.0
+    scale = rounded_up(np.asarray([max(float(np.abs(values).max()) / levels, floor)]))
+    form = PackedWaves(waves, scale[0])
+    codes = Codes(form.codes, np.repeat(scale, values.shape[axis]), axis, levels, form)
+    moment = factor.moment if factor is not None else None
+    groups = len(factor.order) if factor is not None else 1
+    codes.damage = damage(as_groups(values, axis, groups), as_groups(codes.restored(), axis, groups), moment)
     return codes
 
 
