@@ -86,11 +86,11 @@ def solved(
 def of_waves(
     waves: Waves, values: Matrix, axis: int, levels: int, smallest: Matrix | None, factor: Factor | None
 ) -> Codes:
-    """Codes that are computed at load: one scale for all rows, for they have one window."""
-    floor = float(smallest.max()) if smallest is not None else 0.0
-    scale = rounded_up(np.asarray([max(float(np.abs(values).max()) / levels, floor)]))
+    """Codes that are computed at load: rows of one window differ in their scales alone."""
+    floor = float((smallest / waves.amplitudes).max()) if smallest is not None else 0.0
+    scale = rounded_up(np.asarray([max(float(np.abs(waves.window).max()) / levels, floor)]))
     form = PackedWaves(waves, scale[0])
-    codes = Codes(form.codes, np.repeat(scale, values.shape[axis]), axis, levels, form)
+    codes = Codes(form.codes, np.asarray(scale * waves.amplitudes, np.float32), axis, levels, form)
     moment = factor.moment if factor is not None else None
     groups = len(factor.order) if factor is not None else 1
     codes.damage = damage(as_groups(values, axis, groups), as_groups(codes.restored(), axis, groups), moment)

@@ -27,6 +27,7 @@ WAVES_OPSET = 11  # the first with Range and Round
 FEWEST_ROWS, FEWEST_SAMPLES, MOST_SAMPLES = 8, 32, 8192
 LOOKED_AT, PEAK = 8, 0.9  # rows of which most must have so much of their power in five frequencies
 BORDER = 4  # frequencies next to none and to the highest
+TURNS = 4
 CLOSE = 2e-4  # largest error over the largest entry: far below a step of int8
 OVERHEAD = 1400  # bytes of the nodes
 QUARTER = np.float32(np.pi / 2)
@@ -40,11 +41,12 @@ class Waves:
 
     Attributes:
         frequencies, quarters: [R], turns per period and phase, in quarters of a turn; period: in samples.
-        window: [K]; shape: of the weight; axis: of its R rows.
+        amplitudes: [R], the largest is 1. window: [K]; shape: of the weight; axis: of its R rows.
     """
 
     frequencies: Array
     quarters: Array
+    amplitudes: NDArray[np.float64]
     period: int
     window: NDArray[np.float64]
     shape: tuple[int, ...]
@@ -80,24 +82,39 @@ class Waves:
         if clear.sum() < FEWEST_ROWS:
             return None
         waves = sampled(frequencies[clear], quarters[clear], period, matrix.shape[1])
-        window = (matrix[clear] * waves).sum(0) / np.maximum((waves**2).sum(0), 1e-12)
-        errors = np.full(len(matrix), np.inf)
+        loud = np.sqrt(np.square(matrix[clear]).sum(1))
+        window = np.zeros(matrix.shape[1])
+        for _ in range(TURNS):  # amplitudes and window in turn, each by least squares
+            window = (matrix[clear] * waves * loud[:, None]).sum(0) / np.square(waves * loud[:, None]).sum(0).clip(
+                1e-12
+            )
+            loud = (matrix[clear] * waves * window).sum(1) / np.square(waves * window).sum(1).clip(1e-12)
+        errors, amplitudes = np.full(len(matrix), np.inf), np.zeros(len(matrix))
         for near in range(-2, 3):
             for quarter in range(4):
                 tried = np.clip(peaks + near, 0, period // 2)
                 made = sampled(tried, np.full(len(matrix), quarter), period, matrix.shape[1]) * window
-                error = np.abs(matrix - made).max(1)
-                better = error < errors - 1e-9
-                frequencies[better], quarters[better] = tried[better], quarter
-                errors = np.minimum(errors, error)
+                amplitude = (matrix * made).sum(1) / np.square(made).sum(1).clip(1e-12)
+                error = np.abs(matrix - amplitude[:, None] * made).max(1)
+                better = (error < errors - 1e-9) & (amplitude >= 0)
+                frequencies[better], quarters[better], amplitudes[better] = tried[better], quarter, amplitude[better]
+                errors[better] = error[better]
         if errors.max() > CLOSE * np.abs(matrix).max():
             return None
-        return cls(frequencies, quarters, period, window, shape, axis)
+        loudest = amplitudes.max()
+        silent = amplitudes < CLOSE * loudest
+        frequencies[silent], quarters[silent], amplitudes[silent] = 0, 1, loudest  # the cosine of a quarter is nothing
+        return cls(frequencies, quarters, even(amplitudes / loudest), period, window * loudest, shape, axis)
 
     @property
     def bytes(self) -> int:
         """What they add to a file."""
         return 4 * len(self.window) + len(self.frequencies) * (1 + smallest_type(self.frequencies).itemsize) + OVERHEAD
+
+
+def even(amplitudes: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Ones, where they are all the same but for float32's last digits."""
+    return np.ones_like(amplitudes) if (amplitudes > 1 - CLOSE).all() else amplitudes
 
 
 def sampled(frequencies: Array, quarters: Array, period: int, samples: int) -> NDArray[np.float64]:
@@ -108,7 +125,7 @@ def sampled(frequencies: Array, quarters: Array, period: int, samples: int) -> N
 
 @dataclass(frozen=True, eq=False)
 class PackedWaves:
-    """int8 codes of waves: rounded multiples of ``scale``."""
+    """int8 codes of waves of amplitude 1: rounded multiples of ``scale``."""
 
     waves: Waves
     scale: np.float32
