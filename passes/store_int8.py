@@ -37,4 +37,5 @@ class StoreInt8(LossyPass):
         elif stored >= weight.bytes and not context.told:
             yield Refusal(self.name, weight.name, "too small: the unfolding nodes would take more bytes")
         else:
-            yield Candidate(self.name, "storage", weight.name, "int8", "int8 codes, unfolded at load", bytes=stored)
+            how = "sampled waves, computed at load" if weight.waves is not None else "int8 codes, unfolded at load"
+            yield Candidate(self.name, "storage", weight.name, "int8", how, bytes=stored)
