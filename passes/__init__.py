@@ -26,6 +26,7 @@ from .store_int8 import StoreInt8
 from .store_low_bit import StoreLowBit
 from .strip_debug import StripDebug
 from .strip_shapes import StripShapes
+from .sums_as_products import SumsAsProducts
 from .unfold_frames import UnfoldFrames
 
 PASSES: tuple[type, ...] = (
@@ -34,6 +35,7 @@ PASSES: tuple[type, ...] = (
     PlainLinears,
     PlainNormalization,
     ShortenGelu,
+    SumsAsProducts,
     StripDebug,
     RaiseOpset,
     FlushSubnormals,
