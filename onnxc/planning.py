@@ -209,7 +209,8 @@ class Planning:
             return None
         try:
             made = build_solved(plan, solve(plan, self.context, self.coder), self.context)
-        except (ModelError, DataError):
+        except (ModelError, DataError) as error:
+            self.notes.append(f"recovery: codes could not be solved anew: {error}")
             return None
         return replace(self.judge.trial(made, plan), before=trial.before)
 
