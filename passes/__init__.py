@@ -6,6 +6,7 @@ from .factor_matmul import FactorMatmul
 from .flush_subnormals import FlushSubnormals
 from .fold_sparse import FoldSparse
 from .merge_duplicates import MergeDuplicates
+from .plain_gelu import PlainGelu
 from .plain_linears import PlainLinears
 from .plain_normalization import PlainNormalization
 from .prune_channels import PruneChannels
@@ -17,7 +18,6 @@ from .quantize_lstm import QuantizeLstm
 from .quantize_static import QuantizeStatic
 from .raise_opset import RaiseOpset
 from .recover import Recover
-from .shorten_gelu import ShortenGelu
 from .simplify import Simplify
 from .smooth_activations import SmoothActivations
 from .store_codebook import StoreCodebook
@@ -34,7 +34,7 @@ PASSES: tuple[type, ...] = (
     UnfoldFrames,
     PlainLinears,
     PlainNormalization,
-    ShortenGelu,
+    PlainGelu,
     SumsAsProducts,
     StripDebug,
     RaiseOpset,
