@@ -28,6 +28,7 @@ HEADROOM = 0.93  # of the allowed noise: predictions are not exact
 FARTHER, FEWER, FEWEST, LESS = 3.0, 0.75, 0.25, 0.9  # steps of the noise aimed at
 FIRST = 4.0  # where a score decides, it mostly does before the SQNR floor: the first aim is so much lower
 LOST = 0.4  # noise over signal that says no more than that it is too much
+NEAR, BESIDE = 1.5, (1.2, 1.45, 1.1, 0.9)  # times the allowed drop; of the noise of a plan that missed by so little
 CLOSE = 0.97  # of the best plan's worth: a smaller gain is not worth another trial
 FACTORS, RECENT = 8, 0.6  # calibration: factors up to 2^8, and what a trial counts beside the one after it
 REPAIRS, LOUDEST = 24, 12
@@ -131,6 +132,8 @@ def search(
                 best = tried[-1] if tried[-1].missed is None and tried[-1].noise < best.noise else best
             limited = problem.most_bytes is not None or problem.most_seconds is not None
             if limited and (best is None or not fits(problem, best.plan)):
+                best = close_miss(problem, judge, allowed, tried) or best
+            if limited and (best is None or not fits(problem, best.plan)):
                 problem.unlimited()  # out of reach: how near to the limits one can come is still to be said
                 best = bracket(problem, judge, allowed, tried, trials, best, tried[-1:], judged_by_score=scored)
     for last in (storage_only(problem), halves(problem), Plan()):
@@ -140,6 +143,24 @@ def search(
             tried.append(judge(last))
             best = tried[-1] if tried[-1].missed is None else best
     return best or tried[-1], tried
+
+
+def close_miss(problem: Problem, judge: Callable[[Plan], Trial], allowed: float, tried: list[Trial]) -> Trial | None:
+    """A trial that holds limits and floors, where one within the limits missed a floor by little: a score turns on
+    single items, and plans of about the same noise have others wrong.
+    """
+    near = [t for t in tried if fits(problem, t.plan) and t.missed and t.noise <= allowed and t.excess <= NEAR]
+    seen: set[object] = {trial.plan.key for trial in tried}
+    noise = min((predicted_noise(problem, t.plan.compute, t.plan.stored) for t in near), default=0.0)
+    for factor in BESIDE if near else ():
+        candidate = light(problem, noise * factor)
+        if candidate.key in seen or not fits(problem, candidate):
+            continue
+        seen.add(candidate.key)
+        tried.append(judge(candidate))
+        if tried[-1].missed is None:
+            return tried[-1]
+    return None
 
 
 def bracket(

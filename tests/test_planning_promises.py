@@ -24,7 +24,8 @@ from onnxc.planner import plan
 from onnxc.predictions import predicted_loading, predicted_noise, stored_bytes
 from onnxc.problem import Plan, Problem
 from onnxc.profiling import FLOAT
-from onnxc.search import light, under
+from onnxc.quality import Quality
+from onnxc.search import NOTHING, Trial, close_miss, light, under
 from onnxc.sensitivity import activation_key, weight_key
 from onnxc.sites import find, name_nodes
 from onnxc.targets import target
@@ -190,3 +191,25 @@ def test_a_plan_is_made_to_load_in_time() -> None:
     assert predicted_loading(problem, fast) <= most
     assert fast.noise <= noise
     assert stored_bytes(problem, free.stored) <= stored_bytes(problem, fast.stored)
+
+
+@pytest.mark.parametrize("excess", [1.07, 3.0])
+def test_a_plan_within_the_limit_that_missed_by_little_is_not_the_last(excess: float) -> None:
+    """A score turns on single items: others of about the same noise are tried, within the limit; far off, none is."""
+    problem = large("MatMul", 24)
+    whole = stored_bytes(problem, plan(problem.in_full_codes()).stored)
+    problem = replace(problem, most_bytes=0.55 * whole)
+    first = light(problem, 1e-3)
+    assert fits(problem, first)
+    quality = Quality(sqnr_db=30.0)
+    missed = Trial(first, NOTHING, quality, 0.9, "the score fell by a little more than is allowed", excess=excess)
+    tried = [missed]
+
+    def judge(candidate: Plan) -> Trial:
+        assert fits(problem, candidate)
+        assert candidate.key != first.key
+        return Trial(candidate, NOTHING, quality, 1.0, None)
+
+    found = close_miss(problem, judge, 0.1, tried)
+    assert (found is not None) == (excess < 2)
+    assert len(tried) == (2 if excess < 2 else 1)
