@@ -28,7 +28,7 @@ from onnxc.file.storage import drop_pages
 from onnxc.judge import Judge, build
 from onnxc.model import Model
 from onnxc.overheads import Overheads
-from onnxc.predictions import predicted_loading, predicted_noise
+from onnxc.predictions import predicted_loading, predicted_noise, stored_bytes
 from onnxc.price import priced
 from onnxc.price_file import PriceFile, cpu_name
 from onnxc.problem import Plan, Problem, small_codes
@@ -224,7 +224,8 @@ class Planning:
         self.say(f"about {share:.1%} of the bytes, {trial.quality.sqnr_db:.1f} dB: {trial.missed or 'it holds'}")
         self.attempts.append(Attempt(plan, trial.quality.sqnr_db, trial.score, trial.missed, expected))
         if (size := self.judge.budget.size) is not None and not self.problem.free:
-            others = self.overheads.of(plan)  # the next plan is like this one
+            own = file_bytes(trial.model) - stored_bytes(self.problem, plan.stored)
+            others = max(self.overheads.of(plan), own)  # the next plan is like this one
             self.problem.most_bytes = max(size * self.judge.original.source_bytes * TIGHT - others, 1.0)
         if not self.feedback:
             self.coder.settle(plan.stored, plan.compute)
