@@ -210,6 +210,6 @@ def test_a_plan_within_the_limit_that_missed_by_little_is_not_the_last(excess: f
         assert candidate.key != first.key
         return Trial(candidate, NOTHING, quality, 1.0, None)
 
-    found = close_miss(problem, judge, 0.1, tried)
+    found = close_miss(problem, judge, 0.1, tried, None)
     assert (found is not None) == (excess < 2)
     assert len(tried) == (2 if excess < 2 else 1)

@@ -121,9 +121,9 @@ class Rewriter:
         return self._dynamic[key]
 
     def read_as(self, tensor: str) -> str:
-        """The name of what int8 readers of ``tensor`` really see: its quantized form, or itself."""
+        """The name of what readers of ``tensor`` really see: its quantized form if anything reads that, or itself."""
         pair = self._pairs.get(tensor)
-        return str(pair.name) if pair is not None else tensor
+        return str(pair.name) if pair is not None and pair.outputs else tensor
 
     def bias(self, tensor: Tensor, weight: str, activation: Activation) -> Tensor:
         """The bias [N] as DequantizeLinear(int32, scale of the input times scale of the weight)."""
