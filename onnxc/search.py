@@ -146,11 +146,16 @@ def search(
     return best or tried[-1], tried
 
 
-def close_miss(problem: Problem, judge: Callable[[Plan], Trial], allowed: float, tried: list[Trial]) -> Trial | None:
+def close_miss(
+    problem: Problem, judge: Callable[[Plan], Trial], allowed: float, tried: list[Trial], best: Trial | None
+) -> Trial | None:
     """A trial that holds limits and floors, where one within the limits missed a floor by little: a score turns on
-    single items, and plans of about the same noise have others wrong.
+    single items, and plans of about the same noise have others wrong. Where the ``best`` one is within the limits too,
+    only much faster ones are worth it.
     """
+    most = math.inf if best is None or not fits(problem, best.plan) else best.plan.seconds / MUCH_FASTER
     near = [t for t in tried if fits(problem, t.plan) and t.missed and t.noise <= allowed and t.excess <= NEAR]
+    near = [trial for trial in near if trial.plan.seconds < most]
     seen: set[object] = {trial.plan.key for trial in tried}
     noise = min((predicted_noise(problem, t.plan.compute, t.plan.stored) for t in near), default=0.0)
     for factor in BESIDE if near else ():
