@@ -62,11 +62,15 @@ class Waves:
         if sum(size > 1 for size in shape) != 2 or rows < FEWEST_ROWS or not FEWEST_SAMPLES <= samples <= MOST_SAMPLES:
             return None
         matrix = np.moveaxis(values, axis, 0).reshape(rows, samples)
-        some = np.linspace(0, rows - 1, LOOKED_AT).astype(int)
-        power = np.sort(np.square(np.abs(np.fft.rfft(matrix[some], axis=1))), axis=1)
-        if not np.isfinite(power).all() or np.median((power[:, -5:].sum(1) + 1e-30) / (power.sum(1) + 1e-30)) < PEAK:
+        some = matrix[np.linspace(0, rows - 1, LOOKED_AT).astype(int)].astype(np.float64)
+        if not np.isfinite(some).all():
+            return None
+        power = np.sort(np.square(np.abs(np.fft.rfft(some, axis=1))), axis=1)
+        if np.median((power[:, -5:].sum(1) + 1e-30) / (power.sum(1) + 1e-30)) < PEAK:
             return None
         matrix = matrix.astype(np.float64)
+        if not np.isfinite(matrix).all():
+            return None
         for period in dict.fromkeys((samples, rows - 2)):  # a padded kernel is as long as its period, most often
             if period >= samples and (found := cls._fitted(matrix, period, shape, axis)) is not None:
                 return found
