@@ -111,7 +111,8 @@ class Tucker:
         found = decompose(wanted, inner)
         rank = min(rank, found.full)
         scale = np.sqrt(np.sqrt(np.maximum(found.energies[:, :rank], 1e-12 * found.energies[:, :1] + 1e-300)))
-        return found.left[:, :, :rank] / scale[:, None, :], found.right[:, :rank] * scale[:, :, None]
+        left, right = (np.asarray(each, np.float64) for each in (found.left, found.right))
+        return left[:, :, :rank] / scale[:, None, :], right[:, :rank] * scale[:, :, None]
 
     def before(self, first: Array, core: Array, last: Array) -> Array:
         """A better ``first`` [G, C, p] in front of a core and a last part."""

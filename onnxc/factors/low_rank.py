@@ -11,6 +11,7 @@ Everything comes in groups: W [G, K, N] and H [G, K, K], G = 1 but for grouped c
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 DAMPING = 0.01  # of the mean of H's diagonal, added to it: directions that no sample took are kept as they are, cheaply
+ROWS = 4096  # of a table at a time
 SKETCHED = 1024  # both sides above it: the leading directions are sketched, the others never computed
 SKETCH_START, SKETCH_EXTRA, POWERS = 256, 16, 2
 
@@ -33,8 +35,8 @@ class Decomposition:
         lost: [G], the part of E|y|^2 that no part holds.
     """
 
-    left: Array
-    right: Array
+    left: NDArray[np.floating[Any]]
+    right: NDArray[np.floating[Any]]
     energies: Array
     total: Array
     lost: Array
@@ -160,22 +162,32 @@ def orthonormal_range(matrix: NDArray[np.float32], rank: int) -> NDArray[np.floa
     return np.asarray(basis, np.float32)
 
 
-def decompose_rows(table: Array, counts: Array, moment: Array | None = None) -> Decomposition:
+def decompose_rows(table: NDArray[np.floating[Any]], counts: Array, moment: Array | None = None) -> Decomposition:
     """A table [V, D] whose rows are read ``counts`` [V] times, and which may also be a head: ``moment`` [D, D] is
     E[x xT] of what is multiplied with its rows.
 
     The two wishes are met together by decomposing diag(counts)^(1/2) T H^(1/2); a row that was never seen counts as a
-    tenth of a mean one.
+    tenth of a mean one. Only some rows at a time are held in float64.
     """
-    table = np.asarray(table, np.float64)
     weights = counts + 0.1 * max(float(counts.mean()), 1e-12)
     weights = weights / weights.mean()
     lower = None if moment is None else np.linalg.cholesky(moment)
-    turned = table if lower is None else table @ lower
-    energies, basis = falling((turned.T @ (weights[:, None] * turned))[None])
+    parts = [slice(start, start + ROWS) for start in range(0, len(table), ROWS)]
+
+    def turned(part: slice) -> Array:
+        rows = np.asarray(table[part], np.float64)
+        return rows if lower is None else rows @ lower
+
+    gram = np.zeros((table.shape[1], table.shape[1]))
+    for part in parts:
+        rows = turned(part)
+        gram += rows.T @ (weights[part, None] * rows)
+    energies, basis = falling(gram[None])
     right = basis[0].T if lower is None else np.linalg.solve(lower.T, basis[0]).T
-    left = turned @ basis[0]
-    return Decomposition(left[None], right[None], energies, energies.sum(1), np.zeros(1))
+    left = np.empty((1, *table.shape), np.float32)
+    for part in parts:
+        left[0, part] = turned(part) @ basis[0]
+    return Decomposition(left, right[None], energies, energies.sum(1), np.zeros(1))
 
 
 def regression(weight: Array, moment: Array, cross: Array, damping: float = DAMPING) -> Array:

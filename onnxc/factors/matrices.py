@@ -82,7 +82,12 @@ class Matrix:
 
     def values(self) -> Array:
         """W [G, K, N]."""
-        array = np.asarray(self.model.values(self.weight.tensor), np.float64).reshape(-1, *self.weight.shape[-2:])
+        return np.asarray(self.stored(), np.float64)
+
+    def stored(self) -> NDArray[np.floating[Any]]:
+        """W [G, K, N] in the type of the file: a table of words is large."""
+        held: Any = self.model.values(self.weight.tensor)
+        array: NDArray[np.floating[Any]] = np.asarray(held).reshape(-1, *self.weight.shape[-2:])
         return array.swapaxes(1, 2) if self.flip else array
 
 

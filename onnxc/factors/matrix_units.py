@@ -27,14 +27,15 @@ def decomposed(matrix: Matrix, stats: Stats, most: int = 0, damage: float = 0.0)
     Args:
         most: the highest rank of use, 0 for any; damage: below this more ranks are of no use.
     """
-    weight = matrix.values()
     if "rows" in matrix.forms:
         counts = np.zeros(matrix.weight.shape[0])
         for reading in matrix.readings:
             seen_rows = stats[reading.key].counts if reading.key in stats else None
             counts += 0 if seen_rows is None else seen_rows
         head = met([r.reading for r in matrix.readers if r.form == "transposed" and r.reading], stats)
-        return low_rank.decompose_rows(weight[0], counts, None if head is None else regularized(head.moment)[0])
+        moment = None if head is None else regularized(head.moment)[0]
+        return low_rank.decompose_rows(matrix.stored()[0], counts, moment)
+    weight = matrix.values()
     form = matrix.readers[0].form  # of several readers that differ, those like the first one count
     seen = met([r.reading for r in matrix.readers if r.form == form and r.reading], stats)
     if form == "right":
