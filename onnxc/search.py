@@ -29,7 +29,7 @@ FARTHER, FEWER, FEWEST, LESS = 3.0, 0.75, 0.25, 0.9  # steps of the noise aimed 
 FIRST = 4.0  # where a score decides, it mostly does before the SQNR floor: the first aim is so much lower
 LOST = 0.4  # noise over signal that says no more than that it is too much
 NEAR, BESIDE = 2.0, (1.2, 1.45, 1.1, 0.9)  # times the allowed drop; of the noise of a plan that missed by so little
-MUCH_FASTER = 1.3
+MUCH_FASTER, QUIETER = 1.3, (0.4, 0.15)  # shares of the allowed noise
 CLOSE = 0.97  # of the best plan's worth: a smaller gain is not worth another trial
 FACTORS, RECENT = 8, 0.6  # calibration: factors up to 2^8, and what a trial counts beside the one after it
 REPAIRS, LOUDEST = 24, 12
@@ -137,10 +137,16 @@ def search(
             if limited and (best is None or not fits(problem, best.plan)):
                 problem.unlimited()  # out of reach: how near to the limits one can come is still to be said
                 best = bracket(problem, judge, allowed, tried, trials, best, tried[-1:], judged_by_score=scored)
+    if best is None and problem.noise and problem.has_small_codes:  # tries ran out before the noise was low enough
+        seen = {trial.plan.key for trial in tried}
+        for candidate in (light(problem, allowed * share) for share in QUIETER):
+            if candidate.key not in seen and best is None:
+                tried.append(judge(candidate))
+                best = tried[-1] if tried[-1].missed is None else None
     for last in (storage_only(problem), halves(problem), Plan()):
-        seen = any(trial.plan.key == last.key for trial in tried)
+        stale = any(trial.plan.key == last.key for trial in tried)
         timed = replace(last, seconds=problem.prices.total)  # every operator as it was
-        if best is None or (better(problem, timed, best.plan, CLOSE) and not seen):  # quiet: easily missed
+        if best is None or (better(problem, timed, best.plan, CLOSE) and not stale):  # quiet: easily missed
             tried.append(judge(last))
             best = tried[-1] if tried[-1].missed is None else best
     return best or tried[-1], tried
