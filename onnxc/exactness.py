@@ -41,7 +41,7 @@ class Exactness:
         samples: Sequence[Sample] | Callable[[Session], Sequence[Sample]],
         options: Options = Options(),
     ) -> None:
-        self.options = options
+        self.options, self._before = options, before
         self._large = weight_bytes(before) > LARGE_BYTES
         session = Session(before, options, dump=True)
         self.samples = tuple(samples(session) if callable(samples) else samples)
@@ -93,6 +93,18 @@ class Exactness:
             return self._slower(session)
         more = kernels.total() - self._kernels.total()
         return f"ONNX Runtime runs {more} kernels more" if more > 0 else None
+
+    def unpaid(self, after: Model, least: float) -> str | None:
+        """None when ``after`` gives equal outputs and is ``least`` times as fast, else why it is not used."""
+        try:
+            session = Session(after, self.options)
+        except ModelError as error:
+            return f"it no longer loads: {error}"
+        if (reason := self.differs(session)) is not None:
+            return reason
+        before = self._session or Session(self._before, self.options)
+        ratio = measure_ratio(before, session, self.samples, seconds=0.6)
+        return f"it is {ratio.median:.2f} times as fast" if ratio.median < least else None
 
     def _slower(self, after: Session) -> str | None:
         assert self._session is not None

@@ -29,7 +29,8 @@ FARTHER, FEWER, FEWEST, LESS = 3.0, 0.75, 0.25, 0.9  # steps of the noise aimed 
 FIRST = 4.0  # where a score decides, it mostly does before the SQNR floor: the first aim is so much lower
 LOST = 0.4  # noise over signal that says no more than that it is too much
 NEAR, BESIDE = 2.0, (1.2, 1.45, 1.1, 0.9)  # times the allowed drop; of the noise of a plan that missed by so little
-MUCH_FASTER, QUIETER = 1.3, (0.4, 0.15)  # shares of the allowed noise
+MUCH_FASTER = 1.3  # what makes another try within the limits worth it
+LAST_TRIES = (0.4, 0.15)  # of the allowed noise, where every plan was too loud
 CLOSE = 0.97  # of the best plan's worth: a smaller gain is not worth another trial
 FACTORS, RECENT = 8, 0.6  # calibration: factors up to 2^8, and what a trial counts beside the one after it
 REPAIRS, LOUDEST = 24, 12
@@ -139,7 +140,7 @@ def search(
                 best = bracket(problem, judge, allowed, tried, trials, best, tried[-1:], judged_by_score=scored)
     if best is None and problem.noise and problem.has_small_codes:  # tries ran out before the noise was low enough
         seen = {trial.plan.key for trial in tried}
-        for candidate in (light(problem, allowed * share) for share in QUIETER):
+        for candidate in (light(problem, allowed * share) for share in LAST_TRIES):
             if candidate.key not in seen and best is None:
                 tried.append(judge(candidate))
                 best = tried[-1] if tried[-1].missed is None else None

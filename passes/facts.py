@@ -42,6 +42,14 @@ class Borders:
             return None
         return readers[0] if sum(each is tensor for each in readers[0].inputs) == 1 else None
 
+    def closed(self, inside: Collection[Node], result: Tensor, graph: Graph) -> bool:
+        """Whether all of ``inside`` lies in ``graph``, and nothing else reads what it makes but for ``result``."""
+        own, held = {id(node) for node in inside}, {id(node) for node in graph.nodes}
+        between = [tensor for node in inside for tensor in node.outputs if tensor is not result]
+        return own <= held and all(
+            self.private(tensor) and all(id(reader) in own for reader in tensor.outputs) for tensor in between
+        )
+
 
 def standard(node: Node, *operators: str) -> bool:
     """Whether ``node`` is one of ONNX's own ``operators`` (any, when none are named)."""
@@ -76,6 +84,14 @@ def remove(graph: Graph, gone: Collection[Node]) -> None:
         node.outputs.clear()
     if ids:
         graph.nodes[:] = [node for node in graph.nodes if id(node) not in ids]
+
+
+def axes_of(model: Model, borders: Borders, node: Node) -> list[int] | None:
+    """The axes of a ReduceSum and the like, an attribute or an input; None where they are computed, or all."""
+    place = given(node, 1)
+    if "axes" in node.attrs or place is None:
+        return [int(axis) for axis in node.attrs["axes"]] if "axes" in node.attrs else None
+    return [int(axis) for axis in model.values(place).reshape(-1)] if borders.fixed(place) else None
 
 
 def number(model: Model, borders: Borders, tensor: Tensor | None) -> Any:

@@ -13,7 +13,7 @@ from math import prod
 from onnxc.model import Constant, Model, Node, Tensor
 from onnxc.shapes import TensorType
 
-from .facts import Borders, given, number, standard
+from .facts import Borders, axes_of, given, number, standard
 from .polynomials import RULES, Expansion, Monomial, Polynomial, added, close
 
 MOVES = ("Reshape", "Expand", "Unsqueeze", "Squeeze", "Identity")  # of one number per row
@@ -78,10 +78,8 @@ class Norm:
         """The mean or sum over the last axis."""
         known = self.types.get(self.x.name)
         rank = len(known.shape) if known is not None and known.shape is not None else None
-        axes = node.attrs.get("axes")
-        if axes is None and (place := given(node, 1)) is not None and self.borders.fixed(place):
-            axes = self.model.values(place).tolist()
-        if axes is None or list(axes) not in ([-1], [rank and rank - 1]) or (node.op == "ReduceSum" and not self.width):
+        axes = axes_of(self.model, self.borders, node)
+        if axes not in ([-1], [rank and rank - 1]) or (node.op == "ReduceSum" and not self.width):
             return None
         times = float(self.width or 1) if node.op == "ReduceSum" else 1.0
         made: Polynomial = {}

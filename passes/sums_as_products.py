@@ -18,10 +18,10 @@ from onnxc.contract.passes import ExactPass, Outcome
 from onnxc.data import Sample
 from onnxc.exactness import Exactness
 from onnxc.model import Model, Node
-from onnxc.session import Options, Session, measure_ratio
+from onnxc.session import Options
 from onnxc.shapes import TensorType, infer
 
-from .facts import Borders, given, remove, standard
+from .facts import Borders, axes_of, remove, standard
 
 SHORTEST = 16  # axes below have no use for a matrix product
 FASTER = 1.02
@@ -59,21 +59,18 @@ class SumsAsProducts(ExactPass):
         outcome = self.run(copy)
         if not outcome.changed:
             return outcome
-        reason = Exactness(model, samples, options).differs(copy)
-        if reason is None:
-            ratio = measure_ratio(Session(model, options), Session(copy, options), samples, seconds=0.6)
-            reason = f"it is {ratio.median:.2f} times as fast" if ratio.median < FASTER else None
+        reason = Exactness(model, samples, options).unpaid(copy, FASTER)
         return self.run(model) if reason is None else Outcome(0, (f"sums were left as they are: {reason}",))
 
 
 def fits(model: Model, borders: Borders, node: Node, known: TensorType) -> bool:
     """Whether a sum over columns is what ``node`` is, of one matrix."""
-    shape, axes = known.shape, node.attrs.get("axes")
-    if axes is None and (place := given(node, 1)) is not None and borders.fixed(place):
-        axes = model.values(place).tolist()
-    if shape is None or len(shape) < 2 or known.dtype != np.dtype(np.float32) or axes is None:
+    shape = known.shape
+    if shape is None or len(shape) < 2 or known.dtype != np.dtype(np.float32):
         return False
-    if list(axes) not in ([-2], [len(shape) - 2]) or any(size not in (None, 1) for size in shape[:-2]):
+    if axes_of(model, borders, node) not in ([-2], [len(shape) - 2]) or any(
+        size not in (None, 1) for size in shape[:-2]
+    ):
         return False
     return all(size is not None and size >= SHORTEST for size in shape[-2:])
 

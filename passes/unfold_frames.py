@@ -17,7 +17,7 @@ from onnxc.contract.passes import ExactPass, Outcome
 from onnxc.data import Sample
 from onnxc.exactness import Exactness
 from onnxc.model import Constant, Model, Node, Tensor
-from onnxc.session import Options, Session, measure_ratio
+from onnxc.session import Options
 from onnxc.shapes import infer
 
 from .facts import Borders, given, standard
@@ -66,10 +66,7 @@ class UnfoldFrames(ExactPass):
         outcome = self.run(copy)
         if not outcome.changed:
             return outcome
-        reason = Exactness(model, samples, options).differs(copy)
-        if reason is None:
-            ratio = measure_ratio(Session(model, options), Session(copy, options), samples, seconds=0.6)
-            reason = f"it is {ratio.median:.2f} times as fast" if ratio.median < FASTER else None
+        reason = Exactness(model, samples, options).unpaid(copy, FASTER)
         return self.run(model) if reason is None else Outcome(0, (f"frames were left in convolutions: {reason}",))
 
 

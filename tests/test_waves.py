@@ -75,16 +75,15 @@ def test_in_a_model_it_is_computed_at_load_and_takes_three_kilobytes() -> None:
     rows = basis(256, WINDOWS["hann"](256))[:, None]
     proto = model([node("Conv", "x w", "y", strides=[64])], {"x": [1, 1, 1024]}, {"y": None}, {"w": rows})
     data = samples(4, x=[1, 1, 1024])
-    for passes, kind in (((StoreInt8(),), np.float32), ((QuantizeStatic(),), np.int8)):
-        made = emitted(proto, data, *passes)
-        session = Session(made.model, dump=True)
-        held = session.optimized()
-        assert file_bytes(made.model) < 5_000 < 0.02 * rows.nbytes * 2
+    for each in (StoreInt8(), QuantizeStatic()):  # the site in float, and in int8
+        made = emitted(proto, data, each)
+        held = Session(made.model, dump=True).optimized()
+        assert file_bytes(made.model) < 5_000 < 0.02 * rows.nbytes
         assert not leftover_weights(held)
         codes = made.codes.of({"w": "int8"}, {})["w"]
         assert codes.packed is not None
         assert np.abs(codes.restored() - rows).max() <= 0.51 * codes.scale[0]
-        assert made.sqnr_db > 35, kind
+        assert made.sqnr_db > 35, each.name
 
 
 def test_the_session_holds_the_codes_bit_for_bit() -> None:

@@ -118,8 +118,8 @@ def weight_moments(weight: Weight, sites: Sites, seen: Observations) -> Moments 
     measured = measured_moments(readers, seen, (group, depth, depth))
     if measured is not None:
         return measured
-    found = [found for site in readers if (found := assumed_moment(site)) is not None]
-    assumed = np.repeat(found[0][None], group, 0) if found else None
+    first = next((moment for site in readers if (moment := assumed_moment(site)) is not None), None)
+    assumed = np.repeat(first[None], group, 0) if first is not None else None
     imagined = None if seen.imagined is None else measured_moments(readers, seen.imagined, (group, depth, depth))
     if imagined is None or depth > LARGEST_ASSUMED:
         return assumed

@@ -1,7 +1,7 @@
 """Weights that are sampled waves, computed at load, not stored. In: a float weight. Out: what describes it, and codes.
 
 The basis of a short-time Fourier transform is a weight of audio models like any other, a fifth of a small one: its rows
-are w[n] cos(2 pi f n / period + q pi / 2), with whole f, a quarter q and one window w for all.
+are a w[n] cos(2 pi f n / period + q pi / 2), with whole f, a quarter q, an amplitude a and one window w for all.
 
     f, n ── Mul ── Mod(period) ── Cast ── Mul(2 pi / period) ── Add(q pi / 2) ── Cos ── Mul(w / scale) ── Round ── W_q
 
@@ -89,9 +89,8 @@ class Waves:
         loud = np.sqrt(np.square(matrix[clear]).sum(1))
         window = np.zeros(matrix.shape[1])
         for _ in range(TURNS):  # amplitudes and window in turn, each by least squares
-            window = (matrix[clear] * waves * loud[:, None]).sum(0) / np.square(waves * loud[:, None]).sum(0).clip(
-                1e-12
-            )
+            shown = waves * loud[:, None]
+            window = (matrix[clear] * shown).sum(0) / np.square(shown).sum(0).clip(1e-12)
             loud = (matrix[clear] * waves * window).sum(1) / np.square(waves * window).sum(1).clip(1e-12)
         errors, amplitudes = np.full(len(matrix), np.inf), np.zeros(len(matrix))
         for near in range(-2, 3):

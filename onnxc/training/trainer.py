@@ -268,7 +268,8 @@ class Trainer:
             return
         folder.mkdir(parents=True, exist_ok=True)
         key = hashlib.sha256(self.start.serialized() + self.lesson.digest.encode())
-        key.update(repr((replace(self.settings, work=None), self.loss, blockwise)).encode())
+        asked = replace(self.settings, work=None, minutes=0.0)  # what is left of them differs from run to run
+        key.update(repr((asked, self.loss, blockwise)).encode())
         self.diary = Diary(folder / f"training-{key.hexdigest()[:12]}.pt", key.hexdigest())
         self.diary.open()
 

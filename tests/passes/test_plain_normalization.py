@@ -69,7 +69,7 @@ def test_epsilon_and_vectors_are_kept() -> None:
     PlainNormalization().run(model)
     (node,) = model.nodes()
     assert node.attrs["epsilon"] == pytest.approx(1e-3)
-    assert [list(model.values(each)) for each in node.inputs[1:]] == [list(VECTORS["g"]), list(VECTORS["b"])]  # type: ignore[arg-type]
+    assert [list(model.values(each)) for each in node.inputs[1:]] == [list(VECTORS["g"]), list(VECTORS["b"])]
 
 
 @pytest.mark.parametrize(
