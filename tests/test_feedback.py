@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+import onnxc
+from onnxc import planning
 from onnxc.coder import Coder
 from onnxc.codes.compensation import Met, compensated
+from onnxc.contract.candidates import Activation
 from onnxc.feedback import Fitted, build_solved, possible, solve
 from onnxc.judge import build
+from onnxc.model import Model
 from onnxc.passes.quantize_static import QuantizeStatic
 from onnxc.passes.store_low_bit import StoreLowBit
 from onnxc.problem import Plan
 from onnxc.propose import collect
+from onnxc.rewriting.rewriter import Rewriter
 from tests import trained
+from tests.emission import model, node, weight
 
 SEEN, UNSEEN = 48, 48
 FORMAT = "levels9"  # 3.2 bits
@@ -95,3 +103,35 @@ def test_samples_kept_apart_are_not_looked_at() -> None:
     assert len(list(fitted)) == len(fitted)
     few = trained.context(trained.load("sklearn_mlp"), trained.samples("sklearn_mlp", 8))
     assert not possible(few)
+
+
+def test_what_is_told_with_nothing_to_choose_is_solved_with_feedback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three levels in every weight of a classifier: 3 dB or more on its samples."""
+    found = {}
+    for fed in (True, False):
+        if not fed:
+            monkeypatch.setattr(planning, "possible", lambda context: False)
+        report = onnxc.optimize(
+            trained.MODELS / "sklearn_mlp.onnx",
+            tmp_path / "out.onnx",
+            calib=trained.MODELS / "data" / "sklearn_mlp_calib.npz",
+            passes="store-low-bit:levels=3",
+            budget=onnxc.Budget(min_sqnr=0.1, min_agreement=0.0),
+            prices=tmp_path / "prices.json",
+        )
+        assert report.comparison is not None
+        found[fed] = report.comparison.sqnr_db
+    assert found[True] > found[False] + 3, found
+
+
+def test_what_nothing_reads_any_more_is_not_what_readers_see() -> None:
+    proto = model([node("MatMul", "x w", "m"), node("Relu", "m", "y")], {"x": [4, 8]}, {"y": None}, {"w": weight(8, 8)})
+    loaded = Model.load(proto)
+    rewriter = Rewriter(loaded, {})
+    pair = rewriter.quantized(Activation("m", -1, 1, dynamic=False))
+    assert rewriter.read_as("m") == "m"
+    loaded.redirect(rewriter.tensors["m"], pair)
+    assert rewriter.read_as("m") == pair.name == "m_dq"
+    assert rewriter.read_as("x") == "x"
