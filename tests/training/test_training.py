@@ -389,7 +389,7 @@ def test_floors_hold_for_what_training_makes_of_what_was_asked_for(
     assert "nothing was changed" in capsys.readouterr().out
     work = tmp_path / "work"
     assert main([*words, "--recover", "3", "--work", str(work)]) == 0
-    assert "recovery:" in capsys.readouterr().out
+    assert "recovery: codes solved on what the compressed model feeds them, " in capsys.readouterr().out
     assert out.stat().st_size < 0.15 * model.stat().st_size
     assert work.is_dir()
     assert not list(work.iterdir()), "the state of a complete training is removed"
