@@ -29,15 +29,24 @@ def over(*limited: tuple[float, float | None]) -> float:
     return max([1.0, *(amount / most for amount, most in limited if most is not None)])
 
 
-def better(problem: Problem, first: Plan, second: Plan, share: float = 1.0) -> bool:
-    """Whether ``first`` is nearer to the limits, or as near and worth more; ``share`` of the other's worth at most."""
+def better(
+    problem: Problem, first: Plan, second: Plan, share: float = 1.0, others: tuple[float, float] = (0.0, 0.0)
+) -> bool:
+    """Whether ``first`` is nearer to the limits, or as near and worth more; ``share`` of the other's worth at most.
+
+    Args:
+        others: bytes of the file of each besides its weights, where they are known: formats take some too.
+    """
     far, near = shortfall(problem, second), shortfall(problem, first)
-    return near < far or (near == far and worth(problem, first) < worth(problem, second) * share)
+    if near != far:
+        return near < far
+    return worth(problem, first, others[0]) < worth(problem, second, others[1]) * share
 
 
-def worth(problem: Problem, candidate: Plan) -> float:
-    """Predicted bytes times seconds, each as a share of the original's: least is best."""
-    return stored_share(problem, candidate) * candidate.seconds / max(problem.prices.total, 1e-9)
+def worth(problem: Problem, candidate: Plan, others: float = 0.0) -> float:
+    """Predicted bytes, with those of ``others``, times seconds, each as a share of the original's: least is best."""
+    size = stored_share(problem, candidate) + others / (sum(weight.bytes for weight in problem.found.weights) or 1)
+    return size * candidate.seconds / max(problem.prices.total, 1e-9)
 
 
 def within(problem: Problem, price: float) -> Plan:

@@ -219,13 +219,14 @@ class Planning:
         self.say(f"judging a plan with {len(plan.compute)} sites in int8 and {len(plan.coded)} weights as codes")
         expected = self.overheads.file_bytes(self.problem, plan) if self.attempts else None
         trial = replace(self.judge.trial(self.built(plan), plan), before=self.before)
-        self.overheads.learn(self.problem, plan, file_bytes(trial.model))
+        written = file_bytes(trial.model)
+        trial.others = written - stored_bytes(self.problem, plan.stored)
+        self.overheads.learn(self.problem, plan, written)
         share = self.overheads.file_bytes(self.problem, plan) / max(self.judge.original.source_bytes, 1)
         self.say(f"about {share:.1%} of the bytes, {trial.quality.sqnr_db:.1f} dB: {trial.missed or 'it holds'}")
         self.attempts.append(Attempt(plan, trial.quality.sqnr_db, trial.score, trial.missed, expected))
         if (size := self.judge.budget.size) is not None and not self.problem.free:
-            own = file_bytes(trial.model) - stored_bytes(self.problem, plan.stored)
-            others = max(self.overheads.of(plan), own)  # the next plan is like this one
+            others = max(self.overheads.of(plan), trial.others)  # the next plan is like this one
             self.problem.most_bytes = max(size * self.judge.original.source_bytes * TIGHT - others, 1.0)
         if not self.feedback:
             self.coder.settle(plan.stored, plan.compute)

@@ -54,6 +54,7 @@ class Trial:
         excess: how many times over the allowed one the drop of the score is, 1 where it is allowed or not known.
         notes: what finishing passes said.
         before: noise over signal of the model before anything is rounded: of a form that is smaller than the original.
+        others: bytes of the file besides the weights.
     """
 
     plan: Plan
@@ -64,6 +65,7 @@ class Trial:
     notes: tuple[str, ...] = ()
     excess: float = 1.0
     before: float = 0.0
+    others: float = 0.0
 
     @property
     def noise(self) -> float:
@@ -217,9 +219,10 @@ def bracket(
         tried.append(trial)
         known.append(trial)
         if trial.missed is None:
-            gained = best is None or better(problem, trial.plan, best.plan, CLOSE)
+            others = (trial.others, best.others if best is not None else 0.0)
+            gained = best is None or better(problem, trial.plan, best.plan, CLOSE, others)
             idle = 0 if gained else idle + 1
-            if best is None or better(problem, trial.plan, best.plan):
+            if best is None or better(problem, trial.plan, best.plan, 1.0, others):
                 best = trial
                 problem.pace, problem.unit = trial.plan.seconds, stored_bytes(problem, trial.plan.stored)
             held = max(held, trial.noise)

@@ -109,6 +109,18 @@ def test_within_the_limit_comes_first() -> None:
     assert not better(problem, outside, within)
 
 
+def test_what_formats_take_beside_the_weights_counts() -> None:
+    """Two kilobytes less of weights for three more of nodes and tables are no gain."""
+    problem = large("MatMul", 8)
+    wide = Plan(stored={each.name: HALF for each in problem.found.weights}, seconds=1.0)
+    narrow = Plan(stored={each.name: "levels16" for each in problem.found.weights}, seconds=1.0)
+    saved = stored_bytes(problem, wide.stored) - stored_bytes(problem, narrow.stored)
+    assert saved > 0
+    assert better(problem, narrow, wide)
+    assert better(problem, narrow, wide, 1.0, (0.9 * saved, 0.0))
+    assert not better(problem, narrow, wide, 1.0, (1.1 * saved, 0.0))
+
+
 def large(operator: str, count: int = 2000) -> Problem:
     """``count`` weights in 28 formats each, two ways to compute linears and one for convolutions; made-up prices."""
     convolution = operator == "Conv"
