@@ -123,17 +123,20 @@ class Coder:
 
     def noise_damages(self) -> dict[str, dict[str, float]]:
         """Weight -> format -> its damage, as solved where that was done, else as estimated."""
+        self.damages = self.damages or self.estimates()
+        return {
+            name: {mode: self.known.get((name, mode), value) for mode, value in damages.items()}
+            for name, damages in self.damages.items()
+        }
+
+    def estimates(self) -> dict[str, dict[str, float]]:
+        """Weight -> format -> its expected damage, of every weight that may be stored in another format than int8."""
         found: dict[str, dict[str, float]] = {}
         for name in self.in_order(self.ways):
-            modes = self.ways[name]
-            if self.weights[name].channel_axis is None or modes in ([], [INT8.name]):
-                continue
-            if name not in self.damages:
+            modes, weight = self.ways[name], self.weights[name]
+            if weight.channel_axis is not None and modes not in ([], [INT8.name]):
                 formats = [parse_format(mode) for mode in dict.fromkeys((*modes, INT8.name, self.probed(name)))]
-                self.damages[name] = estimated(
-                    self.weights[name], self.values(name), self.context, self.factors, formats
-                )
-            found[name] = {mode: self.known.get((name, mode), value) for mode, value in self.damages[name].items()}
+                found[name] = estimated(weight, self.values(name), self.context, self.factors, formats)
         return found
 
     def probe(self, names: Collection[str], sites: Collection[str]) -> dict[str, Codes]:

@@ -1,4 +1,5 @@
-"""Calibration data: samples that fit the model, checked before anything runs, at most one of them in memory.
+"""Calibration data: samples that fit the model, checked before anything runs. Few bytes of them stay in memory, of
+more one sample at a time.
 
 In: any format of --calib, or nothing (inputs are made up). Out: dicts from input name to array of its type.
 """
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["Calibration", "Evaluation", "Sample", "generate", "index_limits"]
 
 APART = 4  # one sample in so many is kept apart from what is fitted
+HELD = 64 << 20  # bytes of samples that stay in memory: a run goes through them some hundred times
 
 Sample = Mapping[str, np.ndarray]
 Limits = Mapping[str, tuple[int, int]]
@@ -46,6 +48,7 @@ class Calibration:
     _count: int
     _reader: Reader = field(repr=False)
     _check: Check = field(repr=False)
+    _held: tuple[Sample, ...] | None = field(default=None, repr=False)
 
     @classmethod
     def open(
@@ -73,22 +76,29 @@ class Calibration:
     def checked(cls, reader: Reader, check: Check, generated: bool = False) -> Calibration:
         """Reads every sample once; DataError at the first that does not fit."""
         digest = hashlib.sha256()
-        count = 0
+        count, held, size = 0, list[Sample](), 0.0
         for raw in reader.stream():
-            for name, array in sorted(check(raw).items()):
+            sample = check(raw)
+            for name, array in sorted(sample.items()):
                 _update(digest, name, array)
             digest.update(b"\n")
             count += 1
+            size += sum(_bytes(array) for array in sample.values())
+            if size <= HELD:
+                held.append({name: np.array(array) for name, array in sample.items()})
+            else:
+                held.clear()
         if not count:
             raise DataError(f"no sample among {reader.kind}: at least one is needed")
         samples = "1 sample" if count == 1 else f"{count} samples"
-        return cls(generated, f"{samples}, {reader.kind}", digest.hexdigest(), count, reader, check)
+        kept = tuple(held) if size <= HELD else None
+        return cls(generated, f"{samples}, {reader.kind}", digest.hexdigest(), count, reader, check, kept)
 
     def __len__(self) -> int:
         return self._count
 
     def __iter__(self) -> Iterator[Sample]:
-        return map(self._check, self._reader.stream())
+        return iter(self._held) if self._held is not None else map(self._check, self._reader.stream())
 
     @property
     def apart(self) -> frozenset[int]:
@@ -110,12 +120,15 @@ class Calibration:
         else:
             part = Reader(reader.kind, lambda: (raw for at, raw in enumerate(reader.stream()) if at in kept))
         digest = hashlib.sha256(f"{self.digest} fitted".encode()).hexdigest()
-        return replace(self, digest=digest, _count=len(rest), _reader=part)
+        held = tuple(self._held[index] for index in rest) if self._held is not None else None
+        return replace(self, digest=digest, _count=len(rest), _reader=part, _held=held)
 
     def take(self, count: int) -> list[Sample]:
         """At most ``count`` samples, evenly spread over all of them."""
         count = min(max(count, 0), self._count)
         wanted = [(2 * index + 1) * self._count // (2 * count) for index in range(count)]
+        if self._held is not None:
+            return [self._held[index] for index in wanted]
         if self._reader.read is not None:
             return [self._check(self._reader.read(index)) for index in wanted]
         chosen = set(wanted)
@@ -237,6 +250,11 @@ def _cast(what: str, array: np.ndarray, wanted: np.dtype[Any]) -> np.ndarray:
         wrong = "values that do not fit" if not _is_float(wanted) else "values that it cannot hold exactly"
         raise DataError(f"{what} is {have}, but the model takes {wanted} and there are {wrong}")
     return cast
+
+
+def _bytes(value: Any) -> float:
+    """Of an array of numbers; endless for what is none: strings and sequences are read anew."""
+    return value.nbytes if isinstance(value, np.ndarray) and value.dtype.kind != "O" else np.inf
 
 
 def _is_float(dtype: np.dtype[Any]) -> bool:

@@ -87,7 +87,7 @@ class Judge:
         evaluations: how often the hook was called; the budget may bound it.
         failed: (SQNR in dB, share of the allowed drop) of the most exact model whose score was too low.
         finishing: passes that rewrite every model before it is judged, each with whether it was told to.
-        drops: (noise in dB, relative drop of the score) of every model that was scored.
+        drops: (noise in dB, relative drop of the score, below 0 where it rose) of every model that was scored.
         strictly: every plan is held to the share of the allowed drop that plans below 8 bits are held to: the model
             was fitted to the samples.
         loading: how many times over the allowed time the last model that was measured took to load.
@@ -175,7 +175,8 @@ class Judge:
         assert self.score is not None
         drop, allowed = relative_drop(self.score, score), self.budget.max_drop
         allowed = FLOOR_DROP if allowed is None else allowed
-        self.drops.append((-quality.sqnr_db, drop))
+        gained = (self.score - score) / abs(self.score)  # also above the original's: luck has no bound there
+        self.drops.append((-quality.sqnr_db, gained))
         likely, item = smoothed(self.drops), step(drop for _, drop in self.drops)
         left = allowed - luck(item, quality.changed, quality.judged) if item and quality.judged else allowed * share
         bound = max(left, item)

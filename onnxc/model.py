@@ -10,6 +10,7 @@ any other: a body that reads a tensor of an outer graph reads the very same obje
 
 from __future__ import annotations
 
+import hashlib
 from collections import ChainMap
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
@@ -184,6 +185,13 @@ class Model:
         if size > storage.PROTOBUF_LIMIT:
             raise ModelError(f"the model has {size} bytes, more than one message can hold (2 GB)")
         return b"".join(chunks)
+
+    def digest(self) -> str:
+        """SHA-256 (hex) of the bytes that ``save`` writes, of any size."""
+        weights, made = Weights(), hashlib.sha256()
+        for chunk in weights.lower(self._message(weights).SerializeToString(deterministic=True))[0]:
+            made.update(chunk)
+        return made.hexdigest()
 
     def proto(self, *, weights: bool = True) -> ModelProto:
         """The model as a message; ``weights=False`` leaves out the data of all tensors over 4 KB."""

@@ -7,16 +7,18 @@ question of arithmetic, until one is built and judged.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from time import perf_counter, process_time
 from typing import Any
 
 import numpy as np
 
+from onnxc import __version__
 from onnxc.coder import Coder
 from onnxc.codes.formats import parse_format
+from onnxc.contract.candidates import Activation
 from onnxc.contract.context import Context
 from onnxc.contract.passes import LossyPass
 from onnxc.data import Calibration
@@ -30,11 +32,13 @@ from onnxc.model import Model
 from onnxc.overheads import Overheads
 from onnxc.predictions import predicted_loading, predicted_noise, stored_bytes
 from onnxc.price import priced
-from onnxc.price_file import PriceFile, cpu_name
+from onnxc.price_file import Finding, PriceFile, cpu_name
 from onnxc.problem import Plan, Problem, small_codes
 from onnxc.propose import Proposals, collect
+from onnxc.recipe import Budget
 from onnxc.search import LEAST_SHARE, TRIALS, Trial, light, search, storage_only
 from onnxc.sensitivity import HEARD, measure, telling, weight_key
+from onnxc.session import runtime_version
 
 RANGES = (
     ("minmax", 100.0),
@@ -239,31 +243,51 @@ class Planning:
         self.say("measuring what each rounding does to the outputs")
         self.ranges("", 0.0)
         activations, weights = self.proposals.roundings(self.context)
-        samples: Sequence[Any] = fitted(self.samples, PROBES)
-        seen, options = self.context.observations, self.context.options
+        formats = sorted((name, self.coder.probed(name)) for name in weights)
+        parts = (self.subject, repr(activations), repr(formats), repr(first.plan.key))
         try:
-            samples = telling(samples[:HEARD], self.context.model, first.model, options) + list(samples[HEARD:])
-            codes = self.coder.probe(weights, self.proposals.compute)
-            noise, refined = measure(
-                self.context.model,
-                activations,
-                codes,
-                samples,
-                options,
-                seen.ranges,
-                self.prices.entries,
-                seconds=HEARD_SECONDS[self.samples.generated],
-            )
+            found = self.prices.found("noise", *parts, learn=partial(self.heard, first, activations, weights))
         except (ModelError, DataError) as error:
             self.notes.append(f"the noise of single roundings could not be measured: {error}")
             return
+        self.coder.known |= {(name, mode): found["damages"][name] for name, mode in formats if name in found["damages"]}
+        self.context.observations.refined.update({name: (low, high) for name, (low, high) in found["ranges"].items()})
+        self.problem.noise, self.problem.compute = dict(found["noise"]), collect(self.lossy, self.context).compute
+        ways = repr(sorted(self.coder.ways.items()))
+        damages = self.prices.found("damages", self.subject, ways, learn=self.coder.estimates)
+        self.coder.damages = {name: dict(each) for name, each in damages.items()}
+        self.problem.ratios = self.coder.noise_ratios()
+
+    def heard(self, first: Trial, activations: Sequence[Activation], weights: Collection[str]) -> Finding:
+        """The noise of every rounding, ranges that are better, and the damage of the codes that were heard."""
+        samples: Sequence[Any] = fitted(self.samples, PROBES)
+        seen, options = self.context.observations, self.context.options
+        samples = telling(samples[:HEARD], self.context.model, first.model, options) + list(samples[HEARD:])
+        codes = self.coder.probe(weights, self.proposals.compute)
+        noise, refined = measure(
+            self.context.model,
+            activations,
+            codes,
+            samples,
+            options,
+            seen.ranges,
+            self.prices.entries,
+            seconds=HEARD_SECONDS[self.samples.generated],
+        )
         drop_pages()
-        seen.refined.update(refined)
         for name, made in codes.items():
             if (key := weight_key(name)) in noise:
                 noise[key] *= self.coder.optimism(name, made)
-        self.problem.noise, self.problem.compute = noise, collect(self.lossy, self.context).compute
-        self.problem.ratios = self.coder.noise_ratios()
+        damages = {name: float(made.damage) for name, made in codes.items() if np.isfinite(made.damage)}
+        ranges = {name: (float(low), float(high)) for name, (low, high) in refined.items()}
+        return {"noise": {key: float(value) for key, value in noise.items()}, "ranges": ranges, "damages": damages}
+
+    @cached_property
+    def subject(self) -> str:
+        """What findings of this planning are about: the model, its data, what was asked for but limits, the machine."""
+        recipe, options = replace(self.context.recipe, budget=Budget()), self.context.options
+        of = (self.context.model.digest(), self.samples.digest, recipe, options, __version__, runtime_version())
+        return repr((*of, cpu_name()))
 
     def ranges(self, method: str, percentile: float) -> None:
         """Propose again with all ranges chosen by ``method``; by least squares where it is empty."""

@@ -1,17 +1,20 @@
-"""Measured seconds that outlive a run. In: a path. Out: entries by key, and parts of keys: sites, samples, processor.
+"""What was measured, and outlives a run. In: a path. Out: seconds and findings by key, and parts of keys.
 
-Keys hold operator, shapes, mode, threads, ONNX Runtime version and processor, so that the same prices give the same
-plan.
+Keys of seconds hold operator, shapes, mode, threads, ONNX Runtime version and processor, so that the same prices give
+the same plan, and another model with operators of these shapes finds them. Findings are about one model and its data:
+what took long to learn and is the same in every run.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,13 +22,21 @@ from onnxc.errors import DataError
 from onnxc.session import Options, runtime_version
 from onnxc.sites import Site
 
+Finding = dict[str, Any]  # what JSON holds, floats exactly
+MOST_FINDINGS = 8 << 20  # bytes: those that were not asked for longest are dropped beyond
+
 
 @dataclass
 class PriceFile:
-    """Prices that outlive a run."""
+    """Prices that outlive a run.
+
+    Attributes:
+        entries: seconds by key; findings: by key, the one that was asked for last at the end.
+    """
 
     path: Path
     entries: dict[str, float] = field(default_factory=dict)
+    findings: dict[str, Finding] = field(default_factory=dict)
 
     @classmethod
     def open(cls, path: str | Path | None, *, fresh: bool = False) -> PriceFile:
@@ -35,22 +46,38 @@ class PriceFile:
         """
         place = Path(path) if path else default_path()
         entries: dict[str, float] = {}
+        findings: dict[str, Finding] = {}
         if place.exists() and not fresh:
             try:
                 found = json.loads(place.read_text())
                 entries = {str(key): float(value) for key, value in found["prices"].items()}
+                findings = {str(key): dict(value) for key, value in found.get("findings", {}).items()}
                 if not all(0 <= value < np.inf for value in entries.values()):
                     raise ValueError
             except (OSError, ValueError, KeyError, TypeError, AttributeError):
                 if path:
                     raise DataError(f"'{place}' is not a price file; delete it or name another one") from None
-        return cls(place, entries)
+        return cls(place, entries, findings)
+
+    def found(self, what: str, *parts: str, learn: Callable[[], Finding]) -> Finding:
+        """The finding called ``what`` of everything that ``parts`` say; ``learn`` finds it where it is not known."""
+        key = f"{what} {hashlib.sha256(chr(10).join(parts).encode()).hexdigest()[:32]}"
+        self.findings[key] = finding = self.findings.pop(key) if key in self.findings else learn()
+        return finding
 
     def save(self) -> None:
         """Write the file if anything is in it; a read-only cache folder is no reason to fail."""
-        if not self.entries:
+        if not self.entries and not self.findings:
             return
-        text = json.dumps({"prices": dict(sorted(self.entries.items()))}, indent=1)
+        lines, left = dict[str, str](), MOST_FINDINGS
+        for key, finding in reversed(self.findings.items()):
+            line = json.dumps(finding, separators=(",", ":"))
+            left -= len(line)
+            if left >= 0:
+                lines[key] = line
+        found = ",\n".join(f" {json.dumps(key)}: {line}" for key, line in reversed(lines.items()))
+        prices = json.dumps(dict(sorted(self.entries.items())), indent=1)
+        text = f'{{"prices": {prices},\n"findings": {{\n{found}\n}}}}\n'
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             partial = self.path.with_name(f"{self.path.name}.{os.getpid()}")

@@ -29,6 +29,7 @@ FARTHER, FEWER, FEWEST, LESS = 3.0, 0.75, 0.25, 0.9  # steps of the noise aimed 
 FIRST = 4.0  # where a score decides, it mostly does before the SQNR floor: the first aim is so much lower
 LOST = 0.4  # noise over signal that says no more than that it is too much
 NEAR, BESIDE = 2.0, (1.2, 1.45, 1.1, 0.9)  # times the allowed drop; of the noise of a plan that missed by so little
+DOUBT = 1.7  # times the noise of a plan whose score fell too far by little: the next one tells whether by chance
 MUCH_FASTER = 1.3  # what makes another try within the limits worth it
 LAST_TRIES = (0.4, 0.15)  # of the allowed noise, where every plan was too loud
 CLOSE = 0.97  # of the best plan's worth: a smaller gain is not worth another trial
@@ -198,7 +199,7 @@ def bracket(
     aim, highest, before = allowed * HEADROOM, math.inf, len(tried) - 1
     aim /= FIRST if judged_by_score else 1.0
     seen: set[object] = {trial.plan.key for trial in tried}
-    held, idle, known = 0.0, 0, list(known)
+    held, idle, known, doubtful = 0.0, 0, list(known), math.inf
     if best is not None:
         problem.pace, problem.unit = best.plan.seconds, stored_bytes(problem, best.plan.stored)
     for _ in range(3 * TRIALS):
@@ -233,8 +234,10 @@ def bracket(
             aim = min(allowed * HEADROOM, reached)
         elif trial.noise > allowed:  # calibration brings the next plan down, but not where all signal is lost
             aim *= LESS if trial.noise < max(allowed, LOST) else FEWEST
+        elif trial.score is not None and trial.excess <= NEAR and math.isinf(doubtful) and math.isinf(highest):
+            doubtful, aim = trial.noise, min(allowed * HEADROOM, trial.noise * DOUBT)  # bad luck? a noisier one tells
         else:  # the noise is as wanted, another floor is missed: by little, and it may turn on one item
-            highest = min(highest, trial.noise)
+            highest = min(highest, trial.noise, doubtful if doubtful > held else math.inf)
             step = float(np.clip(trial.excess**-0.5, FEWEST, FEWER))
             aim = math.sqrt(held * highest) if held else min(aim, highest) * step
     return best

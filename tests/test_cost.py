@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxc import cost
+from onnxc import coder, cost, optimize, planning, price_file
 from onnxc.coder import Coder
 from onnxc.cost import APART, crossing_line, measure
 from onnxc.errors import DataError
@@ -26,6 +26,7 @@ from onnxc.price import priced
 from onnxc.price_file import PriceFile, default_path, site_key
 from onnxc.profiling import FLOAT, corrected
 from onnxc.session import Options, Session
+from tests import trained
 from tests.emission import Emission, emitted, model, node, proposed, samples, weight
 
 SHAPE = [1, 16, 12, 12]
@@ -173,6 +174,8 @@ class TestPriceFile:
             b'{"prices": {"a": NaN}}',
             b'{"prices": {"a": -1}}',
             b'{"prices": {"a": Infinity}}',
+            b'{"prices": {}, "findings": {"a": 1}}',
+            b'{"prices": {}, "findings": []}',
         ],
     )
     def test_a_damaged_file_is_bad_data(self, tmp_path: Path, content: bytes) -> None:
@@ -201,6 +204,23 @@ class TestPriceFile:
         prices.entries["a"] = 1.0
         prices.save()
 
+    def test_findings_outlive_a_run_the_latest_ones(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        prices, exact = PriceFile.open(tmp_path / "prices.json"), 0.1 + 0.2
+        for part in ("old", "kept", "new"):
+            assert prices.found("noise", part, learn=lambda: {"a": exact, "b": [1.5, -2.0]}) == {
+                "a": exact,
+                "b": [1.5, -2],
+            }
+        prices.found("noise", "kept", learn=dict)
+        monkeypatch.setattr(price_file, "MOST_FINDINGS", 90)
+        prices.save()
+        again = PriceFile.open(prices.path)
+        assert [again.found("noise", part, learn=dict) for part in ("old", "new", "kept")] == [
+            {},
+            {"a": exact, "b": [1.5, -2.0]},
+            {"a": exact, "b": [1.5, -2.0]},
+        ]
+
 
 class TestPrices:
     def test_known_prices_are_not_measured_again(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,6 +241,29 @@ class TestPrices:
         monkeypatch.setattr(cost, "profile", never)
         again = priced(*arguments, PriceFile.open(prices.path))
         assert again == first
+
+    def test_what_was_heard_of_a_model_is_not_heard_again(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Neither the noise of single roundings nor the damage of formats: with the same plan, byte for byte."""
+        source, calib = trained.MODELS / "sklearn_mlp.onnx", trained.MODELS / "data" / "sklearn_mlp_calib.npz"
+        passes = "quantize-dynamic,store-low-bit"
+        outputs, asked = [tmp_path / "first.onnx", tmp_path / "second.onnx"], list[str]()
+        for where, name in ((planning, "measure"), (coder, "estimated")):
+            original = getattr(where, name)
+
+            def watched(*arguments: object, original: object = original, name: str = name, **more: object) -> object:
+                asked.append(name)
+                assert callable(original)
+                return original(*arguments, **more)
+
+            monkeypatch.setattr(where, name, watched)
+        optimize(source, outputs[0], calib=calib, passes=passes, prices=tmp_path / "prices.json")
+        assert {"measure", "estimated"} <= set(asked)
+        asked.clear()
+        optimize(source, outputs[1], calib=calib, passes=passes, prices=tmp_path / "prices.json")
+        assert not asked
+        assert outputs[0].read_bytes() == outputs[1].read_bytes()
 
     def test_equal_sites_have_one_price(self) -> None:
         nodes = [node("MatMul", "x w0", "m"), node("MatMul", "m w1", "y")]

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from onnxc import data
 from onnxc.data import Calibration, Evaluation, generate, index_limits
 from onnxc.errors import DataError, HookError, ModelError, UsageError
 from onnxc.model import Model
@@ -32,7 +33,9 @@ def rows(calibration):
     return [{name: array.tolist() for name, array in sample.items()} for sample in calibration]
 
 
-def test_all_formats_give_the_same_samples(tmp_path):
+@pytest.mark.parametrize("held", [0, data.HELD])
+def test_all_formats_give_the_same_samples(tmp_path, monkeypatch, held):
+    monkeypatch.setattr(data, "HELD", held)
     values = np.arange(12, dtype=np.float32).reshape(4, 3)
     (tmp_path / "many").mkdir()
     for index, row in enumerate(values):
@@ -68,6 +71,31 @@ def test_all_formats_give_the_same_samples(tmp_path):
         digests.add(calibration.digest)
     assert len(digests) == 1
     assert Calibration.open([{"x": values[:1]}], IMAGE).digest not in digests
+
+
+def test_few_bytes_are_read_once(tmp_path, monkeypatch):
+    values = np.arange(12, dtype=np.float32).reshape(4, 1, 3)
+    buffer = np.empty((1, 3), np.float32)
+
+    def reused():  # a function may yield the same array again and again
+        for row in values:
+            buffer[:] = row
+            yield {"x": buffer}
+
+    assert rows(Calibration.open(reused, IMAGE)) == [{"x": row.tolist()} for row in values]
+    for index, row in enumerate(values):
+        np.savez(tmp_path / f"{index}.npz", x=row)
+    few = Calibration.open(tmp_path, IMAGE)
+    monkeypatch.setattr(data, "HELD", values.nbytes - 1)
+    many = Calibration.open(tmp_path, IMAGE)
+    assert rows(few) == rows(many)
+    assert rows(few.fitted()) == rows(many.fitted())
+    for file in tmp_path.iterdir():
+        file.unlink()
+    assert rows(few) == [{"x": row.tolist()} for row in values]
+    assert len(few.fitted().take(9)) == 3
+    with pytest.raises(DataError, match="cannot be read"):
+        rows(many)
 
 
 def test_stacked_arrays(tmp_path):

@@ -25,7 +25,7 @@ from onnxc.predictions import predicted_loading, predicted_noise, stored_bytes
 from onnxc.problem import Plan, Problem
 from onnxc.profiling import FLOAT
 from onnxc.quality import Quality
-from onnxc.search import NOTHING, Trial, close_miss, light, under
+from onnxc.search import NOTHING, Trial, bracket, close_miss, light, under
 from onnxc.sensitivity import activation_key, weight_key
 from onnxc.sites import find, name_nodes
 from onnxc.targets import target
@@ -225,3 +225,25 @@ def test_a_plan_within_the_limit_that_missed_by_little_is_not_the_last(excess: f
     found = close_miss(problem, judge, 0.1, tried, None)
     assert (found is not None) == (excess < 2)
     assert len(tried) == (2 if excess < 2 else 1)
+
+
+@pytest.mark.parametrize("unlucky", [True, False])
+def test_one_score_that_fell_too_far_by_little_is_doubted(unlucky: bool) -> None:
+    """A noisier plan tells whether it was by chance: then the search goes on from there, else it never comes back."""
+    problem, allowed, tried = large("MatMul", 24), 1e-2, list[Trial]()
+
+    def judge(candidate: Plan) -> Trial:
+        fell = not tried or (not unlucky and candidate.noise >= 0.5 * tried[0].noise)
+        words, excess = ("the score fell by a little more than is allowed", 1.2) if fell else (None, 1.0)
+        quality = Quality(sqnr_db=-10 * np.log10(candidate.noise))
+        return Trial(candidate, NOTHING, quality, 0.9, words, excess=excess)
+
+    best = bracket(problem, judge, allowed, tried, lambda: 8, judged_by_score=True)
+    noises = [trial.noise for trial in tried]
+    assert noises[1] > 1.2 * noises[0]
+    assert best is not None
+    if unlucky:
+        assert best.noise >= noises[1]
+    else:
+        assert best.noise < 0.5 * noises[0]
+        assert max(noises[2:]) < noises[0]
