@@ -227,15 +227,36 @@ def test_samples_that_are_kept_apart_are_not_among_those_that_are_fitted(kind: s
     assert fitted.digest != whole.digest
 
 
-def test_where_planning_takes_long_the_report_says_what_a_form_may_win(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """No form is made, but every pass says what speaks for it or against it."""
+def test_where_planning_takes_long_a_form_has_to_promise_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is made and judged, and the notes say that planning it was not worth the time."""
     pretend_everything_pays(monkeypatch)
-    monkeypatch.setattr(choice, "LONGEST", -1.0)
-    monkeypatch.setattr(Prospects, "made", lambda *_: pytest.fail("a form was made"))
+    monkeypatch.setattr(choice, "LONG", -1.0)
+    monkeypatch.setattr(choice, "WORTH", 0.0)
+    monkeypatch.setattr(choice.Choice, "attempt", lambda *_: pytest.fail("a form was planned"))
     data, out = list(trained.samples("lstm", 48)), tmp_path / "out.onnx"
     report = optimize(trained.MODELS / "lstm.onnx", out, calib=data, prices=tmp_path / "prices.json")
     assert report.changed
-    assert any(note.startswith("smaller forms may win here (prune-channels), but planning") for note in report.notes)
+    assert any("not planned, predicted to be not worth" in note for note in report.notes)
     assert any(note.startswith("factor-matmul: not tried: ") for note in report.notes)
+
+
+def test_that_no_form_wins_is_not_found_out_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend_everything_pays(monkeypatch)
+    monkeypatch.setattr(Prospects, "judged", lambda *_: None)
+    data, asked = list(trained.samples("lstm", 48)), list[str]()
+    offered = Prospects.offered
+
+    def watched(self: Prospects, instance: StructuralPass, context: Context) -> object:
+        asked.append(instance.name)
+        return offered(self, instance, context)
+
+    monkeypatch.setattr(Prospects, "offered", watched)
+    first, second = (
+        optimize(trained.MODELS / "lstm.onnx", tmp_path / name, calib=data, prices=tmp_path / "prices.json")
+        for name in ("first.onnx", "second.onnx")
+    )
+    assert asked == ["prune-channels", "factor-matmul", "factor-conv"]
+    assert [n for n in first.notes if "not tried" in n or "not planned" in n]
+    assert second.notes == first.notes
+    assert second.refusals == first.refusals
+    assert (tmp_path / "first.onnx").read_bytes() == (tmp_path / "second.onnx").read_bytes()

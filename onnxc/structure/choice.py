@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from time import process_time
 
-from onnxc.contract.context import Context
 from onnxc.contract.passes import StructuralPass
 from onnxc.errors import DataError, ModelError
 from onnxc.file.storage import drop_pages
@@ -23,7 +22,7 @@ from onnxc.structure.prospects import Cut, Prospects
 
 MOST = 2  # forms that are planned
 ALWAYS, SHARE = 15.0, 1.0  # seconds that may be spent anyway, and how much of the run so far
-LONGEST = 80.0  # seconds of planning a model of which no smaller form is planned: the run would take twice as long
+LONG, WORTH = 80.0, 0.9  # where planning takes more seconds, a form has to promise more: it takes as long again
 
 
 @dataclass
@@ -64,29 +63,19 @@ class Choice:
         drop_pages()
         prospects = Prospects(self.whole, trial, self.judge, clock, aim, self.stamp, self.say, notes=self.notes)
         context = prospects.context()
-        if whole > LONGEST:
-            return self.told(passes, prospects, context, whole)
         found = self.planned([cut for each in passes for cut in prospects.of(each, context)], prospects, whole)
         found.planning.proposals.refusals += prospects.refusals
         return replace(found, notes=[*found.notes, *self.notes])
-
-    def told(self, passes: Sequence[StructuralPass], prospects: Prospects, context: Context, whole: float) -> Planned:
-        """The whole model's plan, with what the passes say of it: no form is made, where planning takes so long."""
-        promising = [each.name for each in passes if prospects.offered(each, context)]
-        if promising:
-            said = f"smaller forms may win here ({', '.join(promising)}), but planning takes {whole:.0f} s"
-            self.notes.append(f"{said}, and would take as long again for each: name the pass to have it")
-        self.whole.planning.proposals.refusals += prospects.refusals
-        return replace(self.whole, notes=[*self.whole.notes, *self.notes])
 
     def planned(self, cuts: Sequence[Cut], prospects: Prospects, whole: float) -> Planned:
         """The best of the whole model's plan and those of the most promising of ``cuts``; planning one of them takes
         about as long as ``whole``.
         """
         best, tried, scales, aim, clock = self.whole, 0, dict[str, float](), prospects.aim, prospects.clock
+        wanted, what = (WORTH, f"not worth {whole:.0f} s") if whole > LONG else (CLOSE, "no better")
         for cut in sorted(cuts, key=lambda each: aim.of(each.predicted)):
-            if tried >= MOST or aim.of(cut.predicted) * scales.get(cut.by, 1.0) >= CLOSE * aim.of(best.figures):
-                self.notes.append(f"{cut.text}: not planned, predicted to be no better")
+            if tried >= MOST or aim.of(cut.predicted) * scales.get(cut.by, 1.0) >= wanted * aim.of(best.figures):
+                self.notes.append(f"{cut.text}: not planned, predicted to be {what}")
                 continue
             if tried and clock.spent + whole > clock.allowed:
                 self.notes.append(f"{cut.text}: not planned, the time for trying structures is used up")

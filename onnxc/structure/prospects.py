@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
 from time import process_time
 
 from onnxc.contract.candidates import Refusal
@@ -23,6 +23,7 @@ from onnxc.file.storage import drop_pages
 from onnxc.judge import SMALL_SHARE, Judge
 from onnxc.model import Model
 from onnxc.predictions import stored_bytes
+from onnxc.price_file import Finding
 from onnxc.search import CLOSE, HEADROOM, Trial
 from onnxc.session import Session
 from onnxc.sites import name_nodes
@@ -91,7 +92,30 @@ class Prospects:
         return replace(planning.context, samples=samples.fitted(), stakes=stakes_of(planning, self.best.plan))
 
     def of(self, instance: StructuralPass, context: Context) -> list[Cut]:
-        """What a pass offers, as far as it is worth making."""
+        """What a pass offers, as far as it is worth making. That nothing is, is a finding: what was said then is said
+        again, and the time that it took counts again.
+        """
+        cuts: list[Cut] | None = None
+
+        def look() -> Finding:
+            nonlocal cuts
+            notes, refusals, spent = len(self.notes), len(self.refusals), self.clock.spent
+            cuts = self.looked(instance, context)
+            said = [astuple(each) for each in self.refusals[refusals:]]
+            spent = self.clock.spent - spent
+            return {"cuts": len(cuts), "notes": self.notes[notes:], "refusals": said, "seconds": spent}
+
+        parts = (self.stamp, repr(self.best.plan.key), repr(self.judge.score), repr(instance))
+        found = self.clock.prices.found("forms", *parts, learn=look)
+        if cuts is None and not found["cuts"]:
+            self.notes += found["notes"]
+            self.refusals += [Refusal(*each) for each in found["refusals"]]
+            self.clock.spent += found["seconds"]
+            return []
+        return cuts if cuts is not None else self.looked(instance, context)
+
+    def looked(self, instance: StructuralPass, context: Context) -> list[Cut]:
+        """The cuts of a pass that are worth a plan."""
         try:
             return self.made(instance.name, self.offered(instance, context))
         except (ModelError, DataError) as error:
