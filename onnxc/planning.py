@@ -17,7 +17,7 @@ import numpy as np
 
 from onnxc import __version__
 from onnxc.coder import Coder
-from onnxc.codes.formats import parse_format
+from onnxc.codes.formats import is_small, parse_format
 from onnxc.contract.candidates import Activation
 from onnxc.contract.context import Context
 from onnxc.contract.passes import LossyPass
@@ -253,10 +253,32 @@ class Planning:
         self.coder.known |= {(name, mode): found["damages"][name] for name, mode in formats if name in found["damages"]}
         self.context.observations.refined.update({name: (low, high) for name, (low, high) in found["ranges"].items()})
         self.problem.noise, self.problem.compute = dict(found["noise"]), collect(self.lossy, self.context).compute
+        self.spared(
+            [name for name, _ in formats if found["noise"].get(weight_key(name)) == 0 < found["damages"].get(name, 0)]
+        )
         ways = repr(sorted(self.coder.ways.items()))
         damages = self.prices.found("damages", self.subject, ways, learn=self.coder.estimates)
         self.coder.damages = {name: dict(each) for name, each in damages.items()}
         self.problem.ratios = self.coder.noise_ratios()
+
+    def conditional(self, weights: Collection[str]) -> set[str]:
+        """Those of ``weights`` that only bodies read: of If, Loop or Scan, which may not run."""
+        main = {tensor.name for node in self.context.model.graph.nodes for tensor in node.inputs}
+        return set(weights) - main
+
+    def spared(self, unheard: Collection[str]) -> None:
+        """Weights whose rounding no sample shows, as in a branch that none takes, keep 8 bits: what nobody hears seems
+        to cost nothing.
+        """
+        ways = self.problem.storage
+        full = {name: [way for way in ways.get(name, ()) if not is_small(way.mode)] for name in unheard}
+        kept = {name: found for name, found in full.items() if 0 < len(found) < len(ways[name])}
+        self.problem.storage = {**ways, **kept}
+        if kept and not self.samples.generated:
+            which = f"{len(kept)} weights ({', '.join(sorted(kept)[:3])}{' ...' if len(kept) > 3 else ''})"
+            self.notes.append(
+                f"no sample shows what {which} do, so they keep 8 bits: samples that need them allow fewer"
+            )
 
     def heard(self, first: Trial, activations: Sequence[Activation], weights: Collection[str]) -> Finding:
         """The noise of every rounding, ranges that are better, and the damage of the codes that were heard."""
@@ -273,6 +295,7 @@ class Planning:
             seen.ranges,
             self.prices.entries,
             seconds=HEARD_SECONDS[self.samples.generated],
+            alone=self.conditional(weights),
         )
         drop_pages()
         for name, made in codes.items():

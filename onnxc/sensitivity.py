@@ -9,7 +9,7 @@ roundings add, so a plan's noise is estimated by a sum.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Collection, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
 from time import perf_counter
 
@@ -199,6 +199,7 @@ def measure(
     prices: MutableMapping[str, float] | None = None,
     seconds: float = 4.0,
     refining: float = 15.0,
+    alone: Collection[str] = (),
 ) -> tuple[Noise, dict[str, tuple[float, float]]]:
     """The noise of each rounding alone, and better ranges for the activations that hurt most.
 
@@ -208,6 +209,7 @@ def measure(
         ranges: histograms of the activations.
         prices: entries of the price file: how long a rounding takes is kept there, so that what is left out for want
             of time is the same in every run.
+        alone: weights that share no noise with others where there are many roundings.
 
     Returns:
         key -> noise power over signal power of the worst float output; tensor -> refined (low, high).
@@ -222,7 +224,7 @@ def measure(
     count = int(np.clip(seconds / (once * runs_of(len(probe.keys()))), 1, min(len(samples), HEARD)))
     if count > 1:
         meter = Meter(probe, samples[:count], options, meter.session)
-    noise = loudness(meter)
+    noise = loudness(meter, {weight_key(name) for name in alone})
     static = [activation for activation in activations if not activation.dynamic]
     refined = refined_ranges(meter, static, noise, samples, options, ranges, refining / once)
     if refined:
@@ -252,19 +254,19 @@ def refined_ranges(
     return refine(bench, activations, loud, ranges, len(spread), runs)
 
 
-def loudness(meter: Meter) -> Noise:
+def loudness(meter: Meter, alone: Collection[str] = ()) -> Noise:
     """The noise of every rounding alone. Of many, groups are heard first: only where one is loud, its members are;
-    the members of a quiet group share its noise.
+    the members of a quiet group share its noise. The keys ``alone`` are in no group.
     """
-    keys = meter.probe.keys()
+    keys = [key for key in meter.probe.keys() if key not in alone]  # noqa: SIM118 - a method of Probe
     if len(keys) <= FEW_SWITCHES:
-        return {key: meter.noise(meter.on(key)) for key in keys}
+        return {key: meter.noise(meter.on(key)) for key in meter.probe.keys()}  # noqa: SIM118
     groups = [keys[start : start + TOGETHER] for start in range(0, len(keys), TOGETHER)]
     together = [
         meter.noise({name: value for key in group for name, value in meter.on(key).items()}) for group in groups
     ]
     loud = QUIET * sum(together) / len(groups)
-    noise: Noise = {}
+    noise: Noise = {key: meter.noise(meter.on(key)) for key in sorted(alone)}
     for group, found in zip(groups, together, strict=True):
         for key in group:
             noise[key] = meter.noise(meter.on(key)) if found > loud else found / len(group)

@@ -23,6 +23,7 @@ from onnxc.reference import ReferenceOutputs
 from onnxc.session import Options, Session
 from onnxc.sites import find
 from onnxc.targets import target
+from tests import builders
 from tests.unpriced import pretend_everything_pays
 
 WIDTH, HIDDEN, OUTPUTS = 256, 512, 64
@@ -142,3 +143,25 @@ def test_the_first_step_of_a_decoder_has_an_empty_past() -> None:
     assert len(Calibration.open([{"past": empty, "x": full}], inputs)) == 1
     with pytest.raises(DataError, match="holds nothing"):
         Calibration.open([{"past": empty, "x": empty}], inputs)
+
+
+@pytest.mark.parametrize("taken", [True, False])
+def test_a_branch_that_no_sample_takes_keeps_its_answers(taken: bool, tmp_path: Path) -> None:
+    """What nobody hears seems to cost nothing: 1.6 bits of it would pass every check on the samples."""
+    b = builders.Builder(3)
+    then, other = (builders.body(lambda c: c.add("MatMul", "x", c.weight(64, 512)), s, ["n", 512]) for s in (1, 2))
+    b.add("If", "c", out="y", then_branch=then, else_branch=other)
+    source, out = tmp_path / "in.onnx", tmp_path / "out.onnx"
+    onnx.save(b.model([builders.X, ("c", TensorProto.BOOL, [])], [("y", TensorProto.FLOAT, ["n", 512])]), source)
+    random = np.random.default_rng(0)
+    data = [{"x": random.standard_normal((8, 64), np.float32), "c": np.bool_(taken)} for _ in range(8)]
+    report = optimize(source, out, calib=data, budget=Budget(min_sqnr=10), prices=tmp_path / "prices.json")
+    before, after = Session(source), Session(out)
+    found = dict[bool, float]()
+    for each in (True, False):
+        wanted, got = (session.run({"x": data[0]["x"], "c": np.bool_(each)})["y"] for session in (before, after))
+        found[each] = float(10 * np.log10(np.square(wanted).sum() / np.square(got - wanted).sum()))
+    assert 10 <= found[taken] < 25
+    assert found[not taken] > 35
+    assert [note for note in report.notes if "no sample shows what 1 weights" in note]
+    assert out.stat().st_size < 0.25 * source.stat().st_size
