@@ -39,13 +39,14 @@ from onnxc.recipe import Budget
 from onnxc.search import LEAST_SHARE, TRIALS, Trial, light, search, storage_only
 from onnxc.sensitivity import HEARD, measure, telling, weight_key
 from onnxc.session import runtime_version
+from onnxc.weighing import Scales
 
 RANGES = (
     ("minmax", 100.0),
     ("percentile", 99.99),
     ("percentile", 99.999),
 )  # other choices than least squares
-TIGHT = 0.99  # of a limit is planned for: estimates are not exact
+TIGHT, EXACT = 0.99, 0.999  # of a limit is planned for: estimates are not exact; where plans are weighed
 LIGHTER = 0.85  # of the time to load aimed at, where the best plan took too long
 GRAPH, ARRIVES = 0.6, 1.7  # of the original's load, what a compressed model takes without unfolding; what that takes,
 # beside what its formats say: 40 and 85 ms for an EfficientNet of 18 MB, 130 and 230 ms for a MiniLM of 90 MB
@@ -75,7 +76,7 @@ class Planning:
         lossy: the passes, asked again when ranges change.
         judge: decides; its budget holds the limits.
         samples: calibration data or generated inputs.
-        prices: the file of measured times; problem: what plans are made from.
+        prices: the file of measured times; problem: what plans are made from; scales: weigh their files.
         notes: gets sentences for the user; say: is told what is being done.
         attempts: every plan that was judged; overheads: bytes of their files besides the weights.
         feedback: whether weights are solved on what the compressed model feeds them; pace: seconds that it takes.
@@ -96,6 +97,7 @@ class Planning:
     lead: float = 1.0
     before: float = 0.0
     problem: Problem = field(init=False)
+    scales: Scales = field(init=False)
     attempts: list[Attempt] = field(default_factory=list)
     overheads: Overheads = field(default_factory=Overheads)
     feedback: bool = False
@@ -103,6 +105,7 @@ class Planning:
     most: int = TRIALS
 
     def __post_init__(self) -> None:
+        self.scales = Scales(self.coder, self.judge.finishing)
         self.say("measuring times in place")
         sample = self.judge.timed(1)[0]
         prices = priced(self.context, self.proposals, self.coder, sample, self.context.options, self.prices)
@@ -130,6 +133,7 @@ class Planning:
             self.affordable,
             self.say,
             self.feed_back,
+            self.weighed,
         )
         yield best
         seen = {best.plan.key}
@@ -221,7 +225,7 @@ class Planning:
     def judged(self, plan: Plan) -> Trial:
         """``plan`` as a model, held against the original."""
         self.say(f"judging a plan with {len(plan.compute)} sites in int8 and {len(plan.coded)} weights as codes")
-        expected = self.overheads.file_bytes(self.problem, plan) if self.attempts else None
+        expected = self.expected(plan) if self.attempts or self.scales.able else None
         trial = replace(self.judge.trial(self.built(plan), plan), before=self.before)
         written = file_bytes(trial.model)
         trial.others = written - stored_bytes(self.problem, plan.stored)
@@ -229,14 +233,33 @@ class Planning:
         share = self.overheads.file_bytes(self.problem, plan) / max(self.judge.original.source_bytes, 1)
         self.say(f"about {share:.1%} of the bytes, {trial.quality.sqnr_db:.1f} dB: {trial.missed or 'it holds'}")
         self.attempts.append(Attempt(plan, trial.quality.sqnr_db, trial.score, trial.missed, expected))
-        if (size := self.judge.budget.size) is not None and not self.problem.free:
-            others = max(self.overheads.of(plan), trial.others)  # the next plan is like this one
-            self.problem.most_bytes = max(size * self.judge.original.source_bytes * TIGHT - others, 1.0)
+        if self.judge.budget.size is not None and not self.problem.free:
+            self.limited(max(self.overheads.of(plan), trial.others))  # the next plan is like this one
         if not self.feedback:
             self.coder.settle(plan.stored, plan.compute)
         if self.problem.ratios and not self.feedback:
             self.problem.ratios = self.coder.noise_ratios()  # with the true damage of what was solved
         return trial
+
+    def expected(self, plan: Plan) -> int:
+        """Bytes that the file of ``plan`` will take; of a large model of which nothing was built yet, its weights'."""
+        return self.scales.file_bytes(plan) if self.scales.able else self.overheads.file_bytes(self.problem, plan)
+
+    def limited(self, others: float) -> None:
+        """Leave to the weights what the limit of size does, beside so many bytes of everything else."""
+        assert self.judge.budget.size is not None
+        share = EXACT if self.scales.able else TIGHT
+        self.problem.most_bytes = max(self.judge.budget.size * self.judge.original.source_bytes * share - others, 1.0)
+
+    def weighed(self, plan: Plan) -> bool:
+        """Whether the file of ``plan`` turns out to be larger than the limit allows: then the limit of the weights'
+        bytes was drawn anew, and another plan is to be found.
+        """
+        if self.judge.budget.size is None or self.problem.free or not self.scales.able:
+            return False
+        weights = stored_bytes(self.problem, plan.stored)
+        self.limited(self.scales.file_bytes(plan) - weights)
+        return self.problem.most_bytes is not None and weights > self.problem.most_bytes
 
     def sensitivities(self, first: Trial) -> None:
         """Measure the noise of every rounding alone and better the loudest ranges; ``first`` shows the hard samples."""

@@ -36,6 +36,7 @@ CLOSE = 0.97  # of the best plan's worth: a smaller gain is not worth another tr
 FACTORS, RECENT = 8, 0.6  # calibration: factors up to 2^8, and what a trial counts beside the one after it
 REPAIRS, LOUDEST = 24, 12
 FULL_ENOUGH, CLOSED = 0.99, 1.02  # of the noise aimed at; ratio of two prices between which plans hardly differ
+WEIGHINGS = 4  # of plans that turn out to be too large
 DEARER, STEPS = 4.0, 6  # of the price of loading, where a plan would take too long
 LEAST_SHARE = 0.02  # of a form's noise, that rounding makes: what is left of a difference of two like figures
 
@@ -84,6 +85,7 @@ def search(
     trials: Callable[[], int] = lambda: TRIALS,
     say: Callable[[str], None] = lambda message: None,
     closing: Callable[[], bool] = lambda: False,
+    weigh: Callable[[Plan], bool] = lambda plan: False,
 ) -> tuple[Trial, list[Trial]]:
     """The best trial that holds every floor, and all of them.
 
@@ -97,6 +99,7 @@ def search(
         trials: how many models may be built; the last resort, everything float, comes on top.
         closing: called before the search closes in on the noisiest plan; says whether plans are solved with more care
             from then on.
+        weigh: says whether the file of a plan is larger than the limit allows after all, and mends the problem's limit.
     """
     first = judge(plan(problem.in_full_codes()))
     tried, best = [first], first if first.missed is None else None
@@ -131,13 +134,13 @@ def search(
                 closed = False
             count = len(tried)
             if best is None or problem.has_small_codes:
-                best = bracket(problem, judge, allowed, tried, trials, best, known, judged_by_score=scored)
+                best = bracket(problem, judge, allowed, tried, trials, best, known, judged_by_score=scored, weigh=weigh)
             if closed and best is not None and len(tried) == count:  # no other plan: the same one with more care
                 tried.append(judge(best.plan))
                 best = tried[-1] if tried[-1].missed is None and tried[-1].noise < best.noise else best
             limited = problem.most_bytes is not None or problem.most_seconds is not None
             if limited:
-                best = close_miss(problem, judge, allowed, tried, best) or best
+                best = close_miss(problem, judge, allowed, tried, best, weigh) or best
             if limited and (best is None or not fits(problem, best.plan)):
                 problem.unlimited()  # out of reach: how near to the limits one can come is still to be said
                 best = bracket(problem, judge, allowed, tried, trials, best, tried[-1:], judged_by_score=scored)
@@ -157,7 +160,12 @@ def search(
 
 
 def close_miss(
-    problem: Problem, judge: Callable[[Plan], Trial], allowed: float, tried: list[Trial], best: Trial | None
+    problem: Problem,
+    judge: Callable[[Plan], Trial],
+    allowed: float,
+    tried: list[Trial],
+    best: Trial | None,
+    weigh: Callable[[Plan], bool] = lambda plan: False,
 ) -> Trial | None:
     """A trial that holds limits and floors, where one within the limits missed a floor by little: a score turns on
     single items, and plans of about the same noise have others wrong. Where the ``best`` one is within the limits too,
@@ -170,6 +178,8 @@ def close_miss(
     noise = min((predicted_noise(problem, t.plan.compute, t.plan.stored) for t in near), default=0.0)
     for factor in BESIDE if near else ():
         candidate = light(problem, noise * factor)
+        if weigh(candidate):
+            candidate = light(problem, noise * factor)
         if candidate.key in seen or not fits(problem, candidate) or candidate.seconds >= most:
             continue
         seen.add(candidate.key)
@@ -189,6 +199,7 @@ def bracket(
     known: Sequence[Trial] = (),
     *,
     judged_by_score: bool = False,
+    weigh: Callable[[Plan], bool] = lambda plan: False,
 ) -> Trial | None:
     """Close in on the noisiest plan that holds every floor.
 
@@ -210,6 +221,10 @@ def bracket(
         if len(tried) - before >= trials() or aim < allowed * 1e-6:
             break
         candidate = light(problem, aim)
+        for _ in range(WEIGHINGS):
+            if not weigh(candidate):
+                break
+            candidate = light(problem, aim)
         if candidate.key in seen:
             if best is not None and held > 0 and idle:
                 break

@@ -30,7 +30,8 @@ def written(
         plain: nothing is packed, so that codes can be changed afterwards.
     """
     copy = model.copy()
-    rewriter = Rewriter(copy, dict(codes), plain=plain)
+    short = sorted(codes, key=lambda name: (len(name), name))  # what weights share is named after the first of them
+    rewriter = Rewriter(copy, {name: codes[name] for name in short}, plain=plain)
     for candidate in plan.compute.values():
         if candidate.apply is not None:
             candidate.apply(rewriter)

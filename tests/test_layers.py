@@ -20,6 +20,7 @@ LAYERS = """
     inspection compiler summary explain
     structure
     planning
+    weighing
     deliver judge limits price search training validate
     culprits
     feedback

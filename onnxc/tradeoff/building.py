@@ -125,7 +125,7 @@ class Builder:
         problem, original = self.planning.problem, self.planning.judge.original
         point = Point(key, sites=len(chosen.compute), formats=dict(sorted(Counter(chosen.stored.values()).items())))
         point.kernels, point.form = hashlib.sha256(f"{self.form} {chosen.key[0]}".encode()).hexdigest()[:16], self.form
-        point.predicted_share = self.planning.overheads.file_bytes(problem, chosen) / original.source_bytes
+        point.predicted_share = self.planning.expected(chosen) / original.source_bytes
         if chosen.seconds > 0:
             point.predicted_speed = self.pace.of(problem.prices.total * self.planning.lead / chosen.seconds)
         if chosen.noise > 0:
