@@ -194,7 +194,7 @@ def opened(
     target_named(recipe.target)
     say("loading")
     original = Model.load(source)
-    options = Options(recipe.providers, recipe.threads, recipe.custom_ops)
+    options = Options(recipe.providers, recipe.threads, recipe.custom_ops, known=prices.entries)
     evaluation = Evaluation.open(hook) if hook is not None else None
     session = Session(original.path or original, options)
     if calib is not None:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from onnxc.errors import DataError, ModelError
 from onnxc.model import Constant, Model
+from onnxc.price_file import cpu_name, sample_shapes
 from onnxc.runtime.diagnosis import nodes
-from onnxc.session import Options, Session, measure_ratio
+from onnxc.session import Options, Session, measure_ratio, runtime_version
 
 RTOL = 1e-3
 ATOL = 1e-5
@@ -90,7 +93,8 @@ class Exactness:
         if kernels == self._kernels or not self.samples:
             return None
         if self._session is not None:
-            return self._slower(session)
+            ratio = self._measured("slower", after, partial(self._slowed, session))
+            return f"it is {ratio:.2f} times as fast" if ratio < SLOWEST else None
         more = kernels.total() - self._kernels.total()
         return f"ONNX Runtime runs {more} kernels more" if more > 0 else None
 
@@ -103,17 +107,32 @@ class Exactness:
         if (reason := self.differs(session)) is not None:
             return reason
         before = self._session or Session(self._before, self.options)
-        ratio = measure_ratio(before, session, self.samples, seconds=0.6)
-        return f"it is {ratio.median:.2f} times as fast" if ratio.median < least else None
+        ratio = self._measured(
+            "faster", after, lambda: measure_ratio(before, session, self.samples, seconds=0.6).median
+        )
+        return f"it is {ratio:.2f} times as fast" if ratio < least else None
 
-    def _slower(self, after: Session) -> str | None:
+    def _slowed(self, after: Session) -> float:
+        """How many times as fast ``after`` is where it is surely slower, else SLOWEST."""
         assert self._session is not None
         ratio = None
         for _ in range(2):
             ratio = measure_ratio(self._session, after, self.samples, seconds=0.6, decide=SLOWEST)
             if ratio.median >= SLOWEST or ratio.high >= 1.0:
-                return None
-        return f"it is {ratio.median:.2f} times as fast" if ratio else None
+                return SLOWEST
+        return ratio.median if ratio else SLOWEST
+
+    def _measured(self, what: str, after: Model, measure: Callable[[], float]) -> float:
+        """A ratio of speeds, from the price file where these two models were measured before."""
+        known = self.options.known
+        if known is None:
+            return measure()
+        shapes = [sample_shapes(sample) for sample in self.samples]
+        parts = (self._before.digest(), after.digest(), shapes, self.options, runtime_version(), cpu_name())
+        key = f"{what} {hashlib.sha256(repr(parts).encode()).hexdigest()[:24]}"
+        if key not in known:
+            known[key] = measure()
+        return known[key]
 
 
 def file_bytes(model: Model) -> int:

@@ -27,6 +27,7 @@ TRIALS = 10
 HEADROOM = 0.93  # of the allowed noise: predictions are not exact
 FARTHER, FEWER, FEWEST, LESS = 3.0, 0.75, 0.25, 0.9  # steps of the noise aimed at
 FIRST = 4.0  # where a score decides, it mostly does before the SQNR floor: the first aim is so much lower
+SURPRISED = 0.5  # exponent of how many times louder a plan was than predicted, by which the next one is planned quieter
 LOST = 0.4  # noise over signal that says no more than that it is too much
 NEAR, BESIDE = 2.0, (1.2, 1.45, 1.1, 0.9)  # times the allowed drop; of the noise of a plan that missed by so little
 DOUBT = 1.7  # times the noise of a plan whose score fell too far by little: the next one tells whether by chance
@@ -132,6 +133,10 @@ def search(
                 known = tried[-1:]
                 best = tried[-1] if tried[-1].missed is None else None
                 closed = False
+            if best is None and tried[-1].noise > allowed:  # what 8 bits hold, before fewer are tried
+                problem.heard = calibrated(problem, known)
+                tried.append(judge(under(problem.in_full_codes(), allowed * HEADROOM)))
+                known, best = [*known, tried[-1]], tried[-1] if tried[-1].missed is None else None
             count = len(tried)
             if best is None or problem.has_small_codes:
                 best = bracket(problem, judge, allowed, tried, trials, best, known, judged_by_score=scored, weigh=weigh)
@@ -248,7 +253,10 @@ def bracket(
             reached = math.sqrt(further * highest) if math.isfinite(highest) else max(further, aim) * FARTHER
             aim = min(allowed * HEADROOM, reached)
         elif trial.noise > allowed:  # calibration brings the next plan down, but not where all signal is lost
-            aim *= LESS if trial.noise < max(allowed, LOST) else FEWEST
+            surprise = trial.noise / max(
+                candidate.noise, 1e-12
+            )  # the best plan is the one most wrongly predicted, again
+            aim *= min(LESS, max(surprise, 1.0) ** -SURPRISED) if trial.noise < max(allowed, LOST) else FEWEST
         elif trial.score is not None and trial.excess <= NEAR and math.isinf(doubtful) and math.isinf(highest):
             doubtful, aim = trial.noise, min(allowed * HEADROOM, trial.noise * DOUBT)  # bad luck? a noisier one tells
         else:  # the noise is as wanted, another floor is missed: by little, and it may turn on one item

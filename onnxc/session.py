@@ -13,8 +13,8 @@ import tempfile
 import uuid
 import weakref
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -81,12 +81,15 @@ class TensorInfo:
 class Options:
     """How sessions run: providers in order of preference, threads within an operator, libraries of custom
     operators, and how far ONNX Runtime optimizes the graph: "all", "extended", "basic" or "off".
+
+    ``known`` are entries of the price file: what was measured once is not measured again, and decides alike.
     """
 
     providers: tuple[str, ...] = ("CPUExecutionProvider",)
     threads: int = 1
     custom_ops: tuple[str, ...] = ()
     level: str = "all"
+    known: MutableMapping[str, float] | None = field(default=None, compare=False, repr=False)
 
 
 def runtime_version() -> str:

@@ -8,15 +8,17 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
 import pytest
 
-from onnxc import coder, cost, optimize, planning, price_file
+from onnxc import coder, cost, exactness, optimize, planning, price_file
 from onnxc.coder import Coder
 from onnxc.cost import APART, crossing_line, measure
 from onnxc.errors import DataError
+from onnxc.exactness import Exactness
 from onnxc.judge import build
 from onnxc.model import Model
 from onnxc.owners import owner_names, owners_of
@@ -264,6 +266,19 @@ class TestPrices:
         optimize(source, outputs[1], calib=calib, passes=passes, prices=tmp_path / "prices.json")
         assert not asked
         assert outputs[0].read_bytes() == outputs[1].read_bytes()
+
+    def test_whether_a_rewrite_pays_is_measured_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A machine that was busy meanwhile does not make another model of it."""
+        ratios, entries = iter([0.7, 1.2]), dict[str, float]()
+        monkeypatch.setattr(exactness, "measure_ratio", lambda *_, **__: SimpleNamespace(median=next(ratios), high=0.8))
+        before, data = Model.load(convolutions()), samples(2, x=SHAPE)
+        after = before.copy()
+        after.metadata["changed"] = "yes"
+        for _ in range(2):
+            judge = Exactness(before, data, Options(known=entries))
+            assert judge.unpaid(after, 1.0) == "it is 0.70 times as fast"
+        assert list(entries.values()) == [0.7]
+        assert Exactness(after, data, Options(known=entries)).unpaid(before, 1.0) is None
 
     def test_equal_sites_have_one_price(self) -> None:
         nodes = [node("MatMul", "x w0", "m"), node("MatMul", "m w1", "y")]
