@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from onnxc.codes.fitting import make_grid
-from onnxc.codes.formats import INT8, PLANES, Format, parse_format
+from onnxc.codes.formats import INT8, PLANES, TRELLISES, Format, parse_format
 from onnxc.codes.gptq import damage, factorize, gptq
-from onnxc.codes.packing import layout_of, packed, possible
+from onnxc.codes.layouts import layout_of
+from onnxc.codes.packing import packed, possible
 from onnxc.codes.solve import as_groups, from_groups
 from onnxc.encoding import Codes, stored_bytes
 from onnxc.model import Model
@@ -24,6 +25,7 @@ FORMATS = [
     *(Format(levels) for levels in (144, 64, 40, 16, 9, 8, 6, 4, 3)),
     *(Format(levels, 32) for levels in (40, 16, 9, 6, 4)),
     *(Format(dimension=dimension) for dimension in (2, 4, 8)),
+    *(Format(levels, trellis=True) for levels in TRELLISES),
 ]
 SHAPES: list[tuple[tuple[int, ...], int, int]] = [
     ((64, 48), 1, 1),  # MatMul

@@ -17,7 +17,9 @@ from onnxc.codes.formats import FULL, INT8, Format
 from onnxc.codes.gptq import Factor, damage, gptq
 from onnxc.codes.grids import Grid, ScaledGrid, lowest_digit, rounded_up
 from onnxc.codes.moments import Factors, Given
-from onnxc.codes.packing import NATIVE_OPSET, layout_of, packed
+from onnxc.codes.layouts import layout_of
+from onnxc.codes.packing import NATIVE_OPSET, packed
+from onnxc.codes.trellis import TrellisGrid
 from onnxc.codes.waves import WAVES_OPSET, PackedWaves, Waves
 from onnxc.contract.context import Context
 from onnxc.encoding import BlockCodes, Codes, round_to_nearest
@@ -110,7 +112,8 @@ def settled(scaled: Matrix, found: NDArray[np.int8], moment: Matrix, grid: Grid,
         rows = np.full(len(scaled), row, np.intp)
         return grid.snap(rows, target * (stays[:, row] != 0))[1].astype(np.float32)
 
-    return descend(scaled, found.astype(np.float32), moment, snap, SWEEPS)
+    importance = grid.importance if isinstance(grid, TrellisGrid) else None
+    return descend(scaled, found.astype(np.float32), moment, snap, SWEEPS, importance=importance)
 
 
 def estimated(

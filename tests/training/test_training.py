@@ -16,7 +16,8 @@ from onnxc.cli import main
 from onnxc.codes.fitting import make_grid
 from onnxc.codes.formats import Format
 from onnxc.codes.gptq import factorize, gptq
-from onnxc.codes.packing import layout_of, packed, possible
+from onnxc.codes.layouts import layout_of
+from onnxc.codes.packing import packed, possible
 from onnxc.codes.solve import as_groups, from_groups
 from onnxc.data import Calibration
 from onnxc.encoding import Codes
