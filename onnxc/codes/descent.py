@@ -25,7 +25,13 @@ Snap = Callable[[int, Matrix], Matrix]
 
 
 def descend(
-    weight: Matrix, values: Matrix, moment: Matrix, snap: Snap, sweeps: int = SWEEPS, *, importance: Matrix | None = None
+    weight: Matrix,
+    values: Matrix,
+    moment: Matrix,
+    snap: Snap,
+    sweeps: int = SWEEPS,
+    *,
+    importance: Matrix | None = None,
 ) -> Matrix:
     """Values [G, K, N] of the grid, at most as damaging as ``values``.
 

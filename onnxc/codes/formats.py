@@ -4,7 +4,7 @@ A code has ``levels`` values. So many codes as fit are written into one word of 
 levels take 4 bits, 9 and 8 take 3.2, 6 take 2.67, 4 take 2, 3 take 1.6, 40 take 5.33; 144 take 7.2 and 64 take 6, as
 two digits. A table with a row per word turns words back into codes with one Gather, which ONNX Runtime runs once, at
 load, faster than any chain of shifts. Codes along a trellis are written so too: their table has a row per word and
-state, or their path bits lie in a plane of their own.
+state, or their path bits have words of their own.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ WORDS: dict[int, tuple[type[np.unsignedinteger], int]] = {
 }
 # levels -> (levels of its high digit, of its low digit): two words stand for the two digits of a code.
 PLANES: dict[int, tuple[int, int]] = {144: (16, 9), 64: (16, 4)}
-# levels of codes along a trellis -> codes in a word of 8 bits; 0: a plane of path bits, one of what is left of the codes
-TRELLISES: dict[int, int] = {32: 0, 18: 0, 16: 2, 12: 0, 8: 0, 6: 3, 4: 4}
-PATH_BITS = 8  # in a word of their plane
+# levels of codes along a trellis -> codes that are looked up together: in a word, or in one with path bits of their own
+TRELLISES: dict[int, int] = {32: 2, 16: 2, 12: 3, 8: 4, 6: 3, 4: 4}
 FEWEST_OUTPUTS = 16  # fewer neighbours make no path
+ROUND = 240  # codes that fill whole words of any kind
 SEGMENT, SEGMENTS = 16, range(12, 33)  # neighbouring outputs of a path: about so many, and what is tried
 FULL = 255  # levels of int8: one code a byte, no table
 CODE_WORDS = 256  # entries of a vector codebook: one byte each
@@ -93,11 +93,11 @@ class Format:
             return 8.0 / self.dimension
         if self.levels == FULL:
             return 8.0
-        if self.trellis and TRELLISES[self.levels]:
-            return 8.0 / TRELLISES[self.levels]
-        digits = (self.levels // 2,) if self.trellis else digits_of(self.levels)
-        path = 8.0 / PATH_BITS if self.trellis else 0.0
-        return path + sum(8.0 * np.dtype(word).itemsize / count for word, count in map(WORDS.__getitem__, digits))
+        if self.trellis:
+            return 8.0 * trellis_bytes(ROUND, self.levels) / ROUND
+        return sum(
+            8.0 * np.dtype(word).itemsize / count for word, count in map(WORDS.__getitem__, digits_of(self.levels))
+        )
 
     @property
     def even(self) -> bool:
@@ -110,6 +110,9 @@ class Format:
         """
         if self == INT8 or self.scaled:
             return 1e-9 * elements
+        if self.trellis:
+            own = 1.0 + 12.0 / TRELLISES[self.levels] + 2.0 * bits_apart(self.levels)
+            return PIECE_SECONDS + elements * own * 1e-9
         return PIECE_SECONDS + elements * (6.5e-9 if self.block or self.levels in PLANES else 3.5e-9)
 
     @property
@@ -143,17 +146,20 @@ def trellis_segment(outputs: int, levels: int) -> tuple[int, int]:
     """How many segments so many neighbouring outputs are cut into, and the codes of each: whole words, as few as
     possible beyond the outputs.
     """
-    word = TRELLISES[levels] or PATH_BITS
-    lengths = [length for length in SEGMENTS if length % word == 0]
+    lengths = [length for length in SEGMENTS if length % TRELLISES[levels] == 0]
     length = min(lengths, key=lambda each: (-(-outputs // each) * each, abs(each - SEGMENT)))
     return -(-outputs // length), length
 
 
+def bits_apart(levels: int) -> bool:
+    """Whether codes of so many levels that are looked up together have more than a byte: it holds all but path bits."""
+    return levels ** TRELLISES[levels] > 256
+
+
 def trellis_bytes(elements: int, levels: int) -> int:
     """Bytes of the words of so many codes along a trellis, whole segments."""
-    if TRELLISES[levels]:
-        return elements // TRELLISES[levels]
-    return elements // PATH_BITS + word_bytes(elements, levels // 2)
+    words = elements // TRELLISES[levels]
+    return words + (word_bytes(words, 2 ** TRELLISES[levels]) if bits_apart(levels) else 0)
 
 
 PIECE_SECONDS = 2e-5  # what one more weight costs at load in any form: it is split off and copied

@@ -16,8 +16,8 @@ from onnxc.codes.fitting import make_grid
 from onnxc.codes.formats import FULL, INT8, Format
 from onnxc.codes.gptq import Factor, damage, gptq
 from onnxc.codes.grids import Grid, ScaledGrid, lowest_digit, rounded_up
-from onnxc.codes.moments import Factors, Given
 from onnxc.codes.layouts import layout_of
+from onnxc.codes.moments import Factors, Given
 from onnxc.codes.packing import NATIVE_OPSET, packed
 from onnxc.codes.trellis import TrellisGrid
 from onnxc.codes.waves import WAVES_OPSET, PackedWaves, Waves

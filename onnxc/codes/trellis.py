@@ -17,7 +17,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from statistics import NormalDist
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +26,16 @@ from onnxc.codes.grids import Matrix, parts, rounded_up
 
 STATES, SUBSETS = 4, 4
 TOGETHER = 1 << 15  # weights whose paths are searched at once: what is kept of every step stays in the caches
-REACHES = (0.75, 0.83, 0.92, 1.0, 1.08, 1.19, 1.35, 1.6)  # of the largest value, in that for normal weights: what is tried
+REACHES = (
+    0.75,
+    0.83,
+    0.92,
+    1.0,
+    1.08,
+    1.19,
+    1.35,
+    1.6,
+)  # of the largest value, in that for normal weights: what is tried
 LEAST = 1e-6  # of the largest scale, which an output has whose weights are zeros: no path has a zero in every place
 HALVES = 512  # halves of a code in the range of int8: between two of them the nearest member is the same one
 
@@ -76,9 +84,7 @@ class TrellisGrid:
         many = max(TOGETHER // max(outputs, 1), 1)
         for start in range(0, len(rows), many):
             part = slice(start, start + many)
-            digits[part], values[part] = self.searched(
-                rows[part], self.importance[group[part]], closed=closed
-            )
+            digits[part], values[part] = self.searched(rows[part], self.importance[group[part]], closed=closed)
         return digits.reshape(groups, depth, -1), values.reshape(matrix.shape)
 
     def searched(

@@ -1,29 +1,26 @@
 """Codes along a trellis, as standard operators that unfold them to int8. In: codes of paths. Out: nodes, bytes.
 
-    words (uint8) ── Cast ──┬───────────────────────── Add ── Gather(table) ── W_q
-                            └─ Gather(states) ─ shift ──┘
+    words (uint8) ──┬───────────── Cast ────────────── Add ── Gather(table) ── W_q
+                    └─ shift ── Cast ── Div ── Mul ─────┘
 
-The last path bits of a word are the state in which the next one starts, so that a table with a row for every state and
-word holds the values of all codes of a word. ``shift`` is a Split and a Concat: before the first word of a segment
-comes its last. Where codes fill no word, path bits lie in a plane of their own, whose table gives subsets, and what is
-left of the codes in another:
-
-    path bits ── Gather(subsets) ── Add ── Gather(values) ── W_q
-         members ── Gather(digits) ──┘
+The highest digits of a word are the path bits of its codes, so that its first two bits are the state in which the next
+one starts, and a table with a row for every state and word holds the values of all codes of a word. ``shift`` is a
+Split and a Concat: before the first word of a segment comes its last. Where codes take more than a byte together, their
+path bits have words of their own; state, path bits and word then are the three digits of a row. (A Gather takes 9
+nanoseconds for a row of the table, with ONNX Runtime 1.32; what arithmetic gives is not looked up.)
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
-from math import prod
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto
 
-from onnxc.codes.formats import PATH_BITS, TRELLISES, WORDS, trellis_bytes, trellis_segment
+from onnxc.codes.formats import TRELLISES, WORDS, bits_apart, trellis_bytes, trellis_segment
 from onnxc.codes.grids import lowest_digit
 from onnxc.codes.layouts import Layout
 from onnxc.codes.sheets import OVERHEAD, Piece, Sheet, by_kind, joined, spread
@@ -85,8 +82,7 @@ class PackedTrellis:
             groups[None] = by_kind({name: Piece.of(forms[name].layout.shape) for name in groups[None]})
         names = [name for each in groups.values() for name in each]
         digits = joined(forms[name].digits for name in names)
-        make = values_of_words if TRELLISES[self.levels] else values_of_planes
-        parts = [make(sheet, names[0], digits, self)]
+        parts = [unfolded(sheet, names[0], digits, self)]
         if len(groups) > 1:
             flat = sheet.reshaped(parts[0], (-1,), f"{names[0]}_flat")
             sizes = [sum(forms[name].size for name in each) for each in groups.values()]
@@ -112,99 +108,84 @@ def turned(sheet: Sheet, values: Tensor, names: list[str], form: PackedTrellis) 
     return spread(sheet, made, {name: Piece.of(layout.shape, layout.axis) for name in names})
 
 
-def values_of_words(sheet: Sheet, name: str, digits: Array, form: PackedTrellis) -> Tensor:
-    """The values of codes that fill words: [words, codes of one]."""
-    levels, count = form.levels, TRELLISES[form.levels]
-    index = after_each_state(sheet, name, packed_words(digits, levels, (np.uint8, count)), form, levels, count)
-    label = f"trellis_{levels}_{form.union[-1]}"
-    return sheet.node("Gather", [path_table(sheet, label, form.union, count), index], f"{name}_values")
+def unfolded(sheet: Sheet, name: str, digits: Array, form: PackedTrellis) -> Tensor:
+    """The values of all codes, [segments, words of one, codes of a word]."""
+    count, half = TRELLISES[form.levels], form.levels // 2
+    together = digits.reshape(-1, form.segment // count, count)
+    powers = np.arange(count)
+    bits = (together // half * 2**powers).sum(-1)
+    words = (together % half * half**powers).sum(-1)
+    if bits_apart(form.levels):
+        path = path_words(sheet, name, bits, 2**count)
+        rest = sheet.constant(f"{name}_packed", words.astype(np.uint8))
+        word = sheet.node("Cast", [rest], f"{name}_words", to=TensorProto.INT32)
+        state = sheet.node(
+            "Div", [shifted(sheet, name, path, words.shape[1]), number(sheet, 2**count // 4)], f"{name}_states"
+        )
+        state = sheet.node("Mul", [state, number(sheet, 2**count)], f"{name}_state_rows")
+        path = sheet.node("Add", [state, path], f"{name}_ways")
+        start = sheet.node("Mul", [path, number(sheet, half**count)], f"{name}_starts")
+    else:
+        whole = sheet.constant(f"{name}_packed", (bits * half**count + words).astype(np.uint8))
+        word = sheet.node("Cast", [whole], f"{name}_words", to=TensorProto.INT32)
+        before = shifted(sheet, name, whole, words.shape[1])
+        before = sheet.node("Cast", [before], f"{name}_words_before", to=TensorProto.INT32)
+        state = sheet.node("Div", [before, number(sheet, form.levels**count // 4)], f"{name}_states")
+        start = sheet.node("Mul", [state, number(sheet, form.levels**count)], f"{name}_starts")
+    rows = sheet.node("Add", [start, word], f"{name}_rows")
+    return sheet.node("Gather", [path_table(sheet, form.levels, form.union), rows], f"{name}_values")
 
 
-def values_of_planes(sheet: Sheet, name: str, digits: Array, form: PackedTrellis) -> Tensor:
-    """The values of codes whose path bits have words of their own: [codes]."""
-    half = form.levels // 2
-    bits = packed_words(digits // half, 2, (np.uint8, PATH_BITS))
-    index = after_each_state(sheet, name, bits, form, 2, PATH_BITS)
-    subsets = path_table(sheet, "trellis_paths", np.arange(SUBSETS, dtype=np.int32), PATH_BITS)
-    subset = sheet.reshaped(
-        sheet.node("Gather", [subsets, index], f"{name}_chosen"), (-1,), f"{name}_subsets"
-    )
-    words = packed_words(digits % half, half)
-    index = sheet.node("Cast", [sheet.constant(f"{name}_packed", words)], f"{name}_words", to=TensorProto.INT32)
-    member = sheet.node("Gather", [member_table(sheet, half), index], f"{name}_found")
-    member = sheet.reshaped(member, (-1,), f"{name}_members")
-    beyond = words.size * WORDS[half][1] - digits.size
+def shifted(sheet: Sheet, name: str, words: Tensor, each: int) -> Tensor:
+    """What comes before each of ``words`` [segments, each] in a segment that bites its tail."""
+    first, last = sheet.split(words, (each - 1, 1), (f"{name}_earlier", f"{name}_last"), 1)
+    return sheet.node("Concat", [last, first], f"{name}_before", axis=1)
+
+
+def path_words(sheet: Sheet, name: str, bits: Array, levels: int) -> Tensor:
+    """Path bits [segments, words of one] of ``levels``, int32, out of words of their own."""
+    words = packed_words(bits.astype(np.uint8), levels)
+    index = sheet.node("Cast", [sheet.constant(f"{name}_paths", words)], f"{name}_index", to=TensorProto.INT32)
+    label = f"numbers_{levels}"
+    if label not in sheet.known:
+        codes = sheet.node("Cast", [digit_table(sheet, levels)], f"{label}_codes", to=TensorProto.INT32)
+        sheet.known[label] = sheet.node("Sub", [codes, number(sheet, lowest_digit(levels))], label)
+    found = sheet.node("Gather", [sheet.known[label], index], f"{name}_found")
+    beyond = words.size * WORDS[levels][1] - bits.size
     if beyond:
-        member = sheet.split(member, (digits.size, beyond), (f"{name}_kept", f"{name}_filled"))[0]
-    place = sheet.node("Add", [subset, member], f"{name}_places")
-    union = sheet.shared(f"trellis_{form.levels}_{form.union[-1]}", form.union)
-    return sheet.node("Gather", [union, place], f"{name}_values")
+        found = sheet.reshaped(found, (-1,), f"{name}_flat_bits")
+        found = sheet.split(found, (bits.size, beyond), (f"{name}_kept", f"{name}_filled"))[0]
+    return sheet.reshaped(found, (-1, bits.shape[1]), f"{name}_bits")
 
 
-def after_each_state(sheet: Sheet, name: str, words: Array, form: PackedTrellis, levels: int, count: int) -> Tensor:
-    """[segments, words of one], the row of every word in the table of paths: by the state before it, then the word."""
-    each = form.segment // count
-    stored = sheet.constant(f"{name}_paths", words.reshape(-1, each))
-    index = sheet.node("Cast", [stored], f"{name}_index", to=TensorProto.INT32)
-    states = sheet.node("Gather", [state_table(sheet, levels, count), index], f"{name}_states")
-    first, last = sheet.split(states, (each - 1, 1), (f"{name}_earlier", f"{name}_last"), 1)
-    before = sheet.node("Concat", [last, first], f"{name}_before", axis=1)
-    return sheet.node("Add", [index, before], f"{name}_rows")
+def number(sheet: Sheet, value: int) -> Tensor:
+    """An int32 that nodes share."""
+    return sheet.shared(f"number_{value}", np.asarray(value, np.int32))
 
 
-def state_table(sheet: Sheet, levels: int, count: int) -> Tensor:
-    """[words] int32, the first row of the state that each word ends in, made at load from one value per state."""
-    name = f"states_{levels}"
-    if name not in sheet.known:
-        half, words = levels // 2, levels**count
-        # The last code is the highest digit: by its path bit, then by that of the code before it.
-        values = (np.array([[0, 2], [1, 3]], np.int32) * np.int32(words)).reshape(2, 1, 2, 1)
-        shape = np.asarray([2, half, 2, words // (4 * half)], np.int64)
-        each = sheet.shared(f"{name}_each", values)
-        wide = sheet.node("Expand", [each, sheet.shared(f"{name}_shape", shape)], f"{name}_wide")
-        sheet.known[name] = sheet.reshaped(wide, (-1,), name)
-    return sheet.known[name]
-
-
-def path_table(sheet: Sheet, name: str, union: Array, count: int) -> Tensor:
-    """[states * words, codes of a word], what the codes of every word stand for after every state, made at load from
-    what one code stands for after two path bits.
+def path_table(sheet: Sheet, levels: int, union: Array) -> Tensor:
+    """[states * path bits * words, codes of a word], what all codes stand for after every state, made at load from what
+    one code stands for after two path bits.
 
     Args:
         union: [2 levels], the values by subset and member.
     """
+    count, half, name = TRELLISES[levels], levels // 2, f"trellis_{levels}_{union[-1]}"
     if name in sheet.known:
         return sheet.known[name]
-    half = len(union) // SUBSETS
-    far, near, bit = np.ogrid[:2, :2, :2]  # path bits of the code before the last one, of the last one, of its own
-    values = union[(2 * (bit ^ far) + near)[..., None] + SUBSETS * np.arange(half)]  # [2, 2, 2, half]
-    code = [2, half] if half > 1 else [2]  # by path bit and member
-    values = values.reshape(2, 2, *code)
-    # The axes of the table before it is flat: the two bits of a state, then those of the codes, the last code first.
-    sizes = [2, 2, *(code * count)]
-    whole = sheet.shared(f"{name}_shape", np.asarray([*sizes, 1], np.int64))
-    bits = [0, 1, *(2 + len(code) * (count - 1 - place) for place in range(count))]  # the axis of each path bit
+    near, far, bit = np.ogrid[:2, :2, :2]  # path bits of the code before, of the one before that, of its own
+    values = union[(2 * (bit ^ far) + near)[..., None] + SUBSETS * np.arange(half)]
+    # The axes of the table before it is flat: the state's two bits, then bits and members of the codes, the last one first.
+    sizes = [*([2] * (2 + count)), *([half] * count), 1]
+    whole = sheet.shared(f"{name}_shape", np.asarray(sizes, np.int64))
     columns = []
     for place in range(count):
-        axes = [bits[place], bits[place + 1], *(bits[place + 2] + each for each in range(len(code)))]
-        order = sorted(range(len(axes)), key=axes.__getitem__)
-        shape = [1] * (len(sizes) + 1)
-        for axis in axes:
-            shape[axis] = sizes[axis]
+        bits = [1, 0, *(1 + count - each for each in range(count))]  # the axis of each path bit, the state's before
+        axes = [bits[place + 1], bits[place], bits[place + 2], 1 + 2 * count - place]
+        order = sorted(range(4), key=axes.__getitem__)
+        shape = [sizes[axis] if axis in axes else 1 for axis in range(len(sizes))]
         column = sheet.shared(f"{name}_{place}", np.ascontiguousarray(values.transpose(order)).reshape(shape))
         columns.append(sheet.node("Expand", [column, whole], f"{name}_at_{place}"))
-    together = sheet.node("Concat", columns, f"{name}_grid", axis=len(sizes))
+    together = sheet.node("Concat", columns, f"{name}_grid", axis=len(sizes) - 1)
     sheet.known[name] = sheet.reshaped(together, (-1, count), name)
-    return sheet.known[name]
-
-
-def member_table(sheet: Sheet, half: int) -> Tensor:
-    """[words, codes of a word] int32, where the members of the first subset lie that each word stands for."""
-    name = f"members_{half}"
-    if name not in sheet.known:
-        codes = sheet.node("Cast", [digit_table(sheet, half)], f"{name}_codes", to=TensorProto.INT32)
-        lowest = sheet.shared(f"{name}_lowest", np.asarray(lowest_digit(half), np.int32))
-        numbers = sheet.node("Sub", [codes, lowest], f"{name}_numbers")
-        step = sheet.shared("trellis_step", np.asarray(SUBSETS, np.int32))
-        sheet.known[name] = sheet.node("Mul", [numbers, step], name)
     return sheet.known[name]

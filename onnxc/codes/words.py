@@ -15,13 +15,9 @@ from onnxc.model import Tensor
 Array = NDArray[Any]
 
 
-def packed_words(digits: Array, levels: int, form: tuple[type[np.unsignedinteger], int] | None = None) -> Array:
-    """Words of ``digits``, the first digit of each counting least; the last one is filled up with zeros.
-
-    Args:
-        form: type of a word and digits in it, those of WORDS by default.
-    """
-    word, count = form or WORDS[levels]
+def packed_words(digits: Array, levels: int) -> Array:
+    """Words of ``digits``, the first digit of each counting least; the last one is filled up with zeros."""
+    word, count = WORDS[levels]
     flat = np.zeros(-(-digits.size // count) * count, np.uint8)
     flat[: digits.size] = digits.reshape(-1)
     words = np.zeros(len(flat) // count, np.uint16)
