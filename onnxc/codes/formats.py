@@ -153,7 +153,7 @@ def trellis_segment(outputs: int, levels: int) -> tuple[int, int]:
 
 def bits_apart(levels: int) -> bool:
     """Whether codes of so many levels that are looked up together have more than a byte: it holds all but path bits."""
-    return levels ** TRELLISES[levels] > 256
+    return bool(levels ** TRELLISES[levels] > 256)
 
 
 def trellis_bytes(elements: int, levels: int) -> int:

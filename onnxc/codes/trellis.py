@@ -51,7 +51,7 @@ def union_of(levels: int, limit: int) -> NDArray[np.int8]:
     """
     count = 2 * levels
     values = np.array([NormalDist().inv_cdf((each + 0.5) / count) for each in range(count)])
-    return np.rint(values * (limit / values[-1])).astype(np.int8)
+    return np.asarray(np.rint(values * (limit / values[-1])), np.int8)
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ class TrellisGrid:
     @cached_property
     def member_values(self) -> Matrix:
         places = self.members * SUBSETS + np.array([0, 2, 1, 3])[:, None]
-        return self.union[places].astype(np.float32)
+        return np.asarray(self.union[places], np.float32)
 
 
 def trellis_grid(

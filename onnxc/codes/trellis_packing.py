@@ -175,7 +175,7 @@ def path_table(sheet: Sheet, levels: int, union: Array) -> Tensor:
         return sheet.known[name]
     near, far, bit = np.ogrid[:2, :2, :2]  # path bits of the code before, of the one before that, of its own
     values = union[(2 * (bit ^ far) + near)[..., None] + SUBSETS * np.arange(half)]
-    # The axes of the table before it is flat: the state's two bits, then bits and members of the codes, the last one first.
+    # The axes of the table before it is flat: the state's two bits, then bits and members of the codes, last one first.
     sizes = [*([2] * (2 + count)), *([half] * count), 1]
     whole = sheet.shared(f"{name}_shape", np.asarray(sizes, np.int64))
     columns = []
