@@ -24,15 +24,7 @@ Matrix = NDArray[np.float32]
 Snap = Callable[[int, Matrix], Matrix]
 
 
-def descend(
-    weight: Matrix,
-    values: Matrix,
-    moment: Matrix,
-    snap: Snap,
-    sweeps: int = SWEEPS,
-    *,
-    importance: Matrix | None = None,
-) -> Matrix:
+def descend(weight: Matrix, values: Matrix, moment: Matrix, snap: Snap, sweeps: int = SWEEPS) -> Matrix:
     """Values [G, K, N] of the grid, at most as damaging as ``values``.
 
     Args:
@@ -42,8 +34,6 @@ def descend(
         snap: (k, target [G, N]) -> the values of the grid nearest to the target in row k of every group and output:
             with one scale per output, with one per block of rows, or out of a codebook.
         sweeps: over all rows, at most.
-        importance: [G, N], where values of a row depend on each other, and ``snap`` finds those that are best together:
-            how much each output counts. A row is taken whole or not at all.
     """
     current = np.array(values, np.float32)
     diagonal = np.diagonal(moment, axis1=1, axis2=2)
@@ -51,19 +41,16 @@ def descend(
     finite = np.where(sound[:, None, None], moment, 0)
     usable = np.where(sound[:, None] & (diagonal > 0), diagonal, 0)
     pull = finite @ (weight - current)  # H D
-    share = np.ones_like(current[:, 0]) if importance is None else importance
-    total = float(np.einsum("gkn,gkn,gn->", weight - current, pull, share, dtype=np.float64))
+    total = float(np.einsum("gkn,gkn->", weight - current, pull, dtype=np.float64))
     for _ in range(sweeps):
-        gained = sweep(current, pull, finite, usable, snap, importance)
+        gained = sweep(current, pull, finite, usable, snap)
         total -= gained
         if gained <= SETTLED * max(total, 0.0):
             break
     return current
 
 
-def sweep(
-    current: Matrix, pull: Matrix, moment: Matrix, diagonal: Matrix, snap: Snap, importance: Matrix | None
-) -> float:
+def sweep(current: Matrix, pull: Matrix, moment: Matrix, diagonal: Matrix, snap: Snap) -> float:
     """One pass over all rows, ``current`` and ``pull`` = H D changed in place; how much damage is gone."""
     depth = current.shape[1]
     gained = 0.0
@@ -77,9 +64,7 @@ def sweep(
             found = snap(row, target)
             step = found - current[:, row]
             less = step * (2 * pull[:, row] - weight * step)  # of the damage
-            if importance is not None:
-                less = less * importance
-            take = ((less if importance is None else less.sum(1, keepdims=True)) > 0) & (weight > 0)
+            take = (less > 0) & (weight > 0)
             step = np.where(take, step, 0)
             gained += float(np.where(take, less, 0).sum(dtype=np.float64))
             current[:, row] = np.where(take, found, current[:, row])

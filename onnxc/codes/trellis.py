@@ -25,7 +25,7 @@ from onnxc.codes.formats import trellis_segment
 from onnxc.codes.grids import Matrix, parts, rounded_up
 
 STATES, SUBSETS = 4, 4
-TOGETHER = 1 << 15  # weights whose paths are searched at once: what is kept of every step stays in the caches
+TOGETHER = 1 << 13  # weights whose paths are searched at once: what is kept of every step stays in the caches
 REACHES = (
     0.75,
     0.83,
