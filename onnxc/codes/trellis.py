@@ -26,16 +26,8 @@ from onnxc.codes.grids import Matrix, parts, rounded_up
 
 STATES, SUBSETS = 4, 4
 TOGETHER = 1 << 13  # weights whose paths are searched at once: what is kept of every step stays in the caches
-REACHES = (
-    0.75,
-    0.83,
-    0.92,
-    1.0,
-    1.08,
-    1.19,
-    1.35,
-    1.6,
-)  # of the largest value, in that for normal weights: what is tried
+REACHES = (0.75, 0.84, 0.93, 1.03, 1.15, 1.3)  # of the largest value, in that for normal weights: scales that are tried
+FURTHER = (0.5, 1.0)  # and between the last of them and one that leaves out nothing, for weights far from all others
 LEAST = 1e-6  # of the largest scale, which an output has whose weights are zeros: no path has a zero in every place
 HALVES = 512  # halves of a code in the range of int8: between two of them the nearest member is the same one
 
@@ -162,12 +154,14 @@ def scale_of(matrix: Matrix, levels: int, union: NDArray[np.int8], importance: M
     spread = np.maximum(deviation, LEAST * deviation.max(initial=np.float32(0.0)))
     grid = TrellisGrid(levels, union, (spread / max(float(spread.max(initial=0.0)), 1e-20)) ** 2)
     usual = 1.35 * NormalDist().inv_cdf(1 - 0.25 / levels) / float(union[-1])
-    best, least = deviation, np.full(deviation.shape, np.inf, np.float32)
-    for reach in REACHES:
-        scale = np.asarray(np.maximum(deviation, np.float32(1e-20)) * np.float32(reach * usual), np.float32)
+    normal = np.asarray(np.maximum(deviation, np.float32(1e-20)) * np.float32(usual), np.float32)
+    furthest = np.maximum(peak / (normal * float(union[-1]) * REACHES[-1]), 1.0)
+    best, least = normal, np.full(normal.shape, np.inf, np.float32)
+    for reach in (*REACHES, *(REACHES[-1] * furthest**share for share in FURTHER)):
+        scale = np.asarray(normal * reach, np.float32)
         scaled = matrix / scale[:, None]
-        lost = (scaled - grid.nearest(scaled, closed=False)[1]) * np.float32(reach)
-        error = np.einsum("gk,gkn->gn", importance, lost * lost)
+        lost = scaled - grid.nearest(scaled, closed=False)[1]
+        error = np.einsum("gk,gkn->gn", importance, lost * lost) * np.asarray(reach * reach, np.float32)
         best, least = np.where(error < least, scale, best), np.minimum(error, least)
     return np.asarray(best, np.float32)
 
