@@ -160,12 +160,14 @@ def stored(model: Model, chosen: Format, *, native: bool) -> Model:
 
 @pytest.mark.parametrize(
     ("name", "native"),
-    [(name, False) for name in ("40", "16", "9", "6", "4", "3", "16b32", "6b32", "d4")]
+    [(name, False) for name in ("40", "16", "9", "6", "4", "3", "16b32", "6b32", "d4", "t16", "t8")]
     + [("16", True), ("16b32", True)],  # only 16 levels have a type of their own
 )
 def test_packed_codes_are_learned_and_written_back(teacher: Model, name: str, native: bool) -> None:
     """Digits behind tables, blocks, codebooks: unlearned they are written as they were, learned in as many bytes."""
-    chosen = Format(dimension=4) if name == "d4" else Format(*map(int, name.split("b")))
+    chosen = (
+        Format(dimension=4) if name == "d4" else Format(*map(int, name.strip("t").split("b")), trellis=name[0] == "t")
+    )
     if native:
         teacher = teacher.copy()
         teacher.set_opset(21)
