@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 from onnxc.codes.formats import TRELLISES, WORDS, bits_apart, trellis_bytes, trellis_segment
-from onnxc.codes.grids import lowest_digit
 from onnxc.codes.layouts import Layout
 from onnxc.codes.sheets import OVERHEAD, Piece, Sheet, by_kind, joined, spread
 from onnxc.codes.trellis import SUBSETS
@@ -146,10 +145,10 @@ def path_words(sheet: Sheet, name: str, bits: Array, levels: int) -> Tensor:
     """Path bits [segments, words of one] of ``levels``, int32, out of words of their own."""
     words = packed_words(bits.astype(np.uint8), levels)
     index = sheet.node("Cast", [sheet.constant(f"{name}_paths", words)], f"{name}_index", to=TensorProto.INT32)
-    label = f"numbers_{levels}"
+    label = f"path_bits_{levels}"
     if label not in sheet.known:
-        codes = sheet.node("Cast", [digit_table(sheet, levels)], f"{label}_codes", to=TensorProto.INT32)
-        sheet.known[label] = sheet.node("Sub", [codes, number(sheet, lowest_digit(levels))], label)
+        table = digit_table(sheet, levels, signed=False)
+        sheet.known[label] = sheet.node("Cast", [table], label, to=TensorProto.INT32)
     found = sheet.node("Gather", [sheet.known[label], index], f"{name}_found")
     beyond = words.size * WORDS[levels][1] - bits.size
     if beyond:
