@@ -88,7 +88,9 @@ def test_no_path_is_better(closed: bool) -> None:
     np.testing.assert_allclose(found, least, rtol=1e-6)
 
 
-@pytest.mark.parametrize(("levels", "gain", "least"), [(16, 2.2, 21.6), (8, 1.6, 15.9), (6, 1.4, 13.5), (4, 1.0, 10.2)])
+@pytest.mark.parametrize(
+    ("levels", "gain", "least"), [(16, 2.2, 21.6), (8, 1.6, 15.9), (6, 1.4, 13.5), (4, 1.0, 10.2), (2, 0.4, 4.8)]
+)
 def test_normal_weights_are_nearer_than_with_even_levels(levels: int, gain: float, least: float) -> None:
     """Marcellin and Fischer have 16.2 and 10.6 dB for 3 and 2 bits and four states, on paths without an end."""
     values = np.random.default_rng(1).standard_normal((256, 64)).astype(np.float32)
@@ -123,7 +125,7 @@ def test_segments_are_whole_words_and_waste_little() -> None:
         for outputs in range(16, 700):
             count, length = trellis_segment(outputs, levels)
             assert length % word == length % 2 == 0
-            assert outputs <= count * length <= max(1.13 * outputs, outputs + 11)
+            assert outputs <= count * length <= max(1.13 * outputs, outputs + 15)
 
 
 def test_zeros_cost_nothing_and_far_weights_are_kept() -> None:
@@ -223,5 +225,5 @@ def test_where_it_does_not_act() -> None:
     small = model([node("MatMul", "x w", "y")], {"x": [4, 64]}, {"y": [4, 10]}, weights)
     _, proposals = proposed(small, samples(x=(4, 64)), QuantizeStatic(), StoreTrellis())
     assert "fewer than 16 output channels in a group" in {each.reason for each in proposals.refusals}
-    with pytest.raises(RecipeError, match="is not one of 32, 16, 12, 8, 6, 4"):
+    with pytest.raises(RecipeError, match="is not one of 32, 16, 12, 8, 6, 4, 2"):
         proposed(small, [], StoreTrellis(levels=5))

@@ -27,7 +27,7 @@ WORDS: dict[int, tuple[type[np.unsignedinteger], int]] = {
 # levels -> (levels of its high digit, of its low digit): two words stand for the two digits of a code.
 PLANES: dict[int, tuple[int, int]] = {144: (16, 9), 64: (16, 4)}
 # levels of codes along a trellis -> codes that are looked up together: in a word, or in one with path bits of their own
-TRELLISES: dict[int, int] = {32: 2, 16: 2, 12: 3, 8: 4, 6: 3, 4: 4}
+TRELLISES: dict[int, int] = {32: 2, 16: 2, 12: 3, 8: 4, 6: 3, 4: 4, 2: 8}
 FEWEST_OUTPUTS = 16  # fewer neighbours make no path
 ROUND = 240  # codes that fill whole words of any kind
 SEGMENT, SEGMENTS = 16, range(12, 33, 2)  # neighbouring outputs of a path: about so many, and what is tried

@@ -175,15 +175,16 @@ def path_table(sheet: Sheet, levels: int, union: Array) -> Tensor:
     near, far, bit = np.ogrid[:2, :2, :2]  # path bits of the code before, of the one before that, of its own
     values = union[(2 * (bit ^ far) + near)[..., None] + SUBSETS * np.arange(half)]
     # The axes of the table before it is flat: the state's two bits, then bits and members of the codes, last one first.
-    sizes = [*([2] * (2 + count)), *([half] * count), 1]
+    sizes = [*([2] * (2 + count)), *([half] * count if half > 1 else []), 1]
     whole = sheet.shared(f"{name}_shape", np.asarray(sizes, np.int64))
     columns = []
     for place in range(count):
         bits = [1, 0, *(1 + count - each for each in range(count))]  # the axis of each path bit, the state's before
-        axes = [bits[place + 1], bits[place], bits[place + 2], 1 + 2 * count - place]
-        order = sorted(range(4), key=axes.__getitem__)
+        axes = [bits[place + 1], bits[place], bits[place + 2], *([1 + 2 * count - place] if half > 1 else [])]
+        each = values if half > 1 else values[..., 0]
+        order = sorted(range(len(axes)), key=axes.__getitem__)
         shape = [sizes[axis] if axis in axes else 1 for axis in range(len(sizes))]
-        column = sheet.shared(f"{name}_{place}", np.ascontiguousarray(values.transpose(order)).reshape(shape))
+        column = sheet.shared(f"{name}_{place}", np.ascontiguousarray(each.transpose(order)).reshape(shape))
         columns.append(sheet.node("Expand", [column, whole], f"{name}_at_{place}"))
     together = sheet.node("Concat", columns, f"{name}_grid", axis=len(sizes) - 1)
     sheet.known[name] = sheet.reshaped(together, (-1, count), name)
