@@ -26,10 +26,10 @@ WORDS: dict[int, tuple[type[np.unsignedinteger], int]] = {
 }
 # levels -> (levels of its high digit, of its low digit): two words stand for the two digits of a code.
 PLANES: dict[int, tuple[int, int]] = {144: (16, 9), 64: (16, 4)}
-# levels of codes along a trellis -> codes that are looked up together: in a word, or in one with path bits of their own
-TRELLISES: dict[int, int] = {32: 2, 16: 2, 12: 3, 8: 4, 6: 3, 4: 4, 2: 8}
+# levels of codes along a trellis -> codes that are looked up together: in a byte, or in one with path bits of their own
+TRELLISES: dict[int, int] = {32: 2, 16: 2, 8: 4, 6: 3, 4: 4, 2: 8}
 FEWEST_OUTPUTS = 16  # fewer neighbours make no path
-ROUND = 240  # codes that fill whole words of any kind
+ROUND = 48  # codes that fill whole words of any kind
 SEGMENT, SEGMENTS = 16, range(12, 33, 2)  # neighbouring outputs of a path: about so many, and what is tried
 FULL = 255  # levels of int8: one code a byte, no table
 CODE_WORDS = 256  # entries of a vector codebook: one byte each
@@ -146,20 +146,20 @@ def trellis_segment(outputs: int, levels: int) -> tuple[int, int]:
     """How many segments so many neighbouring outputs are cut into, and the codes of each: whole words, as few as
     possible beyond the outputs.
     """
-    lengths = [length for length in SEGMENTS if length % TRELLISES[levels] == 0]
+    word = 8 if bits_apart(levels) else TRELLISES[levels]
+    lengths = [length for length in SEGMENTS if length % word == 0]
     length = min(lengths, key=lambda each: (-(-outputs // each) * each, abs(each - SEGMENT)))
     return -(-outputs // length), length
 
 
 def bits_apart(levels: int) -> bool:
-    """Whether codes of so many levels that are looked up together have more than a byte: it holds all but path bits."""
+    """Whether codes of so many levels that are looked up together have more than a byte: path bits have their own."""
     return bool(levels ** TRELLISES[levels] > 256)
 
 
 def trellis_bytes(elements: int, levels: int) -> int:
     """Bytes of the words of so many codes along a trellis, whole segments."""
-    words = elements // TRELLISES[levels]
-    return words + (word_bytes(words, 2 ** TRELLISES[levels]) if bits_apart(levels) else 0)
+    return elements // TRELLISES[levels] + (elements // 8 if bits_apart(levels) else 0)
 
 
 PIECE_SECONDS = 2e-5  # what one more weight costs at load in any form: it is split off and copied

@@ -5,9 +5,14 @@
 
 The highest digits of a word are the path bits of its codes, so that its first two bits are the state in which the next
 one starts, and a table with a row for every state and word holds the values of all codes of a word. ``shift`` is a
-Split and a Concat: before the first word of a segment comes its last. Where codes take more than a byte together, their
-path bits have words of their own; state, path bits and word then are the three digits of a row. (A Gather takes 9
-nanoseconds for a row of the table, with ONNX Runtime 1.32; what arithmetic gives is not looked up.)
+Split and a Concat: before the first word of a segment comes its last. Where codes take more than a byte together, the
+path bits of eight have a byte of their own, which is such a word, and stands for the rows of the table that the others
+are counted from:
+
+    path bits ── ... ── Add ── Gather(starts) ── Add ── Gather(table) ── W_q
+    words (uint8) ───────────────────── Cast ─────┘
+
+(A Gather takes 9 nanoseconds for a row of the table, with ONNX Runtime 1.32; what arithmetic gives is not looked up.)
 """
 
 from __future__ import annotations
@@ -20,12 +25,13 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto
 
-from onnxc.codes.formats import TRELLISES, WORDS, bits_apart, trellis_bytes, trellis_segment
+from onnxc.codes.formats import TRELLISES, bits_apart, trellis_bytes, trellis_segment
 from onnxc.codes.layouts import Layout
 from onnxc.codes.sheets import OVERHEAD, Piece, Sheet, by_kind, joined, spread
-from onnxc.codes.trellis import SUBSETS
-from onnxc.codes.words import digit_table, packed_words
+from onnxc.codes.trellis import STATES, SUBSETS
 from onnxc.model import Tensor
+
+BYTE = 8  # path bits in one
 
 Array = NDArray[Any]
 
@@ -110,51 +116,35 @@ def turned(sheet: Sheet, values: Tensor, names: list[str], form: PackedTrellis) 
 def unfolded(sheet: Sheet, name: str, digits: Array, form: PackedTrellis) -> Tensor:
     """The values of all codes, [segments, words of one, codes of a word]."""
     count, half = TRELLISES[form.levels], form.levels // 2
-    together = digits.reshape(-1, form.segment // count, count)
-    powers = np.arange(count)
-    bits = (together // half * 2**powers).sum(-1)
-    words = (together % half * half**powers).sum(-1)
+    segments = digits.reshape(-1, form.segment)
+    together = segments.reshape(len(segments), -1, count)
+    words = (together % half * half ** np.arange(count)).sum(-1)
     if bits_apart(form.levels):
-        path = path_words(sheet, name, bits, 2**count)
-        rest = sheet.constant(f"{name}_packed", words.astype(np.uint8))
-        word = sheet.node("Cast", [rest], f"{name}_words", to=TensorProto.INT32)
-        state = sheet.node(
-            "Div", [shifted(sheet, name, path, words.shape[1]), number(sheet, 2**count // 4)], f"{name}_states"
-        )
-        state = sheet.node("Mul", [state, number(sheet, 2**count)], f"{name}_state_rows")
-        path = sheet.node("Add", [state, path], f"{name}_ways")
-        start = sheet.node("Mul", [path, number(sheet, half**count)], f"{name}_starts")
+        paths = np.packbits(segments >= half, axis=1, bitorder="little")
+        byte = after_states(sheet, f"{name}_paths", paths, 2**BYTE)
+        start = sheet.node("Gather", [start_table(sheet, form.levels), byte], f"{name}_starts")
+        start = sheet.reshaped(start, (-1, words.shape[1]), f"{name}_rows_of_paths")
+        stored = sheet.constant(f"{name}_packed", words.astype(np.uint8))
+        word = sheet.node("Cast", [stored], f"{name}_words", to=TensorProto.INT32)
+        rows = sheet.node("Add", [start, word], f"{name}_rows")
     else:
-        whole = sheet.constant(f"{name}_packed", (bits * half**count + words).astype(np.uint8))
-        word = sheet.node("Cast", [whole], f"{name}_words", to=TensorProto.INT32)
-        before = shifted(sheet, name, whole, words.shape[1])
-        before = sheet.node("Cast", [before], f"{name}_words_before", to=TensorProto.INT32)
-        state = sheet.node("Div", [before, number(sheet, form.levels**count // 4)], f"{name}_states")
-        start = sheet.node("Mul", [state, number(sheet, form.levels**count)], f"{name}_starts")
-    rows = sheet.node("Add", [start, word], f"{name}_rows")
+        words += (together // half * 2 ** np.arange(count)).sum(-1) * half**count
+        rows = after_states(sheet, f"{name}_packed", words.astype(np.uint8), form.levels**count)
     return sheet.node("Gather", [path_table(sheet, form.levels, form.union), rows], f"{name}_values")
 
 
-def shifted(sheet: Sheet, name: str, words: Tensor, each: int) -> Tensor:
-    """What comes before each of ``words`` [segments, each] in a segment that bites its tail."""
-    first, last = sheet.split(words, (each - 1, 1), (f"{name}_earlier", f"{name}_last"), 1)
-    return sheet.node("Concat", [last, first], f"{name}_before", axis=1)
-
-
-def path_words(sheet: Sheet, name: str, bits: Array, levels: int) -> Tensor:
-    """Path bits [segments, words of one] of ``levels``, int32, out of words of their own."""
-    words = packed_words(bits.astype(np.uint8), levels)
-    index = sheet.node("Cast", [sheet.constant(f"{name}_paths", words)], f"{name}_index", to=TensorProto.INT32)
-    label = f"path_bits_{levels}"
-    if label not in sheet.known:
-        table = digit_table(sheet, levels, signed=False)
-        sheet.known[label] = sheet.node("Cast", [table], label, to=TensorProto.INT32)
-    found = sheet.node("Gather", [sheet.known[label], index], f"{name}_found")
-    beyond = words.size * WORDS[levels][1] - bits.size
-    if beyond:
-        found = sheet.reshaped(found, (-1,), f"{name}_flat_bits")
-        found = sheet.split(found, (bits.size, beyond), (f"{name}_kept", f"{name}_filled"))[0]
-    return sheet.reshaped(found, (-1, bits.shape[1]), f"{name}_bits")
+def after_states(sheet: Sheet, name: str, words: Array, size: int) -> Tensor:
+    """[segments, words of one], where each of ``words`` lies in a table that has ``size`` rows for every state: in the
+    part of the state that the word before ends in, for the first one in a segment that of the last.
+    """
+    stored = sheet.constant(name, words)
+    first, last = sheet.split(stored, (words.shape[1] - 1, 1), (f"{name}_earlier", f"{name}_last"), 1)
+    before = sheet.node("Concat", [last, first], f"{name}_before", axis=1)
+    before = sheet.node("Cast", [before], f"{name}_before_index", to=TensorProto.INT32)
+    state = sheet.node("Div", [before, number(sheet, size // STATES)], f"{name}_states")
+    start = sheet.node("Mul", [state, number(sheet, size)], f"{name}_of_states")
+    word = sheet.node("Cast", [stored], f"{name}_index", to=TensorProto.INT32)
+    return sheet.node("Add", [start, word], f"{name}_after")
 
 
 def number(sheet: Sheet, value: int) -> Tensor:
@@ -169,23 +159,46 @@ def path_table(sheet: Sheet, levels: int, union: Array) -> Tensor:
     Args:
         union: [2 levels], the values by subset and member.
     """
-    count, half, name = TRELLISES[levels], levels // 2, f"trellis_{levels}_{union[-1]}"
-    if name in sheet.known:
-        return sheet.known[name]
+    count, half = TRELLISES[levels], levels // 2
     near, far, bit = np.ogrid[:2, :2, :2]  # path bits of the code before, of the one before that, of its own
     values = union[(2 * (bit ^ far) + near)[..., None] + SUBSETS * np.arange(half)]
-    # The axes of the table before it is flat: the state's two bits, then bits and members of the codes, last one first.
-    sizes = [*([2] * (2 + count)), *([half] * count if half > 1 else []), 1]
-    whole = sheet.shared(f"{name}_shape", np.asarray(sizes, np.int64))
     columns = []
     for place in range(count):
-        bits = [1, 0, *(1 + count - each for each in range(count))]  # the axis of each path bit, the state's before
-        axes = [bits[place + 1], bits[place], bits[place + 2], *([1 + 2 * count - place] if half > 1 else [])]
-        each = values if half > 1 else values[..., 0]
+        axes = [bit_axis(place - 1, count), bit_axis(place - 2, count), bit_axis(place, count), 1 + 2 * count - place]
+        columns.append((values, axes) if half > 1 else (values[..., 0], axes[:3]))
+    sizes = [2] * (2 + count) + [half] * (count if half > 1 else 0)  # members of the last code first
+    return columns_table(sheet, f"trellis_{levels}_{union[-1]}", columns, sizes)
+
+
+def start_table(sheet: Sheet, levels: int) -> Tensor:
+    """[states * bytes, words to a byte of path bits] int32, where each word's part of the table of paths begins."""
+    count, half = TRELLISES[levels], levels // 2
+    # The two path bits before a word, then its own from the last one to the first: as a state and they count.
+    values = (half**count * np.arange(STATES * 2**count, dtype=np.int32)).reshape([2] * (2 + count))
+    columns = []
+    for start in range(0, BYTE, count):
+        own = [bit_axis(place, BYTE) for place in range(start + count - 1, start - 1, -1)]
+        columns.append((values, [bit_axis(start - 1, BYTE), bit_axis(start - 2, BYTE), *own]))
+    return columns_table(sheet, f"trellis_starts_{levels}", columns, [2] * (2 + BYTE))
+
+
+def bit_axis(place: int, count: int) -> int:
+    """The axis, in a table by states and words of ``count`` path bits, of one code's bit: the last one comes first,
+    -1 and -2 are those of the state.
+    """
+    return 1 + count - place if place >= 0 else -1 - place
+
+
+def columns_table(sheet: Sheet, name: str, columns: list[tuple[Array, list[int]]], sizes: list[int]) -> Tensor:
+    """A table [all of ``sizes``, columns], made at load from columns that depend on some of its axes each."""
+    if name in sheet.known:
+        return sheet.known[name]
+    whole, made = sheet.shared(f"{name}_shape", np.asarray([*sizes, 1], np.int64)), []
+    for number, (values, axes) in enumerate(columns):
         order = sorted(range(len(axes)), key=axes.__getitem__)
-        shape = [sizes[axis] if axis in axes else 1 for axis in range(len(sizes))]
-        column = sheet.shared(f"{name}_{place}", np.ascontiguousarray(each.transpose(order)).reshape(shape))
-        columns.append(sheet.node("Expand", [column, whole], f"{name}_at_{place}"))
-    together = sheet.node("Concat", columns, f"{name}_grid", axis=len(sizes) - 1)
-    sheet.known[name] = sheet.reshaped(together, (-1, count), name)
+        shape = [size if axis in axes else 1 for axis, size in enumerate([*sizes, 1])]
+        column = sheet.shared(f"{name}_{number}", np.ascontiguousarray(values.transpose(order)).reshape(shape))
+        made.append(sheet.node("Expand", [column, whole], f"{name}_at_{number}"))
+    together = sheet.node("Concat", made, f"{name}_grid", axis=len(sizes))
+    sheet.known[name] = sheet.reshaped(together, (-1, len(columns)), name)
     return sheet.known[name]

@@ -26,16 +26,13 @@ def packed_words(digits: Array, levels: int) -> Array:
     return words.astype(word)
 
 
-def digit_table(sheet: Sheet, levels: int, *, signed: bool = True) -> Tensor:
+def digit_table(sheet: Sheet, levels: int) -> Tensor:
     """The codes that each word stands for: [words, codes in a word], shared by all weights.
 
     It is made at load from the values of one digit, so that the file does not hold it.
-
-    Args:
-        signed: whether codes lie around zero; else they are the digits themselves.
     """
-    count, lowest = WORDS[levels][1], lowest_digit(levels) if signed else 0
-    name = f"digits_{levels}" if signed else f"numbers_{levels}"
+    count, lowest = WORDS[levels][1], lowest_digit(levels)
+    name = f"digits_{levels}"
     if name in sheet.known:
         return sheet.known[name]
     values = np.arange(lowest, lowest + levels, dtype=np.int8)
