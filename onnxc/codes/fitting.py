@@ -19,7 +19,7 @@ from onnxc.codes.grids import (
     stored_blocks,
 )
 from onnxc.codes.hqq import half_quadratic_grid
-from onnxc.codes.trellis import trellis_grid
+from onnxc.codes.trellis_scales import trellis_grid
 
 SHRINKS = (1.0, 0.93, 0.86, 0.79, 0.72, 0.63)  # shares of a block's range that are tried
 ROUNDS, VECTORS = 12, 1 << 14  # of k-means, and the vectors it sees

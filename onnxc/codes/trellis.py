@@ -1,4 +1,4 @@
-"""Trellis-coded quantization: a code of half the bits' values, out of twice as many, chosen along a path.
+"""Trellis-coded quantization: codes that stand for one of twice as many values as they have levels, along a path.
 
 In: rows of weights in units of their scales. Out: the codes of the path through a trellis that is nearest to each
 segment of neighbouring outputs, and the int8 values that it stands for.
@@ -8,7 +8,7 @@ code of four states ("Channel coding with multilevel/phase signals", 1982). The 
 code has levels, lie in four interleaved subsets D0 to D3: value u is in subset u mod 4. A code is a path bit and the
 number of a member. The subset follows from three path bits, b of the weight itself, b' and b'' of the two before it:
 D = 2 (b xor b'') + b'. So a weight has all levels at twice the distance, and paths that are far apart choose between
-them: 1.5 dB above the best scalar code of as many bits. A segment bites its tail: before its first weight come its last
+them: 1.5 dB more than the best scalar code of as many bits has. A segment bites its tail: before its first weight come its last
 two, which costs no bits for a state to start in (as in Tseng, Sun, Hou, De Sa, "QTIP", 2024).
 """
 
@@ -22,13 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxc.codes.formats import trellis_segment
-from onnxc.codes.grids import Matrix, parts, rounded_up
+from onnxc.codes.grids import Matrix
 
 STATES, SUBSETS = 4, 4
 TOGETHER = 1 << 13  # weights whose paths are searched at once: what is kept of every step stays in the caches
-REACHES = (0.75, 0.84, 0.93, 1.03, 1.15, 1.3)  # of the largest value, in that for normal weights: scales that are tried
-FURTHER = (0.5, 1.0)  # and between the last of them and one that leaves out nothing, for weights far from all others
-LEAST = 1e-6  # of the largest scale, which an output has whose weights are zeros: no path has a zero in every place
 HALVES = 512  # halves of a code in the range of int8: between two of them the nearest member is the same one
 
 Cells = NDArray[np.intp]
@@ -97,7 +94,7 @@ class TrellisGrid:
             return np.ascontiguousarray(wide.reshape(-1, length).T)
 
         steps = along(target)
-        cells = np.minimum(np.maximum(2 * steps + HALVES // 2, 0), HALVES - 1).astype(np.intp)
+        cells = np.fmin(np.fmax(2 * steps + HALVES // 2, 0), HALVES - 1).astype(np.intp)
         errors = self.member_values.take(cells, axis=1)
         errors -= steps
         errors *= errors
@@ -128,42 +125,6 @@ class TrellisGrid:
     def member_values(self) -> Matrix:
         places = self.members * SUBSETS + np.array([0, 2, 1, 3])[:, None]
         return np.asarray(self.union[places], np.float32)
-
-
-def trellis_grid(
-    matrix: Matrix, levels: int, importance: Matrix, limit: int, smallest: Matrix | None = None
-) -> tuple[TrellisGrid, Matrix]:
-    """The grid for W [G, K, N], and the scale of each output [G, N] with the least squared error of open paths.
-
-    Args:
-        importance: [G, K], of every input; limit: the largest magnitude of a value.
-        smallest: [G, N], the least scales.
-    """
-    union = union_of(levels, limit)
-    each = [scale_of(matrix[:, :, part], levels, union, importance) for part in parts(matrix)]
-    scale = np.concatenate(each, axis=1)
-    scale = np.maximum(scale, np.float32(max(LEAST * float(scale.max(initial=0.0)), 1e-20)))
-    scale = rounded_up(scale if smallest is None else np.maximum(scale, smallest))
-    return TrellisGrid(levels, union, (scale / scale.max(initial=np.float32(1e-20))) ** 2), scale
-
-
-def scale_of(matrix: Matrix, levels: int, union: NDArray[np.int8], importance: Matrix) -> Matrix:
-    """As trellis_grid(), the scales of all outputs at once."""
-    peak = np.maximum(np.abs(matrix).max(1), np.float32(1e-20))
-    deviation = peak * np.sqrt(((matrix / peak[:, None]) ** 2).mean(1))
-    spread = np.maximum(deviation, LEAST * deviation.max(initial=np.float32(0.0)))
-    grid = TrellisGrid(levels, union, (spread / max(float(spread.max(initial=0.0)), 1e-20)) ** 2)
-    usual = 1.35 * NormalDist().inv_cdf(1 - 0.25 / levels) / float(union[-1])
-    normal = np.asarray(np.maximum(deviation, np.float32(1e-20)) * np.float32(usual), np.float32)
-    furthest = np.maximum(peak / (normal * float(union[-1]) * REACHES[-1]), 1.0)
-    best, least = normal, np.full(normal.shape, np.inf, np.float32)
-    for reach in (*REACHES, *(REACHES[-1] * furthest**share for share in FURTHER)):
-        scale = np.asarray(normal * reach, np.float32)
-        scaled = matrix / scale[:, None]
-        lost = scaled - grid.nearest(scaled, closed=False)[1]
-        error = np.einsum("gk,gkn->gn", importance, lost * lost) * np.asarray(reach * reach, np.float32)
-        best, least = np.where(error < least, scale, best), np.minimum(error, least)
-    return np.asarray(best, np.float32)
 
 
 def best_paths(errors: Matrix, *, closed: bool) -> tuple[Cells, Cells]:
