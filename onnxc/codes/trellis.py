@@ -8,8 +8,8 @@ code of four states ("Channel coding with multilevel/phase signals", 1982). The 
 code has levels, lie in four interleaved subsets D0 to D3: value u is in subset u mod 4. A code is a path bit and the
 number of a member. The subset follows from three path bits, b of the weight itself, b' and b'' of the two before it:
 D = 2 (b xor b'') + b'. So a weight has all levels at twice the distance, and paths that are far apart choose between
-them: 1.5 dB more than the best scalar code of as many bits has. A segment bites its tail: before its first weight come its last
-two, which costs no bits for a state to start in (as in Tseng, Sun, Hou, De Sa, "QTIP", 2024).
+them: 1.5 dB more than the best scalar code of as many bits has. A segment bites its tail: before its first weight come
+its last two, which costs no bits for a state to start in (as in Tseng, Sun, Hou, De Sa, "QTIP", 2024).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The scales of weights along a trellis. In: a matrix, how much its inputs count. Out: a scale per output, the grid.
 
-What the scale of an output costs depends on the paths, which its neighbours share: each of a few is tried for all outputs
-at once, with paths that need not bite their tails, and every output takes the one with the least error.
+What the scale of an output costs depends on the paths, which its neighbours share: each of a few is tried for all
+outputs at once, with paths that need not bite their tails, and every output takes the one with the least error.
 """
 
 from __future__ import annotations
