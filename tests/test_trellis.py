@@ -11,6 +11,7 @@ import pytest
 
 from onnxc.cli import main
 from onnxc.coder import Coder
+from onnxc.codes import trellis_packing
 from onnxc.codes.fitting import make_grid
 from onnxc.codes.formats import TRELLISES, Format, parse_format, trellis_segment
 from onnxc.codes.gptq import damage, gptq
@@ -101,11 +102,14 @@ def test_normal_weights_are_nearer_than_with_even_levels(levels: int, gain: floa
     assert found > sqnr(values, even[0]) + gain
 
 
-@pytest.mark.parametrize("limit", [127, 63])
+@pytest.mark.parametrize(("limit", "many"), [(127, 1 << 20), (63, 1 << 20), (127, 1)])
 @pytest.mark.parametrize("levels", TRELLISES)
 @pytest.mark.parametrize(("shape", "axis", "groups"), SHAPES)
-def test_unfolds_to_the_codes(shape: Any, axis: int, groups: int, levels: int, limit: int) -> None:
-    """Bit for bit, all of it at load, in the bytes announced."""
+def test_unfolds_to_the_codes(
+    shape: Any, axis: int, groups: int, levels: int, limit: int, many: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bit for bit, all of it at load, in the bytes announced, with words of one byte or of two."""
+    monkeypatch.setattr(trellis_packing, "MANY", many)
     codes = made(np.random.default_rng(2).standard_normal(shape).astype(np.float32), axis, groups, levels, limit)
     assert codes.packed is not None
     assert codes.packed.bytes == packed_bytes(Format(levels, trellis=True), layout_of(shape, axis, groups))

@@ -28,6 +28,7 @@ WORDS: dict[int, tuple[type[np.unsignedinteger], int]] = {
 PLANES: dict[int, tuple[int, int]] = {144: (16, 9), 64: (16, 4)}
 # levels of codes along a trellis -> codes that are looked up together: in a byte, or in one with path bits of their own
 TRELLISES: dict[int, int] = {32: 2, 16: 2, 8: 4, 6: 3, 4: 4, 2: 8}
+DOUBLED = (16, 6, 4)  # levels of which twice as many are, where there are many: a segment is whole words of both kinds
 FEWEST_OUTPUTS = 16  # fewer neighbours make no path
 ROUND = 48  # codes that fill whole words of any kind
 SEGMENT, SEGMENTS = 16, range(12, 33, 2)  # neighbouring outputs of a path: about so many, and what is tried
@@ -146,7 +147,7 @@ def trellis_segment(outputs: int, levels: int) -> tuple[int, int]:
     """How many segments so many neighbouring outputs are cut into, and the codes of each: whole words, as few as
     possible beyond the outputs.
     """
-    word = 8 if bits_apart(levels) else TRELLISES[levels]
+    word = 8 if bits_apart(levels) else TRELLISES[levels] * (1 + (levels in DOUBLED))
     lengths = [length for length in SEGMENTS if length % word == 0]
     length = min(lengths, key=lambda each: (-(-outputs // each) * each, abs(each - SEGMENT)))
     return -(-outputs // length), length

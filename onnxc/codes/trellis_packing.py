@@ -25,13 +25,14 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto
 
-from onnxc.codes.formats import TRELLISES, bits_apart, trellis_bytes, trellis_segment
+from onnxc.codes.formats import DOUBLED, TRELLISES, bits_apart, trellis_bytes, trellis_segment
 from onnxc.codes.layouts import Layout
 from onnxc.codes.sheets import OVERHEAD, Piece, Sheet, by_kind, joined, spread
 from onnxc.codes.trellis import STATES, SUBSETS
 from onnxc.model import Tensor
 
 BYTE = 8  # path bits in one
+MANY = 1 << 20  # codes from which on a table by words of two bytes, up to 2 MB, takes less time than it saves
 
 Array = NDArray[Any]
 
@@ -104,18 +105,18 @@ class PackedTrellis:
 def turned(sheet: Sheet, values: Tensor, names: list[str], form: PackedTrellis) -> dict[str, Tensor]:
     """Weights of one shape, out of values [weights, G, K, codes] with the outputs last."""
     layout, codes, label = form.layout, form.digits.shape[2], names[0]
-    made = sheet.reshaped(values, (len(names) * layout.groups, layout.depth, codes), f"{label}_matrix")
+    made, axis = sheet.reshaped(values, (len(names) * layout.groups, layout.depth, codes), f"{label}_matrix"), 2
+    if not layout.last:
+        made, axis = sheet.node("Transpose", [made], f"{label}_turned", perm=[0, 2, 1]), 1
     if codes > form.outputs:
-        made = sheet.split(made, (form.outputs, codes - form.outputs), (f"{label}_codes", f"{label}_beyond"), 2)[0]
-    if layout.last:
-        return spread(sheet, made, {name: Piece.of(layout.shape) for name in names})
-    made = sheet.node("Transpose", [made], f"{label}_turned", perm=[0, 2, 1])
-    return spread(sheet, made, {name: Piece.of(layout.shape, layout.axis) for name in names})
+        sizes = (form.outputs, codes - form.outputs)
+        made = sheet.split(made, sizes, (f"{label}_codes", f"{label}_beyond"), axis)[0]
+    return spread(sheet, made, {name: Piece.of(layout.shape, 0 if layout.last else layout.axis) for name in names})
 
 
 def unfolded(sheet: Sheet, name: str, digits: Array, form: PackedTrellis) -> Tensor:
     """The values of all codes, [segments, words of one, codes of a word]."""
-    count, half = TRELLISES[form.levels], form.levels // 2
+    count, half = codes_together(form.levels, digits.size), form.levels // 2
     segments = digits.reshape(-1, form.segment)
     together = segments.reshape(len(segments), -1, count)
     words = (together % half * half ** np.arange(count)).sum(-1)
@@ -129,8 +130,9 @@ def unfolded(sheet: Sheet, name: str, digits: Array, form: PackedTrellis) -> Ten
         rows = sheet.node("Add", [start, word], f"{name}_rows")
     else:
         words += (together // half * 2 ** np.arange(count)).sum(-1) * half**count
-        rows = after_states(sheet, f"{name}_packed", words.astype(np.uint8), form.levels**count)
-    return sheet.node("Gather", [path_table(sheet, form.levels, form.union), rows], f"{name}_values")
+        kind = np.uint8 if form.levels**count <= 256 else np.uint16
+        rows = after_states(sheet, f"{name}_packed", words.astype(kind), form.levels**count)
+    return sheet.node("Gather", [path_table(sheet, form.levels, count, form.union), rows], f"{name}_values")
 
 
 def after_states(sheet: Sheet, name: str, words: Array, size: int) -> Tensor:
@@ -152,14 +154,19 @@ def number(sheet: Sheet, value: int) -> Tensor:
     return sheet.shared(f"number_{value}", np.asarray(value, np.int32))
 
 
-def path_table(sheet: Sheet, levels: int, union: Array) -> Tensor:
+def codes_together(levels: int, size: int) -> int:
+    """How many of ``size`` codes are looked up together: of many, as many as two bytes hold."""
+    return TRELLISES[levels] * (1 + (size >= MANY and levels in DOUBLED))
+
+
+def path_table(sheet: Sheet, levels: int, count: int, union: Array) -> Tensor:
     """[states * path bits * words, codes of a word], what all codes stand for after every state, made at load from what
     one code stands for after two path bits.
 
     Args:
-        union: [2 levels], the values by subset and member.
+        count: codes of a word; union: [2 levels], the values by subset and member.
     """
-    count, half = TRELLISES[levels], levels // 2
+    half = levels // 2
     near, far, bit = np.ogrid[:2, :2, :2]  # path bits of the code before, of the one before that, of its own
     values = union[(2 * (bit ^ far) + near)[..., None] + SUBSETS * np.arange(half)]
     columns = []
@@ -167,7 +174,7 @@ def path_table(sheet: Sheet, levels: int, union: Array) -> Tensor:
         axes = [bit_axis(place - 1, count), bit_axis(place - 2, count), bit_axis(place, count), 1 + 2 * count - place]
         columns.append((values, axes) if half > 1 else (values[..., 0], axes[:3]))
     sizes = [2] * (2 + count) + [half] * (count if half > 1 else 0)  # members of the last code first
-    return columns_table(sheet, f"trellis_{levels}_{union[-1]}", columns, sizes)
+    return columns_table(sheet, f"trellis_{levels}_{union[-1]}_{count}", columns, sizes)
 
 
 def start_table(sheet: Sheet, levels: int) -> Tensor:
@@ -193,12 +200,12 @@ def columns_table(sheet: Sheet, name: str, columns: list[tuple[Array, list[int]]
     """A table [all of ``sizes``, columns], made at load from columns that depend on some of its axes each."""
     if name in sheet.known:
         return sheet.known[name]
-    whole, made = sheet.shared(f"{name}_shape", np.asarray([*sizes, 1], np.int64)), []
+    whole, made = sheet.shared(f"{name}_shape", np.asarray([1, *sizes], np.int64)), []
     for number, (values, axes) in enumerate(columns):
         order = sorted(range(len(axes)), key=axes.__getitem__)
-        shape = [size if axis in axes else 1 for axis, size in enumerate([*sizes, 1])]
+        shape = [1, *(size if axis in axes else 1 for axis, size in enumerate(sizes))]
         column = sheet.shared(f"{name}_{number}", np.ascontiguousarray(values.transpose(order)).reshape(shape))
         made.append(sheet.node("Expand", [column, whole], f"{name}_at_{number}"))
-    together = sheet.node("Concat", made, f"{name}_grid", axis=len(sizes))
-    sheet.known[name] = sheet.reshaped(together, (-1, len(columns)), name)
+    together = sheet.reshaped(sheet.node("Concat", made, f"{name}_all", axis=0), (len(columns), -1), f"{name}_lines")
+    sheet.known[name] = sheet.node("Transpose", [together], name, perm=[1, 0])  # faster than to interleave bytes
     return sheet.known[name]
