@@ -29,6 +29,7 @@ PLANES: dict[int, tuple[int, int]] = {144: (16, 9), 64: (16, 4)}
 # levels of codes along a trellis -> codes that are looked up together: in a byte, or in one with path bits of their own
 TRELLISES: dict[int, int] = {32: 2, 16: 2, 8: 4, 6: 3, 4: 4, 2: 8}
 DOUBLED = (16, 6, 4)  # levels of which twice as many are, where there are many: a segment is whole words of both kinds
+LARGE = 1 << 17  # codes of a weight that is likely to be one of many
 FEWEST_OUTPUTS = 16  # fewer neighbours make no path
 ROUND = 48  # codes that fill whole words of any kind
 SEGMENT, SEGMENTS = 16, range(12, 33, 2)  # neighbouring outputs of a path: about so many, and what is tried
@@ -112,8 +113,8 @@ class Format:
         if self == INT8 or self.scaled:
             return 1e-9 * elements
         if self.trellis:
-            own = 1.0 + 12.0 / TRELLISES[self.levels] + 2.0 * bits_apart(self.levels)
-            return PIECE_SECONDS + elements * own * 1e-9
+            rows = (0.65 if self.levels in DOUBLED and elements >= LARGE else 1.0) / TRELLISES[self.levels]
+            return PIECE_SECONDS + elements * (1.0 + 11.0 * rows + bits_apart(self.levels)) * 1e-9
         return PIECE_SECONDS + elements * (6.5e-9 if self.block or self.levels in PLANES else 3.5e-9)
 
     @property
