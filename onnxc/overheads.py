@@ -17,7 +17,7 @@ from onnxc.problem import Plan, Problem
 # What one of each takes before anything is known, in bytes: a static activation, a dynamic one, an int8 site; a format
 # of one word per code, of two, in blocks, of codebooks, along a trellis; one more weight in any of them. (Means of 38
 # files of two models.) Then how far that may be off, and how far apart equal counts may be.
-ASSUMED = np.array([500.0, 400.0, 100.0, 1000.0, 1500.0, 950.0, 800.0, 1800.0, 100.0])
+ASSUMED = np.array([500.0, 400.0, 100.0, 1000.0, 1500.0, 950.0, 800.0, 2000.0, 100.0])
 DOUBT, SPREAD = 0.5, 120.0
 RECENT = 0.8  # what a plan counts beside the one after it: the next one is like the last
 
