@@ -18,7 +18,7 @@ from onnxc.encoding import BlockCodes, Codes
 from onnxc.propose import Proposals
 from onnxc.sites import Site
 
-PROBED = ("levels16", "levels16/64", "codebook2")  # formats whose noise is measured, for all formats of a weight
+PROBED = ("levels16", "levels16/64", "codebook2", "trellis16")  # whose noise is measured, for all formats of a weight
 
 
 class Coder:

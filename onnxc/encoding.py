@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from onnxc.codes.formats import FLOATS, HALF, INT8, Format
 from onnxc.codes.grids import rounded_up
-from onnxc.codes.packing import layout_of, packed_bytes
+from onnxc.codes.layouts import layout_of
+from onnxc.codes.packing import packed_bytes
 from onnxc.codes.sheets import Packed
 from onnxc.codes.sparse_packing import expected_bytes
 from onnxc.sites import Weight
@@ -134,7 +135,7 @@ def stored_bytes(weight: Weight, chosen: Format = INT8, *, groups: int = 1) -> i
         size = packed_bytes(chosen, layout)
     elif weight.waves is not None:
         size = weight.waves.bytes
-    if not chosen.block and not chosen.dimension:
+    if chosen.even:
         zeros = max(weight.zeros, weight.elements * chosen.zeros // 100)
         size = min(size, expected_bytes(weight.elements, zeros, chosen.levels))
     return size + others

@@ -15,9 +15,9 @@ from onnxc.predictions import stored_bytes
 from onnxc.problem import Plan, Problem
 
 # What one of each takes before anything is known, in bytes: a static activation, a dynamic one, an int8 site; a format
-# of one word per code, of two, in blocks, of codebooks; one more weight in any of them. (Means of 38 files of two
-# models.) Then how far that may be off, and how far apart equal counts may be.
-ASSUMED = np.array([500.0, 400.0, 100.0, 1000.0, 1500.0, 950.0, 800.0, 100.0])
+# of one word per code, of two, in blocks, of codebooks, along a trellis; one more weight in any of them. (Means of 38
+# files of two models.) Then how far that may be off, and how far apart equal counts may be.
+ASSUMED = np.array([500.0, 400.0, 100.0, 1000.0, 1500.0, 950.0, 800.0, 2000.0, 100.0])
 DOUBT, SPREAD = 0.5, 120.0
 RECENT = 0.8  # what a plan counts beside the one after it: the next one is like the last
 
@@ -30,10 +30,12 @@ def counts(plan: Plan) -> np.ndarray:
     dynamic = sum(each for _, each in activations)
     small = [parse_format(name) for name in plan.stored.values() if is_small(name)]
     formats = set(small)
-    codebooks, blocks = (sum(bool(getattr(each, what)) for each in formats) for what in ("dimension", "block"))
+    codebooks, blocks, paths = (
+        sum(bool(getattr(each, what)) for each in formats) for what in ("dimension", "block", "trellis")
+    )
     planes = sum(each.levels in PLANES and not each.block for each in formats)
-    words = len(formats) - codebooks - blocks - planes
-    kinds = [len(activations) - dynamic, dynamic, len(plan.compute), words, planes, blocks, codebooks]
+    words = len(formats) - codebooks - blocks - paths - planes
+    kinds = [len(activations) - dynamic, dynamic, len(plan.compute), words, planes, blocks, codebooks, paths]
     return np.array([*kinds, len(small) - len(formats)], np.float64)
 
 

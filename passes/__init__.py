@@ -24,6 +24,7 @@ from .store_codebook import StoreCodebook
 from .store_float16 import StoreFloat16
 from .store_int8 import StoreInt8
 from .store_low_bit import StoreLowBit
+from .store_trellis import StoreTrellis
 from .strip_debug import StripDebug
 from .strip_shapes import StripShapes
 from .sums_as_products import SumsAsProducts
@@ -54,6 +55,7 @@ PASSES: tuple[type, ...] = (
     StoreInt8,
     StoreLowBit,
     StoreCodebook,
+    StoreTrellis,
     StoreFloat16,
     FoldSparse,
     StripShapes,

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from onnxc.codes.formats import DIMENSIONS, Format
-from onnxc.codes.packing import layout_of, possible
+from onnxc.codes.layouts import layout_of
+from onnxc.codes.packing import possible
 from onnxc.contract.candidates import Candidate, Refusal
 from onnxc.contract.context import Context
 from onnxc.contract.passes import LossyPass

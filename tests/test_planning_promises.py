@@ -36,6 +36,7 @@ FORMATS = [
     Format(),
     *(Format(levels, block) for levels in (40, 16, 9, 6, 4, 3) for block in (0, 16, 32, 64)),
     *(Format(255, 0, dimension) for dimension in (2, 4, 8)),
+    *(Format(levels, trellis=True) for levels in (32, 16, 8, 6, 4, 2)),
 ]
 
 

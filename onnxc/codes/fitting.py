@@ -19,6 +19,7 @@ from onnxc.codes.grids import (
     stored_blocks,
 )
 from onnxc.codes.hqq import half_quadratic_grid
+from onnxc.codes.trellis_scales import trellis_grid
 
 SHRINKS = (1.0, 0.93, 0.86, 0.79, 0.72, 0.63)  # shares of a block's range that are tried
 ROUNDS, VECTORS = 12, 1 << 14  # of k-means, and the vectors it sees
@@ -140,7 +141,9 @@ def make_grid(
         count = 2 * levels + 1 if chosen.levels == FULL else chosen.levels
         scales = [even_scale(block, count, share) for block, share in zip(blocks, weights, strict=True)]
         return ScaledGrid(count, chosen.block, np.stack(scales, 1)), np.ones((len(matrix), matrix.shape[2]), np.float32)
-    if not chosen.block and not chosen.dimension:
+    if chosen.trellis:
+        return trellis_grid(matrix, chosen.levels, importance, levels, smallest)
+    if chosen.even:
         count = 2 * levels + 1 if chosen.levels == FULL else chosen.levels
         scale = even_scale(matrix, count, importance)
     elif chosen.block:
@@ -154,7 +157,7 @@ def make_grid(
     if smallest is not None:
         scale = np.maximum(scale, smallest)
     scale = rounded_up(scale)
-    if not chosen.block and not chosen.dimension:
+    if chosen.even:
         return EvenGrid(count), scale
     scaled = matrix / scale[:, None]
     if chosen.block:

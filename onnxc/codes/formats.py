@@ -3,7 +3,8 @@
 A code has ``levels`` values. So many codes as fit are written into one word of 8 or 16 bits, in base ``levels``: 16
 levels take 4 bits, 9 and 8 take 3.2, 6 take 2.67, 4 take 2, 3 take 1.6, 40 take 5.33; 144 take 7.2 and 64 take 6, as
 two digits. A table with a row per word turns words back into codes with one Gather, which ONNX Runtime runs once, at
-load, faster than any chain of shifts.
+load, faster than any chain of shifts. Codes along a trellis are written so too: their table has a row per word and
+state, or their path bits have words of their own.
 """
 
 from __future__ import annotations
@@ -25,6 +26,13 @@ WORDS: dict[int, tuple[type[np.unsignedinteger], int]] = {
 }
 # levels -> (levels of its high digit, of its low digit): two words stand for the two digits of a code.
 PLANES: dict[int, tuple[int, int]] = {144: (16, 9), 64: (16, 4)}
+# levels of codes along a trellis -> codes that are looked up together: in a byte, or in one with path bits of their own
+TRELLISES: dict[int, int] = {32: 2, 16: 2, 8: 4, 6: 3, 4: 4, 2: 8}
+DOUBLED = (16, 6, 4)  # levels of which twice as many are, where there are many: a segment is whole words of both kinds
+LARGE = 1 << 17  # codes of a weight that is likely to be one of many
+FEWEST_OUTPUTS = 16  # fewer neighbours make no path
+ROUND = 48  # codes that fill whole words of any kind
+SEGMENT, SEGMENTS = 16, range(12, 33, 2)  # neighbouring outputs of a path: about so many, and what is tried
 FULL = 255  # levels of int8: one code a byte, no table
 CODE_WORDS = 256  # entries of a vector codebook: one byte each
 DIMENSIONS = (2, 4, 8)
@@ -38,6 +46,7 @@ FLOATS: dict[str, tuple[int, int, float]] = {
 }
 NAME = re.compile(
     r"levels(?P<levels>\d+)(?:/(?P<block>\d+)|@(?P<zeros>\d+))?(?:-(?P<rounding>nearest|hqq))?|codebook(?P<dimension>\d+)"
+    r"|trellis(?P<trellis>\d+)"
     r"|int(?P<bits>[48])/(?P<scaled>\d+)"
 )
 
@@ -54,6 +63,7 @@ class Format:
         rounding: "gptq", on the inputs that a weight meets; "nearest", whatever it meets; "hqq", to nearest in
             blocks whose steps and offsets let few outliers be wrong.
         zeros: percent of the codes that are made zero, while they are solved: pruned and rounded in one sweep.
+        trellis: codes of ``levels`` stand for twice as many values, by the codes before them.
     """
 
     levels: int = FULL
@@ -62,12 +72,15 @@ class Format:
     scaled: bool = False
     rounding: str = "gptq"
     zeros: int = 0
+    trellis: bool = False
 
     @property
     def name(self) -> str:
         """What plans, reports and the command line call it."""
         if self.dimension:
             return f"codebook{self.dimension}"
+        if self.trellis:
+            return f"trellis{self.levels}"
         if self.scaled:
             return f"int{4 if self.levels == 16 else 8}/{self.block}"
         if self.levels == FULL:
@@ -82,9 +95,16 @@ class Format:
             return 8.0 / self.dimension
         if self.levels == FULL:
             return 8.0
+        if self.trellis:
+            return 8.0 * trellis_bytes(ROUND, self.levels) / ROUND
         return sum(
             8.0 * np.dtype(word).itemsize / count for word, count in map(WORDS.__getitem__, digits_of(self.levels))
         )
+
+    @property
+    def even(self) -> bool:
+        """Whether codes are evenly spaced, the same for all weights, with a scale per output."""
+        return not (self.block or self.dimension or self.trellis)
 
     def load_seconds(self, elements: int) -> float:
         """About what a weight of so many elements more costs at load, beside others of the format; measured with ONNX
@@ -92,6 +112,9 @@ class Format:
         """
         if self == INT8 or self.scaled:
             return 1e-9 * elements
+        if self.trellis:
+            rows = (0.65 if self.levels in DOUBLED and elements >= LARGE else 1.0) / TRELLISES[self.levels]
+            return PIECE_SECONDS + elements * (1.0 + 11.0 * rows + bits_apart(self.levels)) * 1e-9
         return PIECE_SECONDS + elements * (6.5e-9 if self.block or self.levels in PLANES else 3.5e-9)
 
     @property
@@ -103,6 +126,8 @@ class Format:
             return f"int{self.bits:.0f} codes, block {self.block}, multiplied as they are"
         if self.levels == FULL:
             return "int8 codes"
+        if self.trellis:
+            return f"{self.bits:.3g}-bit codes along a trellis"
         further = f", block {self.block}" if self.block else f", {self.zeros} % of them zero" if self.zeros else ""
         how = {"gptq": "", "nearest": ", to nearest", "hqq": ", half-quadratic"}[self.rounding]
         return f"{self.bits:.3g}-bit codes{further}{how}"
@@ -117,6 +142,26 @@ def word_bytes(elements: int, levels: int) -> int:
     """Bytes of the words of so many codes."""
     found = [WORDS[digit] for digit in digits_of(levels)]
     return sum(-(-elements // count) * np.dtype(word).itemsize for word, count in found)
+
+
+def trellis_segment(outputs: int, levels: int) -> tuple[int, int]:
+    """How many segments so many neighbouring outputs are cut into, and the codes of each: whole words, as few as
+    possible beyond the outputs.
+    """
+    word = 8 if bits_apart(levels) else TRELLISES[levels] * (1 + (levels in DOUBLED))
+    lengths = [length for length in SEGMENTS if length % word == 0]
+    length = min(lengths, key=lambda each: (-(-outputs // each) * each, abs(each - SEGMENT)))
+    return -(-outputs // length), length
+
+
+def bits_apart(levels: int) -> bool:
+    """Whether codes of so many levels that are looked up together have more than a byte: path bits have their own."""
+    return bool(levels ** TRELLISES[levels] > 256)
+
+
+def trellis_bytes(elements: int, levels: int) -> int:
+    """Bytes of the words of so many codes along a trellis, whole segments."""
+    return elements // TRELLISES[levels] + (elements // 8 if bits_apart(levels) else 0)
 
 
 PIECE_SECONDS = 2e-5  # what one more weight costs at load in any form: it is split off and copied
@@ -136,6 +181,8 @@ def parse_format(name: str) -> Format:
     if found is None:
         raise ValueError(f"no format '{name}'")
     part = {key: int(value or 0) for key, value in found.groupdict().items() if key != "rounding"}
+    if part["trellis"]:
+        return Format(part["trellis"], trellis=True)
     if part["scaled"]:
         return Format(16 if part["bits"] == 4 else FULL, part["scaled"], scaled=True)
     if part["dimension"]:

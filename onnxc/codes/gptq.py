@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxc.codes.grids import Grid, parts
+from onnxc.codes.trellis import TrellisGrid
 
 BLOCK = 128
 DAMPING = 0.01
@@ -123,6 +124,9 @@ def gptq(
     values = np.empty(weight.shape, kind)
     if factor is None:
         weight = weight * kept_of(weight, np.ones(weight.shape[:2], np.float32), zeros)
+        if isinstance(grid, TrellisGrid):  # a step of the search takes little longer for many rows
+            digits, values = grid.nearest(weight)
+            return values, digits
         every = np.empty(groups, np.intp)
         for row in range(depth):
             every[:] = row

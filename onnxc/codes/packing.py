@@ -19,60 +19,29 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto
 
-from onnxc.codes.formats import CODE_WORDS, PLANES, WORDS, Format, fitting_block, word_bytes
+from onnxc.codes.formats import (
+    CODE_WORDS,
+    FEWEST_OUTPUTS,
+    PLANES,
+    WORDS,
+    Format,
+    fitting_block,
+    trellis_bytes,
+    trellis_segment,
+    word_bytes,
+)
 from onnxc.codes.grids import BlockGrid, CodebookGrid, Grid, lowest_digit, step_unit
-from onnxc.codes.sheets import Packed, Piece, Sheet, by_kind, joined, spread
+from onnxc.codes.layouts import Layout
+from onnxc.codes.sheets import OVERHEAD, Packed, Piece, Sheet, by_kind, joined, spread
+from onnxc.codes.trellis import TrellisGrid
+from onnxc.codes.trellis_packing import PackedTrellis
+from onnxc.codes.words import digit_table, packed_words
 from onnxc.model import Tensor
 
 NATIVE_OPSET = 21  # 4-bit integers are a type of their own
 BLOCK_OPSET = 13  # the first with QuantizeLinear along an axis
-OVERHEAD = 16  # bytes of a weight among others in a file, beside its name
 
 Array = NDArray[Any]
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How a weight's own axes map to the matrix [K, outputs] that solvers see.
-
-    Attributes:
-        shape: of the weight; axis: of its outputs; groups: of a grouped convolution, each with its own outputs.
-    """
-
-    shape: tuple[int, ...]
-    axis: int
-    groups: int = 1
-
-    @property
-    def outputs(self) -> int:
-        return self.shape[self.axis]
-
-    @property
-    def depth(self) -> int:
-        return prod(self.shape) // max(self.outputs, 1)
-
-    @property
-    def last(self) -> bool:
-        """Whether outputs vary fastest, as in a MatMul."""
-        return self.axis == len(self.shape) - 1 and self.groups == 1
-
-    @property
-    def others(self) -> tuple[int, ...]:
-        """The shape without the axis of outputs."""
-        return self.shape[: self.axis] + self.shape[self.axis + 1 :]
-
-    def rows(self, matrix: Array) -> Array:
-        """[G, K, N] as rows [outputs, K]."""
-        return matrix.swapaxes(1, 2).reshape(self.outputs, -1)
-
-    def filed(self, matrix: Array) -> Array:
-        """[G, K, N] in the weight's own shape."""
-        return np.moveaxis(self.rows(matrix).reshape(self.outputs, *self.others), 0, self.axis)
-
-
-def layout_of(shape: tuple[int, ...], axis: int | None, groups: int = 1) -> Layout:
-    """Of a weight whose scales vary along ``axis``; all of it is one output where there is none."""
-    return Layout(shape, axis, groups) if axis is not None else Layout((*shape, 1), len(shape), 1)
 
 
 @dataclass(frozen=True)
@@ -169,39 +138,6 @@ def two_digits(sheet: Sheet, name: str, digits: Array, levels: int) -> tuple[Ten
     return sheet.node("Cast", [moved], f"{name}_all", to=TensorProto.INT8), padded.size
 
 
-def packed_words(digits: Array, levels: int) -> Array:
-    """Words of ``digits``, the first digit of each counting least; the last one is filled up with zeros."""
-    word, count = WORDS[levels]
-    flat = np.zeros(-(-digits.size // count) * count, np.uint8)
-    flat[: digits.size] = digits.reshape(-1)
-    words = np.zeros(len(flat) // count, np.uint16)
-    for place in range(count):
-        words += flat[place::count] * np.uint16(levels**place)
-    return words.astype(word)
-
-
-def digit_table(sheet: Sheet, levels: int) -> Tensor:
-    """The codes that each word stands for: [words, codes in a word], shared by all weights.
-
-    It is made at load from the values of one digit, so that the file does not hold it.
-    """
-    count, lowest = WORDS[levels][1], lowest_digit(levels)
-    name = f"digits_{levels}"
-    if name in sheet.known:
-        return sheet.known[name]
-    values = np.arange(lowest, lowest + levels, dtype=np.int8)
-    whole = sheet.shared(f"{name}_shape", np.asarray([levels] * count + [1], np.int64))
-    places = []
-    for place in range(count):  # the first digit counts least: it is the last axis
-        shape = [1] * (count + 1)
-        shape[count - 1 - place] = levels
-        column = sheet.shared(f"{name}_{place}", values.reshape(shape))
-        places.append(sheet.node("Expand", [column, whole], f"{name}_at_{place}"))
-    grid = sheet.node("Concat", places, f"{name}_grid", axis=count)
-    sheet.known[name] = sheet.reshaped(grid, (-1, count), name)
-    return sheet.known[name]
-
-
 @dataclass(frozen=True)
 class PackedWords:
     """One byte for a vector of neighbouring outputs, looked up in the weight's own codebook.
@@ -248,6 +184,8 @@ def packed(chosen: Format, grid: Grid, digits: Array, layout: Layout, *, native:
     """The stored form of ``digits`` [G, K, N or words of N] of a grid."""
     if isinstance(grid, CodebookGrid):
         return PackedWords(digits.astype(np.uint8), grid.table, layout)
+    if isinstance(grid, TrellisGrid):
+        return PackedTrellis(grid.levels, digits, grid.union, layout)
     native = native and chosen.levels == 16
     if isinstance(grid, BlockGrid):
         steps, offsets = layout.rows(grid.steps), layout.rows(grid.offsets)
@@ -257,7 +195,9 @@ def packed(chosen: Format, grid: Grid, digits: Array, layout: Layout, *, native:
 
 
 def possible(chosen: Format, layout: Layout, opset: int = BLOCK_OPSET) -> bool:
-    """Whether a weight can be stored so: blocks divide its inputs, code words its outputs."""
+    """Whether a weight can be stored so: blocks divide its inputs, code words its outputs, paths need some of them."""
+    if chosen.trellis:
+        return layout.outputs // layout.groups >= FEWEST_OUTPUTS
     if chosen.dimension:
         return (layout.outputs // layout.groups) % chosen.dimension == 0
     if not chosen.block:
@@ -270,5 +210,8 @@ def packed_bytes(chosen: Format, layout: Layout) -> int:
     size = prod(layout.shape)
     if chosen.dimension:
         return size // chosen.dimension + CODE_WORDS * chosen.dimension + OVERHEAD
+    if chosen.trellis:
+        count, length = trellis_segment(layout.outputs // layout.groups, chosen.levels)
+        return trellis_bytes(layout.groups * layout.depth * count * length, chosen.levels) + OVERHEAD
     steps = 2 * size // chosen.block if chosen.block else 0
     return word_bytes(size, chosen.levels) + steps + OVERHEAD

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from onnxc.model import Model, Tensor
 
 SIZES_OPSET, COUNT_OPSET = 13, 18  # of Split: sizes are an input; equal parts need their number
+OVERHEAD = 16  # bytes of a weight among others in a file, beside its name
 TOGETHER = 1 << 25  # entries that unfold in one chain: its floats and indices stay below 256 MB
 
 Array = NDArray[Any]

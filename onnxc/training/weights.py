@@ -43,6 +43,7 @@ PASSING = frozenset(
         "Concat",
     }
 )
+ARITHMETIC = frozenset({"Add", "Sub", "Mul", "Div"})
 # Operator -> inputs that are weights. "*" stands for all of them.
 PLACES: Mapping[str, frozenset[int] | str] = {
     **dict.fromkeys(("Add", "Sub", "Mul", "Div", "MatMul", "Gemm", "Einsum", "FusedMatMul"), "*"),
@@ -93,6 +94,8 @@ def _use(node: Node, place: int, depth: int) -> set[str]:
         return {"other"}
     if place in SCALES.get(node.op, ()):
         return {"scale"}
+    if node.op in ARITHMETIC and looked_up(node.outputs[0], depth + 1):
+        return {"index"}
     places = PLACES.get(node.op)
     if places is not None and (places == "*" or place in places):
         return {"product"} if node.op == "Mul" else {"weight"}
@@ -107,6 +110,16 @@ def _use(node: Node, place: int, depth: int) -> set[str]:
     if node.op == "Loop" and place >= 2:
         return uses(node.attrs["body"].inputs[place], depth + 1)
     return {"other"}
+
+
+def looked_up(tensor: Tensor, depth: int = 0) -> bool:
+    """Whether arithmetic makes a place in a table of a tensor: path bits and words of a trellis."""
+    for node in dict.fromkeys(tensor.outputs) if depth <= 12 else ():
+        if node.op == "Gather" and node.inputs[1] is tensor:
+            return True
+        if node.op in ARITHMETIC | PASSING and any(looked_up(each, depth + 1) for each in node.outputs):
+            return True
+    return False
 
 
 def constant_made(tensor: Tensor) -> bool:

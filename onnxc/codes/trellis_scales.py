@@ -1,0 +1,55 @@
+"""The scales of weights along a trellis. In: a matrix, how much its inputs count. Out: a scale per output, the grid.
+
+What the scale of an output costs depends on the paths, which its neighbours share: each of a few is tried for all
+outputs at once, with paths that need not bite their tails, and every output takes the one with the least error.
+"""
+
+from __future__ import annotations
+
+from statistics import NormalDist
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxc.codes.grids import Matrix, parts, rounded_up
+from onnxc.codes.trellis import TrellisGrid, union_of
+
+REACHES = (0.75, 0.84, 0.93, 1.03, 1.15, 1.3)  # of the largest value, in that for normal weights: scales that are tried
+FURTHER = (0.5, 1.0)  # and between the last of them and one that leaves out nothing, for weights far from all others
+LEAST = 1e-6  # of the largest scale, which an output has whose weights are zeros: no path has a zero in every place
+
+
+def trellis_grid(
+    matrix: Matrix, levels: int, importance: Matrix, limit: int, smallest: Matrix | None = None
+) -> tuple[TrellisGrid, Matrix]:
+    """The grid for W [G, K, N], and the scale of each output [G, N] with the least squared error of open paths.
+
+    Args:
+        importance: [G, K], of every input; limit: the largest magnitude of a value.
+        smallest: [G, N], the least scales.
+    """
+    union = union_of(levels, limit)
+    each = [scale_of(matrix[:, :, part], levels, union, importance) for part in parts(matrix)]
+    scale = np.concatenate(each, axis=1)
+    scale = np.maximum(scale, np.float32(max(LEAST * float(scale.max(initial=0.0)), 1e-20)))
+    scale = rounded_up(scale if smallest is None else np.maximum(scale, smallest))
+    return TrellisGrid(levels, union, (scale / scale.max(initial=np.float32(1e-20))) ** 2), scale
+
+
+def scale_of(matrix: Matrix, levels: int, union: NDArray[np.int8], importance: Matrix) -> Matrix:
+    """As trellis_grid(), the scales of all outputs at once."""
+    peak = np.maximum(np.abs(matrix).max(1), np.float32(1e-20))
+    deviation = peak * np.sqrt(((matrix / peak[:, None]) ** 2).mean(1))
+    spread = np.maximum(deviation, LEAST * deviation.max(initial=np.float32(0.0)))
+    grid = TrellisGrid(levels, union, (spread / max(float(spread.max(initial=0.0)), 1e-20)) ** 2)
+    usual = 1.35 * NormalDist().inv_cdf(1 - 0.25 / levels) / float(union[-1])
+    normal = np.asarray(np.maximum(deviation, np.float32(1e-20)) * np.float32(usual), np.float32)
+    furthest = np.maximum(peak / (normal * float(union[-1]) * REACHES[-1]), 1.0)
+    best, least = normal, np.full(normal.shape, np.inf, np.float32)
+    for reach in (*REACHES, *(REACHES[-1] * furthest**share for share in FURTHER)):
+        scale = np.asarray(normal * reach, np.float32)
+        scaled = matrix / scale[:, None]
+        lost = scaled - grid.nearest(scaled, closed=False)[1]
+        error = np.einsum("gk,gkn->gn", importance, lost * lost) * np.asarray(reach * reach, np.float32)
+        best, least = np.where(error < least, scale, best), np.minimum(error, least)
+    return np.asarray(best, np.float32)

@@ -1,0 +1,64 @@
+"""Weights as codes along a trellis, each of which stands for one of twice as many values as it has levels.
+
+    W (float32)    becomes    W_q = Gather(table, words + state), folded at load to int8
+
+In: a weight. Out: storage candidates, one per number of levels, or the reason why not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar
+
+from onnxc.codes.formats import FEWEST_OUTPUTS, TRELLISES, Format
+from onnxc.codes.layouts import layout_of
+from onnxc.codes.packing import possible
+from onnxc.contract.candidates import Candidate, Refusal
+from onnxc.contract.context import Context
+from onnxc.contract.passes import LossyPass
+from onnxc.encoding import stored_bytes
+from onnxc.errors import RecipeError
+from onnxc.sites import Weight
+
+from .store_codebook import groups_of
+from .store_low_bit import refused
+
+
+@dataclass(frozen=True)
+class StoreTrellis(LossyPass):
+    """Trellis-coded quantization (Marcellin and Fischer, 1990) with GPTQ's error feedback from input to input.
+
+    1. Every float32 weight with a scale per output channel, whatever reads it: what it unfolds to is int8.
+    2. 32, 16, 8, 6, 4 or 2 levels: 5, 4, 3, 2.7, 2 or 1 bit. At equal bits the error of normal weights is
+       2 to 3 dB below that of even levels, and 2 dB below that of pairs in a codebook.
+    3. With calibration data, or if it was asked for by name, as all formats below 8 bits.
+    4. It must not act on vectors, nor where a group has fewer than 16 output channels: paths run along them. Zeros of
+       a pruned weight do not stay zeros.
+
+    Attributes:
+        levels: only so many; 0: the planner chooses.
+    """
+
+    name: ClassVar[str] = "store-trellis"
+
+    levels: int = 0
+
+    def store(self, weight: Weight, context: Context) -> Iterable[Candidate | Refusal]:
+        """Candidates for a weight."""
+        if self.levels and self.levels not in TRELLISES:
+            raise RecipeError(f"{self.name}:levels={self.levels} is not one of {', '.join(map(str, TRELLISES))}")
+        reason = refused(weight, context)
+        if reason:
+            yield Refusal(self.name, weight.name, reason)
+            return
+        groups = groups_of(weight)
+        layout = layout_of(weight.shape, weight.channel_axis, groups)
+        for levels in [self.levels] if self.levels else TRELLISES:
+            chosen = Format(levels, trellis=True)
+            if not possible(chosen, layout):
+                yield Refusal(self.name, weight.name, f"fewer than {FEWEST_OUTPUTS} output channels in a group")
+                return
+            size = stored_bytes(weight, chosen, groups=groups)
+            if size < weight.bytes or context.told:
+                yield Candidate(self.name, "storage", weight.name, chosen.name, chosen.words, bytes=size)
