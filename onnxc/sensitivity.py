@@ -28,6 +28,8 @@ from onnxc.session import Options, Session, runtime_version
 Noise = dict[str, float]
 PASSES = 8  # over all samples on which ranges are chosen: fewer samples are taken for more of them
 HEARD = 16  # most samples for the noise of single roundings; ranges are chosen on all
+MOVED = ("Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Transpose")
+SQUASHING = ("Softmax", "Sigmoid")
 FEW_SWITCHES, TOGETHER, QUIET = 64, 6, 0.5  # groups with less than half of the mean group's noise are quiet
 
 
@@ -128,8 +130,27 @@ def build_probe(model: Model, activations: Sequence[Activation], weights: Mappin
             ]
         rounded = copy.insert("DequantizeLinear", list(parameters), [f"{tensor.name}_rounded"]).outputs[0]
         probe.switch(key, rewriter, tensor, rounded)
+    listen_before(copy)
     copy.tidy()
     return probe
+
+
+def listen_before(model: Model) -> None:
+    """Outputs that are probabilities become what they are computed from: there every rounding is heard in proportion,
+    while a probability near one half jumps. On a text recognizer the sites found on three samples so are as good as
+    those found on twelve by probabilities.
+    """
+    for number, output in enumerate(model.graph.outputs):
+        tensor = output
+        while len(tensor.inputs) == 1 and tensor.inputs[0].op in MOVED and tensor.inputs[0].inputs:
+            tensor = tensor.inputs[0].inputs[0]
+        maker = tensor.inputs[0] if len(tensor.inputs) == 1 else None
+        if maker is None or maker.op not in SQUASHING or not isinstance(maker.inputs[0], Variable):
+            continue
+        scores = maker.inputs[0]
+        if scores.inputs and scores not in model.graph.outputs:
+            scores.dtype = scores.dtype or output.dtype
+            model.graph.outputs[number] = scores
 
 
 class Meter:

@@ -153,3 +153,16 @@ def test_fewer_rows_than_inputs_hide_the_damage() -> None:
     ]
     assert damages[1] > 2.5 * damages[0]
     assert coder.optimism(site.weight.name, codes) == pytest.approx(damages[1] / damages[0], rel=0.4)
+
+
+def test_probabilities_are_heard_before_they_are_squashed() -> None:
+    """There a rounding is heard in proportion: half the step is a quarter of the noise, whatever was nearly certain."""
+    nodes = [node("MatMul", "x w", "m"), node("Softmax", "m", "s", axis=-1), node("Reshape", "s shape", "y")]
+    weights = {"w": weight(32, 48), "shape": np.array([8, 48], np.int64)}
+    context, found = proposed(model(nodes, {"x": [8, 32]}, {"y": None}, weights), DATA, QuantizeDynamic())
+    activations, names = found.roundings(context)
+    probe = build_probe(context.model, activations, Coder(context, found).probe(names, found.compute))
+    assert [each.name for each in probe.model.graph.outputs] == ["m"]
+    meter = Meter(probe, DATA, Options())
+    np.testing.assert_allclose(meter.references[0]["m"], DATA[0]["x"] @ weights["w"], rtol=1e-4, atol=1e-5)
+    assert [each.name for each in context.model.graph.outputs] == ["y"]
