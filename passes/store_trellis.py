@@ -31,7 +31,7 @@ class StoreTrellis(LossyPass):
 
     1. Every float32 weight with a scale per output channel, whatever reads it: what it unfolds to is int8.
     2. 32, 16, 8, 6, 4 or 2 levels: 5, 4, 3, 2.7, 2 or 1 bit. At equal bits the error of normal weights is
-       2 to 3 dB below that of even levels, and 2 dB below that of pairs in a codebook.
+       2 to 3 dB below that of even levels, and at 4 bits 2 dB below that of pairs in a codebook.
     3. With calibration data, or if it was asked for by name, as all formats below 8 bits.
     4. It must not act on vectors, nor where a group has fewer than 16 output channels: paths run along them. Zeros of
        a pruned weight do not stay zeros.
