@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,12 @@ from onnxc.codes.trellis import TrellisGrid, best_paths, union_of
 from onnxc.encoding import Codes
 from onnxc.errors import RecipeError
 from onnxc.model import Model
+from onnxc.passes import store_trellis
 from onnxc.passes.quantize_static import QuantizeStatic
 from onnxc.passes.store_low_bit import StoreLowBit
 from onnxc.passes.store_trellis import StoreTrellis
 from onnxc.propose import collect
+from onnxc.recipe import Recipe, parse_passes
 from onnxc.rewriting.rewriter import Rewriter
 from onnxc.session import Options, Session
 from tests import trained
@@ -212,8 +215,19 @@ def test_by_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert paths > even + 0.3
 
 
-def test_it_is_offered_unasked_where_there_is_data() -> None:
+@pytest.mark.parametrize("fewest", [100, 1_000_000])
+def test_small_models_get_it_by_name_only(fewest: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_trellis, "FEWEST_WEIGHTS", fewest)
+    context = trained.context(trained.load("sklearn_mlp"), trained.samples("sklearn_mlp", 32))
+    assert bool(collect([(StoreTrellis(), False)], context).storage) == (fewest == 100)
+    assert collect([(StoreTrellis(levels=8), True)], context).storage
+    named = replace(context, recipe=Recipe(passes=parse_passes("store-trellis")))
+    assert collect([(StoreTrellis(), False)], named).storage
+
+
+def test_it_is_offered_unasked_where_there_is_data(monkeypatch: pytest.MonkeyPatch) -> None:
     """All rates, each in fewer bytes than the one before; 3 bits in fewer than even levels of 3.2."""
+    monkeypatch.setattr(store_trellis, "FEWEST_WEIGHTS", 0)
     context = trained.context(trained.load("sklearn_mlp"), trained.samples("sklearn_mlp", 32))
     proposals = collect([(StoreLowBit(), False), (StoreTrellis(), False)], context)
     found = {each.mode: each.bytes for each in proposals.storage["coefficient1"]}
@@ -223,8 +237,9 @@ def test_it_is_offered_unasked_where_there_is_data() -> None:
     assert found["trellis16"] == found["levels16"]
 
 
-def test_where_it_does_not_act() -> None:
+def test_where_it_does_not_act(monkeypatch: pytest.MonkeyPatch) -> None:
     """Too few outputs, numbers of levels that there are no tables for."""
+    monkeypatch.setattr(store_trellis, "FEWEST_WEIGHTS", 0)
     weights = {"w": np.random.default_rng(0).standard_normal((64, 10)).astype(np.float32)}
     small = model([node("MatMul", "x w", "y")], {"x": [4, 64]}, {"y": [4, 10]}, weights)
     _, proposals = proposed(small, samples(x=(4, 64)), QuantizeStatic(), StoreTrellis())
