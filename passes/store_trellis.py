@@ -57,7 +57,8 @@ class StoreTrellis(LossyPass):
         if reason:
             yield Refusal(self.name, weight.name, reason)
             return
-        if not context.told and context.recipe.passes is None and sum(each.elements for each in context.sites.weights) < FEWEST_WEIGHTS:
+        unasked = not context.told and context.recipe.passes is None
+        if unasked and sum(each.elements for each in context.sites.weights) < FEWEST_WEIGHTS:
             yield Refusal(
                 self.name, weight.name, "the model is small: what unfolds the codes would take what they save"
             )
