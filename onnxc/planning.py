@@ -36,9 +36,10 @@ from onnxc.price_file import Finding, PriceFile, cpu_name
 from onnxc.problem import Plan, Problem, small_codes
 from onnxc.propose import Proposals, collect
 from onnxc.recipe import Budget
-from onnxc.search import LEAST_SHARE, TRIALS, Trial, light, search, storage_only
+from onnxc.search import LEAST_SHARE, TRIALS, Trial, search, storage_only
 from onnxc.sensitivity import HEARD, measure, telling, weight_key
 from onnxc.session import runtime_version
+from onnxc.under_noise import light
 from onnxc.weighing import Scales
 
 RANGES = (

@@ -14,14 +14,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 from onnx import helper
 
-from onnxc.codes.formats import FLOATS, INT8
-from onnxc.limits import better, fits, within, worth
+from onnxc.codes.formats import INT8
+from onnxc.limits import better, fits
 from onnxc.model import Model
 from onnxc.planner import plan
-from onnxc.predictions import noise_parts, predicted_loading, predicted_noise, stored_bytes
-from onnxc.problem import Plan, Problem, smaller_floats
+from onnxc.predictions import noise_parts, predicted_noise, stored_bytes
+from onnxc.problem import Plan, Problem, small_codes, smaller_floats
 from onnxc.quality import Quality
-from onnxc.sensitivity import activation_key
+from onnxc.under_noise import light, under
 
 TRIALS = 10
 HEADROOM = 0.93  # of the allowed noise: predictions are not exact
@@ -35,10 +35,7 @@ MUCH_FASTER = 1.3  # what makes another try within the limits worth it
 LAST_TRIES = (0.4, 0.15)  # of the allowed noise, where every plan was too loud
 CLOSE = 0.97  # of the best plan's worth: a smaller gain is not worth another trial
 FACTORS, RECENT = 8, 0.6  # calibration: factors up to 2^8, and what a trial counts beside the one after it
-REPAIRS, LOUDEST = 24, 12
-FULL_ENOUGH, CLOSED = 0.99, 1.02  # of the noise aimed at; ratio of two prices between which plans hardly differ
 WEIGHINGS = 4  # of plans that turn out to be too large
-DEARER, STEPS = 4.0, 6  # of the price of loading, where a plan would take too long
 LEAST_SHARE = 0.02  # of a form's noise, that rounding makes: what is left of a difference of two like figures
 
 
@@ -149,12 +146,8 @@ def search(
             if limited and (best is None or not fits(problem, best.plan)):
                 problem.unlimited()  # out of reach: how near to the limits one can come is still to be said
                 best = bracket(problem, judge, allowed, tried, trials, best, tried[-1:], judged_by_score=scored)
-    if best is None and problem.noise and problem.has_small_codes:  # tries ran out before the noise was low enough
-        seen = {trial.plan.key for trial in tried}
-        for candidate in (light(problem, allowed * share) for share in LAST_TRIES):
-            if candidate.key not in seen and best is None:
-                tried.append(judge(candidate))
-                best = tried[-1] if tried[-1].missed is None else None
+    if problem.noise and problem.has_small_codes and (best is None or not small_codes(best.plan)):
+        best = last_tries(problem, judge, allowed, tried, best) or best
     for last in (storage_only(problem), halves(problem), Plan()):
         stale = any(trial.plan.key == last.key for trial in tried)
         timed = replace(last, seconds=problem.prices.total)  # every operator as it was
@@ -162,6 +155,24 @@ def search(
             tried.append(judge(last))
             best = tried[-1] if tried[-1].missed is None else best
     return best or tried[-1], tried
+
+
+def last_tries(
+    problem: Problem, judge: Callable[[Plan], Trial], allowed: float, tried: list[Trial], best: Trial | None
+) -> Trial | None:
+    """A trial that holds, of quieter plans than all with fewer than 8 bits that missed a floor, where tries ran out
+    before the noise was low enough; None where none is better than the ``best`` one.
+    """
+    missed = [trial.noise for trial in tried if trial.missed is not None and small_codes(trial.plan)]
+    seen = {trial.plan.key for trial in tried}
+    for share in LAST_TRIES if missed or best is None else ():
+        candidate = light(problem, min([allowed, *missed]) * share)
+        if candidate.key in seen or (best is not None and not better(problem, candidate, best.plan, CLOSE)):
+            continue
+        tried.append(judge(candidate))
+        if tried[-1].missed is None:
+            return tried[-1]
+    return None
 
 
 def close_miss(
@@ -215,7 +226,7 @@ def bracket(
     aim, highest, before = allowed * HEADROOM, math.inf, len(tried) - 1
     aim /= FIRST if judged_by_score else 1.0
     seen: set[object] = {trial.plan.key for trial in tried}
-    held, idle, known, doubtful = 0.0, 0, list(known), math.inf
+    held, idle, known, unlucky = 0.0, 0, list(known), list[Trial]()
     if best is not None:
         problem.pace, problem.unit = best.plan.seconds, stored_bytes(problem, best.plan.stored)
     for _ in range(3 * TRIALS):
@@ -257,13 +268,23 @@ def bracket(
                 candidate.noise, 1e-12
             )  # the best plan is the one most wrongly predicted, again
             aim *= min(LESS, max(surprise, 1.0) ** -SURPRISED) if trial.noise < max(allowed, LOST) else FEWEST
-        elif trial.score is not None and trial.excess <= NEAR and math.isinf(doubtful) and math.isinf(highest):
-            doubtful, aim = trial.noise, min(allowed * HEADROOM, trial.noise * DOUBT)  # bad luck? a noisier one tells
+        elif by_luck(trial, unlucky) and math.isinf(highest):  # a noisier plan tells
+            unlucky.append(trial)
+            aim = min(allowed * HEADROOM, trial.noise * (DOUBT if len(unlucky) == 1 else DOUBT**0.25))
         else:  # the noise is as wanted, another floor is missed: by little, and it may turn on one item
-            highest = min(highest, trial.noise, doubtful if doubtful > held else math.inf)
+            highest = min([highest, trial.noise, *(each.noise for each in unlucky if each.noise > held)])
             step = float(np.clip(trial.excess**-0.5, FEWEST, FEWER))
             aim = math.sqrt(held * highest) if held else min(aim, highest) * step
     return best
+
+
+def by_luck(trial: Trial, before: Sequence[Trial]) -> bool:
+    """Whether a score that fell too far by little may be bad luck: it is the first one, or fell no further than that of
+    a plan ``before`` it with less noise.
+    """
+    if trial.score is None or trial.excess > NEAR:
+        return False
+    return not before or (trial.noise > before[-1].noise and trial.excess <= before[-1].excess)
 
 
 def calibrated(problem: Problem, tried: Sequence[Trial]) -> tuple[float, float]:
@@ -301,120 +322,3 @@ def storage_only(problem: Problem) -> Plan:
 def halves(problem: Problem) -> Plan:
     """Every operator as it was, every weight that may be in float16."""
     return Plan(stored=smaller_floats(problem))
-
-
-def under(problem: Problem, noise: float) -> Plan:
-    """The best plan found whose predicted noise is at most ``noise``.
-
-    A search over the price of noise gives the two plans of the convex hull on either side; between them the noisier
-    one is repaired: what brings least for its noise is put back until the rest fits. Where there are so many weights
-    that the quieter one leaves next to none of the noise unused, there is nothing to repair.
-    """
-    low, high = 1e-5, 1e9
-    below, above = within(problem, high), within(problem, low)
-    if above.noise <= noise:
-        return above
-    for attempt in range(40):
-        if below.noise >= noise * FULL_ENOUGH or high / low < CLOSED:
-            break
-        share = 0.5 if attempt % 2 else crossed(above.noise, below.noise, noise)
-        middle = low * (high / low) ** share
-        candidate = within(problem, middle)
-        if candidate.noise <= noise:
-            below, high = candidate, middle
-        else:
-            above, low = candidate, middle
-    if below.noise >= noise * FULL_ENOUGH:
-        return below
-    between = [repair(problem, above, noise), *(filled(problem, each, below, above, noise) for each in (below, above))]
-    return min([below, *(each for each in between if each is not None)], key=lambda each: worth(problem, each))
-
-
-def filled(problem: Problem, computing: Plan, below: Plan, above: Plan, noise: float) -> Plan | None:
-    """Where ``computing`` does, every weight in the quieter of its formats in two neighbours of the convex hull, then
-    in the smaller one where that saves most bytes for its noise, as long as the noise fits; None where it never does.
-    """
-    needed = {name for candidate in computing.compute.values() for name in candidate.weights}
-    needed |= {site.weight.name for site in problem.found if site.name in computing.compute and site.weight is not None}
-    weights, stored, steps = {weight.name: weight for weight in problem.found.weights}, dict[str, str](), []
-    for name in sorted({*below.stored, *above.stored}):
-        modes = [found.stored.get(name) for found in (below, above)]
-        if name in needed:
-            modes = [mode for mode in modes if mode is not None and mode not in FLOATS]
-        ways = [
-            (0.0 if mode is None else problem.weight_noise(name, mode), problem.bytes_of(weights[name], mode), mode)
-            for mode in dict.fromkeys(modes)
-        ]
-        quiet, loud = min(ways, key=lambda way: way[:2]), max(ways, key=lambda way: way[:2])
-        if quiet[2] is not None:
-            stored[name] = quiet[2]
-        if (saved := quiet[1] - loud[1]) > 0 and loud[2] is not None:
-            steps.append(((loud[0] - quiet[0]) / saved, loud[0] - quiet[0], name, loud[2]))
-    heard = predicted_noise(problem, computing.compute, stored)
-    if heard > noise:
-        return None
-    for _, added, name, mode in sorted(steps):
-        if heard + added <= noise:
-            heard, stored[name] = heard + added, mode
-    made = replace(computing, stored=stored, noise=predicted_noise(problem, computing.compute, stored))
-    fitting = problem.most_bytes is None or stored_bytes(problem, stored) <= problem.most_bytes
-    return made if fitting and made.noise <= noise else None
-
-
-def light(problem: Problem, noise: float) -> Plan:
-    """As under(), predicted to load in time: seconds of loading get dearer until it is, or STEPS times."""
-    found = under(problem, noise)
-    for _ in range(STEPS):
-        if problem.most_loading is None or predicted_loading(problem, found) <= problem.most_loading:
-            break
-        problem.load_price *= DEARER
-        found = under(problem, noise)
-    return found
-
-
-def crossed(above: float, below: float, wanted: float) -> float:
-    """Where between two prices the noise would be the wanted one, were it a power of the price; 0.1 to 0.9."""
-    if below <= 0 or wanted <= 0:
-        return 0.5
-    return float(np.clip(math.log(above / wanted) / math.log(above / below), 0.1, 0.9))
-
-
-def noisiest(problem: Problem, current: Plan) -> list[str]:
-    """The sites and weights of a plan whose own roundings are loudest: a plan for each of them is tried."""
-    loud = {name: problem.weight_noise(name, current.stored[name]) for name in sorted(current.stored)}
-    for name, candidate in current.compute.items():
-        activations = (*candidate.reads, *((candidate.writes,) if candidate.writes else ()))
-        loud[name] = max((problem.activation_noise(activation_key(each)) for each in activations), default=0.0)
-    return sorted(loud, key=lambda name: -loud[name])[:LOUDEST]
-
-
-def repair(problem: Problem, start: Plan, noise: float) -> Plan | None:
-    """Put sites and weights of ``start`` back, one after another, until its predicted noise fits; None if it never
-    does. Each step takes what loses least for the noise that goes.
-    """
-    forbidden, current = set(problem.forbidden), start
-    told = problem.told | {s.weight.name for s in problem.found if s.name in problem.told and s.weight is not None}
-    told |= {name for site in problem.told & set(start.compute) for name in start.compute[site].weights}
-    for _ in range(REPAIRS):
-        if current.noise <= noise:
-            return current
-        cheapest: tuple[float, Plan, str] | None = None
-        for name in noisiest(problem, current):
-            if name in told:
-                continue
-            without = plan(replace(problem, forbidden=forbidden | {name}), start.price)
-            if problem.most_bytes and stored_bytes(problem, without.stored) > problem.most_bytes:
-                continue
-            gone = current.noise - without.noise
-            if gone <= 0:
-                continue
-            loss = max(worth(problem, without) - worth(problem, current), 1e-9) / min(
-                gone, current.noise - noise * 0.999
-            )
-            if cheapest is None or loss < cheapest[0]:
-                cheapest = (loss, without, name)
-        if cheapest is None:
-            return None
-        forbidden.add(cheapest[2])
-        current = cheapest[1]
-    return None

@@ -21,7 +21,9 @@ LAYERS = """
     structure
     planning
     weighing
-    deliver judge limits price search training validate
+    deliver judge price search training validate
+    under_noise
+    limits
     culprits
     feedback
     written

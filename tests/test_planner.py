@@ -23,8 +23,8 @@ from onnxc.planner import cut, plan
 from onnxc.problem import Plan, Problem, smallest_bytes
 from onnxc.profiling import FLOAT
 from onnxc.propose import Proposals
-from onnxc.search import repair, under
 from onnxc.sensitivity import activation_key, weight_key
+from onnxc.under_noise import repair, under
 from tests.emission import emitted, model, node, proposed, samples, weight
 
 

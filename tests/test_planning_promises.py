@@ -25,10 +25,11 @@ from onnxc.predictions import predicted_loading, predicted_noise, stored_bytes
 from onnxc.problem import Plan, Problem
 from onnxc.profiling import FLOAT
 from onnxc.quality import Quality
-from onnxc.search import NOTHING, Trial, bracket, close_miss, light, under
+from onnxc.search import NOTHING, Trial, bracket, close_miss, last_tries
 from onnxc.sensitivity import activation_key, weight_key
 from onnxc.sites import find, name_nodes
 from onnxc.targets import target
+from onnxc.under_noise import light, under
 from tests.emission import model, node, weight
 from tests.test_planner import problems
 
@@ -235,7 +236,8 @@ def test_one_score_that_fell_too_far_by_little_is_doubted(unlucky: bool) -> None
 
     def judge(candidate: Plan) -> Trial:
         fell = not tried or (not unlucky and candidate.noise >= 0.5 * tried[0].noise)
-        words, excess = ("the score fell by a little more than is allowed", 1.2) if fell else (None, 1.0)
+        words = "the score fell by a little more than is allowed" if fell else None
+        excess = 1.1 + 0.5 * candidate.noise / allowed if fell else 1.0
         quality = Quality(sqnr_db=-10 * np.log10(candidate.noise))
         return Trial(candidate, NOTHING, quality, 0.9, words, excess=excess)
 
@@ -248,3 +250,23 @@ def test_one_score_that_fell_too_far_by_little_is_doubted(unlucky: bool) -> None
     else:
         assert best.noise < 0.5 * noises[0]
         assert max(noises[2:]) < noises[0]
+
+
+def test_where_all_small_plans_missed_quieter_ones_come_last() -> None:
+    """Rather than eight bits everywhere: a plan that misses by score says little about one with a third of its noise."""
+    problem = large("MatMul", 24)
+    whole = plan(problem.in_full_codes())
+    best = Trial(whole, NOTHING, Quality(sqnr_db=30.0), 1.0, None)
+    tried = [best, Trial(light(problem, 1e-2), NOTHING, Quality(sqnr_db=20.0), 0.9, "the score fell")]
+    asked: list[float] = []
+
+    def judge(candidate: Plan) -> Trial:
+        asked.append(candidate.noise)
+        return Trial(candidate, NOTHING, Quality(sqnr_db=25.0), 1.0, None if len(asked) > 1 else "the score fell")
+
+    found = last_tries(problem, judge, 0.1, tried, best)
+    assert found is tried[-1]
+    assert len(asked) == 2
+    assert asked[1] < asked[0] <= 0.4 * 1e-2
+    assert stored_bytes(problem, found.plan.stored) < stored_bytes(problem, whole.stored)
+    assert last_tries(problem, judge, 0.1, [best], best) is None

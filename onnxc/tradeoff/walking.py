@@ -16,12 +16,13 @@ from onnxc.planner import plan
 from onnxc.planning import Planning, solving_key
 from onnxc.predictions import stored_bytes
 from onnxc.problem import Plan, Problem
-from onnxc.search import FEWER, HEADROOM, Trial, calibrated, halves, storage_only, under
+from onnxc.search import FEWER, HEADROOM, Trial, calibrated, halves, storage_only
 from onnxc.structure.named import shrunk
 from onnxc.tradeoff.building import Builder
 from onnxc.tradeoff.choosing import candidates
 from onnxc.tradeoff.points import Frontier
 from onnxc.tradeoff.record import Record
+from onnxc.under_noise import under
 
 LADDER_DB = (60.0, 50.0, 40.0, 35.0, 30.0, 25.0, 20.0, 16.0, 13.0, 10.0)
 TRIES, NEAR_DB = 3, 1.5  # plans per target, until one is so near it
