@@ -253,7 +253,7 @@ def test_one_score_that_fell_too_far_by_little_is_doubted(unlucky: bool) -> None
 
 
 def test_where_all_small_plans_missed_quieter_ones_come_last() -> None:
-    """Rather than eight bits everywhere: a plan that misses by score says little about one with a third of its noise."""
+    """Rather than eight bits everywhere: a plan that misses says little about one with a third of its noise."""
     problem = large("MatMul", 24)
     whole = plan(problem.in_full_codes())
     best = Trial(whole, NOTHING, Quality(sqnr_db=30.0), 1.0, None)
