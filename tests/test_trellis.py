@@ -23,7 +23,6 @@ from onnxc.codes.trellis import TrellisGrid, best_paths, union_of
 from onnxc.encoding import Codes
 from onnxc.errors import RecipeError
 from onnxc.model import Model
-from onnxc.passes import store_trellis
 from onnxc.passes.quantize_static import QuantizeStatic
 from onnxc.passes.store_low_bit import StoreLowBit
 from onnxc.passes.store_trellis import StoreTrellis
@@ -215,21 +214,13 @@ def test_by_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert paths > even + 0.3
 
 
-@pytest.mark.parametrize("fewest", [100, 1_000_000])
-def test_small_models_get_it_by_name_only(fewest: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_trellis, "FEWEST_WEIGHTS", fewest)
-    context = trained.context(trained.load("sklearn_mlp"), trained.samples("sklearn_mlp", 32))
-    assert bool(collect([(StoreTrellis(), False)], context).storage) == (fewest == 100)
-    assert collect([(StoreTrellis(levels=8), True)], context).storage
-    named = replace(context, recipe=Recipe(passes=parse_passes("store-trellis")))
-    assert collect([(StoreTrellis(), False)], named).storage
-
-
-def test_it_is_offered_unasked_where_there_is_data(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_offered_by_name() -> None:
     """All rates, each in fewer bytes than the one before; 3 bits in fewer than even levels of 3.2."""
-    monkeypatch.setattr(store_trellis, "FEWEST_WEIGHTS", 0)
     context = trained.context(trained.load("sklearn_mlp"), trained.samples("sklearn_mlp", 32))
-    proposals = collect([(StoreLowBit(), False), (StoreTrellis(), False)], context)
+    assert not collect([(StoreTrellis(), False)], context).storage
+    assert len(collect([(StoreTrellis(levels=8), True)], context).storage["coefficient1"]) == 1
+    named = replace(context, recipe=Recipe(passes=parse_passes("store-low-bit,store-trellis")))
+    proposals = collect([(StoreLowBit(), False), (StoreTrellis(), False)], named)
     found = {each.mode: each.bytes for each in proposals.storage["coefficient1"]}
     sizes = [found[f"trellis{levels}"] for levels in TRELLISES]
     assert sizes == sorted(sizes, reverse=True)
@@ -237,12 +228,12 @@ def test_it_is_offered_unasked_where_there_is_data(monkeypatch: pytest.MonkeyPat
     assert found["trellis16"] == found["levels16"]
 
 
-def test_where_it_does_not_act(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_it_does_not_act() -> None:
     """Too few outputs, numbers of levels that there are no tables for."""
-    monkeypatch.setattr(store_trellis, "FEWEST_WEIGHTS", 0)
     weights = {"w": np.random.default_rng(0).standard_normal((64, 10)).astype(np.float32)}
     small = model([node("MatMul", "x w", "y")], {"x": [4, 64]}, {"y": [4, 10]}, weights)
-    _, proposals = proposed(small, samples(x=(4, 64)), QuantizeStatic(), StoreTrellis())
-    assert "fewer than 16 output channels in a group" in {each.reason for each in proposals.refusals}
+    context, _ = proposed(small, samples(x=(4, 64)), QuantizeStatic())
+    refusals = collect([(StoreTrellis(), True)], context).refusals
+    assert "fewer than 16 output channels in a group" in {each.reason for each in refusals}
     with pytest.raises(RecipeError, match="is not one of 32, 16, 8, 6, 4, 2"):
         proposed(small, [], StoreTrellis(levels=5))
