@@ -53,7 +53,7 @@ GRAPH, ARRIVES = 0.6, 1.7  # of the original's load, what a compressed model tak
 # beside what its formats say: 40 and 85 ms for an EfficientNet of 18 MB, 130 and 230 ms for a MiniLM of 90 MB
 QUIETER = (1.0, 0.5)  # of the best plan's noise, in plans that load faster
 SOLVING, FEWEST_TRIALS = 60.0, 5  # seconds for solving all plans, and plans that are solved however long it takes
-HEARD_SECONDS = {False: 16.0, True: 2.0}  # for the noise of single roundings: made up samples say less
+HEARD_SECONDS = {False: 4.0, True: 2.0}  # for the noise of single roundings: made up samples say less
 PROBES = 64  # most samples for better ranges; the noise of single roundings is heard on the first HEARD of them
 
 
