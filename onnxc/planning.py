@@ -231,7 +231,7 @@ class Planning:
         written = file_bytes(trial.model)
         trial.others = written - stored_bytes(self.problem, plan.stored)
         self.overheads.learn(self.problem, plan, written)
-        share = self.overheads.file_bytes(self.problem, plan) / max(self.judge.original.source_bytes, 1)
+        share = written / max(self.judge.original.source_bytes, 1)
         self.say(f"about {share:.1%} of the bytes, {trial.quality.sqnr_db:.1f} dB: {trial.missed or 'it holds'}")
         self.attempts.append(Attempt(plan, trial.quality.sqnr_db, trial.score, trial.missed, expected))
         if self.judge.budget.size is not None and not self.problem.free:

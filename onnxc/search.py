@@ -193,9 +193,7 @@ def close_miss(
     seen: set[object] = {trial.plan.key for trial in tried}
     noise = min((predicted_noise(problem, t.plan.compute, t.plan.stored) for t in near), default=0.0)
     for factor in BESIDE if near else ():
-        candidate = light(problem, noise * factor)
-        if weigh(candidate):
-            candidate = light(problem, noise * factor)
+        candidate = light_enough(problem, noise * factor, weigh)
         if candidate.key in seen or not fits(problem, candidate) or candidate.seconds >= most:
             continue
         seen.add(candidate.key)
@@ -236,11 +234,7 @@ def bracket(
                 trial.model = NOTHING  # of models that are not delivered only the figures are kept
         if len(tried) - before >= trials() or aim < allowed * 1e-6:
             break
-        candidate = light(problem, aim)
-        for _ in range(WEIGHINGS):
-            if not weigh(candidate):
-                break
-            candidate = light(problem, aim)
+        candidate = light_enough(problem, aim, weigh)
         if candidate.key in seen:
             if best is not None and held > 0 and idle:
                 break
@@ -264,9 +258,7 @@ def bracket(
             reached = math.sqrt(further * highest) if math.isfinite(highest) else max(further, aim) * FARTHER
             aim = min(allowed * HEADROOM, reached)
         elif trial.noise > allowed:  # calibration brings the next plan down, but not where all signal is lost
-            surprise = trial.noise / max(
-                candidate.noise, 1e-12
-            )  # the best plan is the one most wrongly predicted, again
+            surprise = trial.noise / max(candidate.noise, 1e-12)  # what looks best is what is wrongly predicted, again
             aim *= min(LESS, max(surprise, 1.0) ** -SURPRISED) if trial.noise < max(allowed, LOST) else FEWEST
         elif by_luck(trial, unlucky) and math.isinf(highest):  # a noisier plan tells
             unlucky.append(trial)
@@ -276,6 +268,16 @@ def bracket(
             step = float(np.clip(trial.excess**-0.5, FEWEST, FEWER))
             aim = math.sqrt(held * highest) if held else min(aim, highest) * step
     return best
+
+
+def light_enough(problem: Problem, noise: float, weigh: Callable[[Plan], bool]) -> Plan:
+    """The best plan of so much noise, found anew as long as its file turns out to be larger than the limit allows."""
+    found = light(problem, noise)
+    for _ in range(WEIGHINGS):
+        if not weigh(found):
+            break
+        found = light(problem, noise)
+    return found
 
 
 def by_luck(trial: Trial, before: Sequence[Trial]) -> bool:

@@ -61,8 +61,8 @@ class Probe:
     parameters: dict[str, tuple[str, str]] = field(default_factory=dict)
     resting: dict[str, np.ndarray] = field(default_factory=dict)
 
-    def keys(self) -> list[str]:
-        """Of all roundings."""
+    def roundings(self) -> list[str]:
+        """The keys of all."""
         return [*self.weights, *self.switches]
 
     def add_input(self, name: str, value: np.generic | np.ndarray) -> Variable:
@@ -242,7 +242,7 @@ def measure(
     meter.noise({})
     taken = max(perf_counter() - start, 1e-6)
     once = taken if prices is None else prices.setdefault(pace_key(probe, samples, options), taken)
-    count = int(np.clip(seconds / (once * runs_of(len(probe.keys()))), 1, min(len(samples), HEARD)))
+    count = int(np.clip(seconds / (once * runs_of(len(probe.roundings()))), 1, min(len(samples), HEARD)))
     if count > 1:
         meter = Meter(probe, samples[:count], options, meter.session)
     noise = loudness(meter, {weight_key(name) for name in alone})
@@ -279,9 +279,10 @@ def loudness(meter: Meter, alone: Collection[str] = ()) -> Noise:
     """The noise of every rounding alone. Of many, groups are heard first: only where one is loud, its members are;
     the members of a quiet group share its noise. The keys ``alone`` are in no group.
     """
-    keys = [key for key in meter.probe.keys() if key not in alone]  # noqa: SIM118 - a method of Probe
+    every = meter.probe.roundings()
+    keys = [key for key in every if key not in alone]
     if len(keys) <= FEW_SWITCHES:
-        return {key: meter.noise(meter.on(key)) for key in meter.probe.keys()}  # noqa: SIM118
+        return {key: meter.noise(meter.on(key)) for key in every}
     groups = [keys[start : start + TOGETHER] for start in range(0, len(keys), TOGETHER)]
     together = [
         meter.noise({name: value for key in group for name, value in meter.on(key).items()}) for group in groups
@@ -301,7 +302,7 @@ def runs_of(switches: int) -> int:
 
 def pace_key(probe: Probe, samples: Sequence[Mapping[str, np.ndarray]], options: Options) -> str:
     """The entry of the price file for the seconds that a run of a probe takes on its first sample."""
-    what = [*probe.keys(), *(f"{name}{np.shape(value)}" for name, value in samples[0].items())]
+    what = [*probe.roundings(), *(f"{name}{np.shape(value)}" for name, value in samples[0].items())]
     digest = hashlib.sha256("\n".join(what).encode()).hexdigest()[:16]
     return f"run of a probe {digest} | {options.threads} threads | onnxruntime {runtime_version()} | {cpu_name()}"
 

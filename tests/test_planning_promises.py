@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxc.codes.formats import FLOATS, HALF, Format
+from onnxc.codes.formats import FLOATS, HALF, Format, is_small
 from onnxc.contract.candidates import Activation, Candidate
 from onnxc.cost import Prices
 from onnxc.limits import better, filled_up, fits, worth
@@ -25,7 +25,7 @@ from onnxc.predictions import predicted_loading, predicted_noise, stored_bytes
 from onnxc.problem import Plan, Problem
 from onnxc.profiling import FLOAT
 from onnxc.quality import Quality
-from onnxc.search import NOTHING, Trial, bracket, close_miss, last_tries
+from onnxc.search import NOTHING, Trial, bracket, close_miss, last_tries, search
 from onnxc.sensitivity import activation_key, weight_key
 from onnxc.sites import find, name_nodes
 from onnxc.targets import target
@@ -270,3 +270,28 @@ def test_where_all_small_plans_missed_quieter_ones_come_last() -> None:
     assert asked[1] < asked[0] <= 0.4 * 1e-2
     assert stored_bytes(problem, found.plan.stored) < stored_bytes(problem, whole.stored)
     assert last_tries(problem, judge, 0.1, [best], best) is None
+
+
+def test_what_eight_bits_hold_comes_before_fewer() -> None:
+    """Where everything in 8 bits is too loud, a quieter plan in 8 bits is found before fewer bits are tried."""
+    problem = replace(large("MatMul", 24), pace=None)
+    known, asked = dict(problem.noise), list[Plan]()
+    whole = plan(problem.in_full_codes()).noise
+    problem = replace(problem, noise={})
+
+    def sensitivities(_: Trial) -> None:
+        problem.noise = known
+
+    def judge(candidate: Plan) -> Trial:
+        asked.append(candidate)
+        noise = predicted_noise(replace(problem, noise=known, heard=(1.0, 1.0)), candidate.compute, candidate.stored)
+        missed = "too loud" if noise > 0.5 * whole else None
+        return Trial(candidate, NOTHING, Quality(sqnr_db=-10 * np.log10(max(noise, 1e-20))), None, missed)
+
+    best, _ = search(problem, judge, sensitivities, 0.5 * whole, trials=lambda: 3, closing=lambda: True)
+    full = [not any(is_small(mode) for mode in each.stored.values()) for each in asked]
+    assert best.missed is None
+    first = next(index for index, each in enumerate(asked) if each.noise and each.key != asked[0].key)
+    assert full[: first + 1] == [True] * (first + 1)
+    assert not all(full)
+    assert predicted_noise(replace(problem, heard=(1.0, 1.0)), asked[first].compute, asked[first].stored) <= 0.5 * whole
