@@ -47,6 +47,7 @@ from onnxc.planning import Planning
 from onnxc.price_file import PriceFile
 from onnxc.propose import Chosen, check_kept, collect, passes_of, with_training
 from onnxc.recipe import Budget, PassRequest, Recipe, load_recipe, parse_passes
+from onnxc.remembered import OutdatedError
 from onnxc.report import Report
 from onnxc.samples.hooks import Evaluation
 from onnxc.samples.images import is_image
@@ -258,15 +259,22 @@ def planned(
     """``model``, of which the float form is ``lead`` times as fast as the original and makes the noise ``before``,
     planned; of its trials at most so many go to the gate.
     """
-    planning = proposed(run, model)
-    planning.shaped(lead, before)
-    if most is not None:
-        planning.most = FORM_TRIALS
-    trials = islice(recovered(run, planning), most)
-    told, patient = (any(told for _, told in passes) for passes in (run.chosen.structural, run.chosen.lossy))
-    here = planning.context.target.measured
-    done = gate(run.judge, trials, run.prices, stamp, run.say, told=told, patient=patient, measured=here)
-    return Planned(planning, done)
+    notes, drops = list(run.notes), list(run.judge.drops)
+    while True:
+        planning = proposed(run, model)
+        planning.shaped(lead, before)
+        if most is not None:
+            planning.most = FORM_TRIALS
+        trials = islice(recovered(run, planning), most)
+        told, patient = (any(told for _, told in passes) for passes in (run.chosen.structural, run.chosen.lossy))
+        here = planning.context.target.measured
+        try:
+            done = gate(run.judge, trials, run.prices, stamp, run.say, told=told, patient=patient, measured=here)
+        except OutdatedError:  # with nothing remembered it is not raised again
+            planning.memory.forget()
+            run.notes[:], run.judge.drops = notes, drops
+            continue
+        return Planned(planning, done)
 
 
 def proposed(run: Run, model: Model) -> Planning:

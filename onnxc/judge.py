@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from onnxc.answers import class_scores
@@ -26,7 +26,7 @@ from onnxc.recipe import Budget
 from onnxc.reference import ReferenceOutputs
 from onnxc.samples.batches import as_run
 from onnxc.samples.hooks import Evaluation
-from onnxc.search import Trial
+from onnxc.search import NOTHING, Trial
 from onnxc.session import Options, Session, TensorInfo
 from onnxc.written import written
 
@@ -151,13 +151,20 @@ class Judge:
             quality = self.reference.judge(session)
         except (ModelError, DataError) as error:
             return Quality(sqnr_db=-math.inf, problem=str(error)), None, f"a plan does not run: {error}"
-        score, budget = None, self.strict(quality, share)
-        if self.evaluation is not None and self.score is not None:
+        evaluation = self.evaluation
+        return self.verdict(quality, None if evaluation is None else lambda: evaluation(session), share)
+
+    def verdict(
+        self, quality: Quality, scored: Callable[[], float] | None, share: float
+    ) -> tuple[Quality, float | None, str | None]:
+        """As judge(), of a model with ``quality``; ``scored`` asks the hook."""
+        budget = self.strict(quality, share)
+        if scored is not None and self.score is not None:
             missed = floor_met(quality, budget, generated=self.samples.generated, score=(self.score, self.score))
             missed = missed or self.saved(quality, share)
             if missed is not None:
                 return quality, None, missed
-            score = self.evaluation(session)
+            score = scored()
             self.evaluations += 1
             missed = self.dropped(quality, score, share)
             if missed is not None and quality.sqnr_db > self.failed[0]:
@@ -231,12 +238,37 @@ class Judge:
         notes = list[str]()
         for each, told in self.finishing:
             notes += [f"{each.name}: {note}" for note in each.finish(made, told=told).notes]
-        strict = self.careful and (self.strictly or small_codes(plan))
-        quality, score, missed = self.judge(made, SMALL_SHARE if strict else 1.0)
+        return self.weighed(made, plan, self.judge(made, self.share(plan)), tuple(notes))
+
+    def again(self, plan: Plan, quality: Quality, score: float | None, notes: tuple[str, ...]) -> Trial | None:
+        """The trial of a plan that is known to measure so much, without its model; None where a score is to be asked
+        for that nobody knows.
+        """
+
+        def scored() -> float:
+            if score is None:
+                raise LookupError
+            return score
+
+        try:
+            verdict = self.verdict(quality, None if self.evaluation is None else scored, self.share(plan))
+        except LookupError:
+            return None
+        return self.weighed(NOTHING, plan, verdict, notes)
+
+    def share(self, plan: Plan) -> float:
+        """Of the allowed drop of the score: what the model of ``plan`` may use."""
+        return SMALL_SHARE if self.careful and (self.strictly or small_codes(plan)) else 1.0
+
+    def weighed(
+        self, made: Model, plan: Plan, verdict: tuple[Quality, float | None, str | None], notes: tuple[str, ...]
+    ) -> Trial:
+        """The trial of a plan and the verdict on its model."""
+        quality, score, missed = verdict
         excess = 1.0
         if score is not None and self.score is not None:
             share = self.budget.max_drop if self.budget.max_drop is not None else FLOOR_DROP
             excess = max(relative_drop(self.score, score) / max(share, 1e-6), 1.0)
-        if missed is not None and quality.judged and strict:
+        if missed is not None and quality.judged and self.share(plan) < 1:
             excess = max(excess, quality.changed / max(self.tolerated(quality.judged), 1))
-        return Trial(plan, made, quality, score, missed, tuple(notes), excess)
+        return Trial(plan, made, quality, score, missed, notes, excess)

@@ -36,7 +36,8 @@ from onnxc.price_file import Finding, PriceFile, cpu_name
 from onnxc.problem import Plan, Problem, small_codes
 from onnxc.propose import Proposals, collect
 from onnxc.recipe import Budget
-from onnxc.search import LEAST_SHARE, TRIALS, Trial, search, storage_only
+from onnxc.remembered import Memory, OutdatedError
+from onnxc.search import LEAST_SHARE, NOTHING, TRIALS, Trial, search, storage_only
 from onnxc.sensitivity import HEARD, measure, telling, weight_key
 from onnxc.session import runtime_version
 from onnxc.under_noise import light
@@ -127,7 +128,7 @@ class Planning:
         self.problem.most_loading = self.loading()
         best, tried = search(
             self.problem,
-            self.judged,
+            self.recalled,
             self.sensitivities,
             self.allowed,
             variants,
@@ -136,7 +137,7 @@ class Planning:
             self.feed_back,
             self.weighed,
         )
-        yield best
+        yield self.built_again(best)
         seen = {best.plan.key}
         if self.problem.noise and self.problem.has_small_codes:  # it may have taken too long to load
             noise = predicted_noise(self.problem, best.plan.compute, best.plan.stored)
@@ -227,8 +228,39 @@ class Planning:
         """``plan`` as a model, held against the original."""
         self.say(f"judging a plan with {len(plan.compute)} sites in int8 and {len(plan.coded)} weights as codes")
         expected = self.expected(plan) if self.attempts or self.scales.able else None
-        trial = replace(self.judge.trial(self.built(plan), plan), before=self.before)
-        written = file_bytes(trial.model)
+        trial = self.judge.trial(self.built(plan), plan)
+        return self.learned(trial, file_bytes(trial.model), expected)
+
+    def recalled(self, plan: Plan) -> Trial:
+        """As judged(), but where weights are solved with feedback and another run did, its figures without a model."""
+        figures = self.memory.recall(plan) if self.feedback else None
+        if figures is not None:
+            expected = self.expected(plan) if self.attempts or self.scales.able else None
+            trial = self.judge.again(plan, figures.quality, figures.score, figures.notes)
+            if trial is not None:
+                self.pace = self.prices.entries.get(solving_key(self.context))
+                return self.learned(trial, figures.bytes, expected)
+        trial = self.judged(plan)
+        if self.feedback:
+            self.memory.keep(trial, file_bytes(trial.model))
+        return trial
+
+    def built_again(self, trial: Trial) -> Trial:
+        """``trial`` with its model. Raises OutdatedError where it is not what another run said of it."""
+        if trial.model is not NOTHING:
+            return trial
+        judge, drops = self.judge, list(self.judge.drops)
+        calls = judge.evaluations
+        self.say("building the best plan, whose figures are known")
+        made = replace(judge.trial(self.built(trial.plan), trial.plan), before=trial.before, others=trial.others)
+        judge.drops, judge.evaluations = drops, calls
+        if (made.missed is None) != (trial.missed is None):
+            raise OutdatedError
+        return made
+
+    def learned(self, trial: Trial, written: int, expected: int | None) -> Trial:
+        """``trial``, of a file of so many bytes, after predictions were held against it."""
+        trial, plan = replace(trial, before=self.before), trial.plan
         trial.others = written - stored_bytes(self.problem, plan.stored)
         self.overheads.learn(self.problem, plan, written)
         share = written / max(self.judge.original.source_bytes, 1)
@@ -328,6 +360,16 @@ class Planning:
         damages = {name: float(made.damage) for name, made in codes.items() if np.isfinite(made.damage)}
         ranges = {name: (float(low), float(high)) for name, (low, high) in refined.items()}
         return {"noise": {key: float(value) for key, value in noise.items()}, "ranges": ranges, "damages": damages}
+
+    @cached_property
+    def memory(self) -> Memory:
+        """What trials of other runs measured, where the hook can be told from others."""
+        hook = self.judge.evaluation
+        if hook is not None and hook.identity is None:
+            return Memory(self.prices)
+        asked = "" if hook is None else f"{hook.identity} {self.judge.score!r}"
+        finishing = repr([(repr(each), told) for each, told in self.judge.finishing])
+        return Memory(self.prices, (self.subject, asked, finishing))
 
     @cached_property
     def subject(self) -> str:

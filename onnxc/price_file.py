@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -61,9 +61,26 @@ class PriceFile:
 
     def found(self, what: str, *parts: str, learn: Callable[[], Finding]) -> Finding:
         """The finding called ``what`` of everything that ``parts`` say; ``learn`` finds it where it is not known."""
-        key = f"{what} {hashlib.sha256(chr(10).join(parts).encode()).hexdigest()[:32]}"
-        self.findings[key] = finding = self.findings.pop(key) if key in self.findings else learn()
+        finding = self.known(what, *parts)
+        if finding is None:
+            finding = learn()
+            self.keep(what, *parts, finding=finding)
         return finding
+
+    def known(self, what: str, *parts: str) -> Finding | None:
+        """The finding called ``what`` of everything that ``parts`` say; None where there is none."""
+        key = finding_key(what, parts)
+        if key in self.findings:
+            self.findings[key] = self.findings.pop(key)
+        return self.findings.get(key)
+
+    def keep(self, what: str, *parts: str, finding: Finding) -> None:
+        """Remember a finding."""
+        self.findings[finding_key(what, parts)] = finding
+
+    def forget(self, what: str) -> None:
+        """Drop every finding called ``what``."""
+        self.findings = {key: finding for key, finding in self.findings.items() if not key.startswith(f"{what} ")}
 
     def save(self) -> None:
         """Write the file if anything is in it; a read-only cache folder is no reason to fail."""
@@ -85,6 +102,11 @@ class PriceFile:
             partial.replace(self.path)
         except OSError:
             return
+
+
+def finding_key(what: str, parts: Sequence[str]) -> str:
+    """One key for what a finding is called and all that it depends on."""
+    return f"{what} {hashlib.sha256(chr(10).join(parts).encode()).hexdigest()[:32]}"
 
 
 def default_path() -> Path:

@@ -1,9 +1,10 @@
 """What each rounding alone does to the model's outputs. In: the model, its candidates, a few samples. Out: noise.
 
-One probe model holds every rounding: a quantized tensor t becomes Where(switch, rounded t, t), and a weight is an
-input, so that a run reads it where it lies and only the one that is rounded is ever unfolded. One session, run once
-with each rounding alone on, gives the relative noise of the outputs that each causes. Noise powers of different
-roundings add, so a plan's noise is estimated by a sum.
+A probe model holds many roundings: a quantized tensor t becomes Where(switch, rounded t, t), and a weight is an input,
+so that a run reads it where it lies and only the one that is rounded is ever unfolded. One session, run once with each
+rounding alone on, gives the relative noise of the outputs that each causes. Noise powers of different roundings add,
+so a plan's noise is estimated by a sum. Activations have a probe of their own: kernels read a weight that is an input
+up to five times as slowly as a constant, and that time hears more samples.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ HEARD = 16  # most samples for the noise of single roundings; ranges are chosen 
 MOVED = ("Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Transpose")
 SQUASHING = ("Softmax", "Sigmoid")
 FEW_SWITCHES, TOGETHER, QUIET = 64, 6, 0.5  # groups with less than half of the mean group's noise are quiet
+LONGER = 1.5  # times the seconds given: every rounding is heard alone where that takes no longer
 
 
 def activation_key(activation: Activation) -> str:
@@ -235,25 +237,46 @@ def measure(
     Returns:
         key -> noise power over signal power of the worst float output; tensor -> refined (low, high).
     """
-    probe = build_probe(model, activations, weights)
+    noise, refined = Noise(), dict[str, tuple[float, float]]()
+    share = seconds / ((len(activations) > 0) + (len(weights) > 0) or 1)
+    if weights:
+        noise, _, _ = hear(build_probe(model, (), weights), samples, options, prices, share, alone)
+    if activations:
+        heard, meter, once = hear(build_probe(model, activations, {}), samples, options, prices, share)
+        noise |= heard
+        static = [activation for activation in activations if not activation.dynamic]
+        refined = refined_ranges(meter, static, noise, samples, options, ranges, refining / once)
+        for activation in static:
+            if activation.tensor in refined:
+                low, high = refined[activation.tensor]
+                noise[activation_key(activation)] = meter.noise(meter.at(replace(activation, low=low, high=high)))
+    return noise, refined
+
+
+def hear(
+    probe: Probe,
+    samples: Sequence[Mapping[str, np.ndarray]],
+    options: Options,
+    prices: MutableMapping[str, float] | None,
+    seconds: float,
+    alone: Collection[str] = (),
+) -> tuple[Noise, Meter, float]:
+    """The noise of every rounding of ``probe`` on as many of ``samples`` as ``seconds`` allow, its meter, and the
+    seconds of a run.
+    """
     drop_pages()
     meter = Meter(probe, samples[:1], options)
     start = perf_counter()
     meter.noise({})
     taken = max(perf_counter() - start, 1e-6)
     once = taken if prices is None else prices.setdefault(pace_key(probe, samples, options), taken)
-    count = int(np.clip(seconds / (once * runs_of(len(probe.roundings()))), 1, min(len(samples), HEARD)))
+    roundings = len(probe.roundings())
+    grouped = roundings > FEW_SWITCHES and once * roundings > seconds * LONGER
+    runs = roundings // TOGETHER + roundings // 2 if grouped else roundings  # where half of the groups are loud
+    count = int(np.clip(seconds / (once * max(runs, 1)), 1, min(len(samples), HEARD)))
     if count > 1:
         meter = Meter(probe, samples[:count], options, meter.session)
-    noise = loudness(meter, {weight_key(name) for name in alone})
-    static = [activation for activation in activations if not activation.dynamic]
-    refined = refined_ranges(meter, static, noise, samples, options, ranges, refining / once)
-    if refined:
-        for activation in static:
-            if activation.tensor in refined:
-                low, high = refined[activation.tensor]
-                noise[activation_key(activation)] = meter.noise(meter.at(replace(activation, low=low, high=high)))
-    return noise, refined
+    return loudness(meter, {weight_key(name) for name in alone}, grouped=grouped), meter, once
 
 
 def refined_ranges(
@@ -275,13 +298,13 @@ def refined_ranges(
     return refine(bench, activations, loud, ranges, len(spread), runs)
 
 
-def loudness(meter: Meter, alone: Collection[str] = ()) -> Noise:
-    """The noise of every rounding alone. Of many, groups are heard first: only where one is loud, its members are;
-    the members of a quiet group share its noise. The keys ``alone`` are in no group.
+def loudness(meter: Meter, alone: Collection[str] = (), *, grouped: bool = False) -> Noise:
+    """The noise of every rounding alone. With ``grouped``, groups are heard first: only where one is loud, its members
+    are; the members of a quiet group share its noise. The keys ``alone`` are in no group.
     """
     every = meter.probe.roundings()
     keys = [key for key in every if key not in alone]
-    if len(keys) <= FEW_SWITCHES:
+    if not grouped:
         return {key: meter.noise(meter.on(key)) for key in every}
     groups = [keys[start : start + TOGETHER] for start in range(0, len(keys), TOGETHER)]
     together = [
@@ -293,11 +316,6 @@ def loudness(meter: Meter, alone: Collection[str] = ()) -> Noise:
         for key in group:
             noise[key] = meter.noise(meter.on(key)) if found > loud else found / len(group)
     return noise
-
-
-def runs_of(switches: int) -> int:
-    """About how many runs of a sample `loudness` takes, where half of the groups are loud."""
-    return max(switches if switches <= FEW_SWITCHES else switches // TOGETHER + switches // 2, 1)
 
 
 def pace_key(probe: Probe, samples: Sequence[Mapping[str, np.ndarray]], options: Options) -> str:

@@ -9,12 +9,14 @@ In: a simplified model and calibration data. Out: the same function, easier to r
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 from onnxc.contract.context import Context
 from onnxc.contract.passes import Level, StructuralPass
+from onnxc.equalizing.inserting import inserted
 from onnxc.equalizing.smoothing import smoothed
+from onnxc.sites import find
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,8 @@ class SmoothActivations(StructuralPass):
     3. Where nothing takes them it is left as it is, and the reason is told by name; with ``insert`` a Mul in front
        of the readers takes them. The scalar of a GELU never does: the operator would lose its kernel.
     4. Where nobody asked for it by name, too: with a few alphas, where activations gain much on samples that the
-       factors do not come from, and weights of 4 bits lose nothing.
+       factors do not come from, and weights of 4 bits lose nothing; and then a Mul in front of linears where the
+       quality floor leaves more room to weights with it (onnxc/equalizing/inserting.py).
     5. It must not act without calibration data.
 
     Attributes:
@@ -49,6 +52,7 @@ class SmoothActivations(StructuralPass):
 
     def levels(self, context: Context) -> Iterable[Level]:
         """The smoothed model, none where no factor helps."""
+        quick = context.recipe.passes is None
         level = smoothed(
             context,
             alpha=self.alpha if self.alpha >= 0 else None,
@@ -56,7 +60,22 @@ class SmoothActivations(StructuralPass):
             bits=self.bits,
             block=self.block,
             insert=self.insert,
-            quick=context.recipe.passes is None,
+            quick=quick,
         )
+        if quick and not context.told:
+            level = with_products(context, level)
         if level is not None:
             yield level
+
+
+def with_products(context: Context, level: Level | None) -> Level | None:
+    """``level``, or where there is none the model as it is, with multiplications where those pay."""
+    if context.samples is None or context.samples.generated or not context.observations.samples:
+        return level
+    if level is not None:
+        context = replace(context, model=level.model, sites=find(level.model, context.target))
+    found = inserted(context)
+    if found is None:
+        return level
+    said = found[1] if level is None else f"{level.specification}; {found[1]}"
+    return Level(found[0], said, () if level is None else level.notes)

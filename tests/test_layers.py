@@ -20,7 +20,7 @@ LAYERS = """
     inspection compiler summary explain
     structure
     planning
-    weighing
+    weighing remembered
     deliver judge price search training validate
     under_noise
     limits

@@ -66,6 +66,7 @@ class Context:
         told: the pass was asked for with fields: it acts whether or not it pays.
         samples: calibration data or generated inputs; None where a pass only proposes.
         stakes: what weights are worth to a plan of this model; None where there is no plan yet.
+        allowed: noise over signal that the quality floor allows, of the worst output.
     """
 
     model: Model
@@ -77,3 +78,4 @@ class Context:
     samples: Calibration | None = None
     options: Options = field(default_factory=Options)
     stakes: Stakes | None = None
+    allowed: float = 0.01

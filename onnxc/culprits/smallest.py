@@ -23,7 +23,7 @@ from onnxc.reference import ReferenceOutputs
 from onnxc.reports.figures import amount
 from onnxc.runtime.timing import Ratio
 from onnxc.samples.hooks import Evaluation
-from onnxc.sensitivity import Meter, loudness
+from onnxc.sensitivity import FEW_SWITCHES, Meter, loudness
 from onnxc.session import Options, Session, measure_ratio
 
 PROBES = 8  # samples on which sites are heard alone
@@ -131,7 +131,7 @@ class Bisection:
         """The sites, the one first whose own form alone makes most noise."""
         self.say("hearing every site alone")
         meter = Meter(switched(self.new, self.pairs, self.factors), self.samples.take(PROBES), self.options)
-        noise = loudness(meter)
+        noise = loudness(meter, grouped=len(self.pairs) > FEW_SWITCHES)
         return tuple(sorted((pair.site for pair in self.pairs), key=lambda site: -noise[site]))
 
     def shortest(self, order: tuple[str, ...]) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ In: a model and calibration data. Out: a Level. Two ways to choose s:
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Literal
@@ -117,11 +117,23 @@ class Bench:
         reasons: why other tensors are no seams.
     """
 
-    def __init__(self, context: Context, aim: Aim, bits: int, block: int, insert: bool, *, quick: bool = False) -> None:
+    def __init__(
+        self,
+        context: Context,
+        aim: Aim,
+        bits: int,
+        block: int,
+        insert: bool,
+        *,
+        quick: bool = False,
+        only: Callable[[Seam], bool] = lambda seam: True,
+    ) -> None:
+        """``only`` says which seams are of interest; the rest as smoothed()."""
         self.context, self.aim, self.bits, self.block, self.insert = context, aim, bits, block, insert
         self.alphas = QUICK_ALPHAS if quick else GLOBAL_ALPHAS[aim]
         everything, self.reasons = seams(context.model, context.sites, insert=insert)
-        self.seams = [seam for seam in everything if all(known(site, context.observations) for site in seam.sites)]
+        heard = [seam for seam in everything if all(known(site, context.observations) for site in seam.sites)]
+        self.seams = [seam for seam in heard if only(seam)]
         assert context.samples is not None
         half, rest = halves(context.samples, MOST if quick else len(context.samples))
         self.half, other = (seam_ranges(context, self.seams, each) for each in (half, rest))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import hashlib
 import importlib.util
 import itertools
 import math
@@ -95,6 +96,12 @@ class Evaluation:
     def open(cls, spec: str | Path | Callable[[Any], float]) -> Evaluation:
         """``spec``: "FILE.py:FUNCTION" or a callable. Raises HookError when it cannot be loaded."""
         return cls(Hook.load(spec, HookError))
+
+    @property
+    def identity(self) -> str | None:
+        """What tells this hook from others, also in another run; None of a callable, which says nothing of itself."""
+        file = self._hook.file
+        return None if file is None else f"{self.name} {hashlib.sha256(file.read_bytes()).hexdigest()}"
 
     def __call__(self, session: Session) -> float:
         """The score of the model; HookError if the hook raises or does not return a finite number."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -50,6 +52,28 @@ def test_outliers_of_a_trained_transformer() -> None:
     plain, after = static(context(hard, data)), static(context(level.model, data))
     assert sqnr(made, after, others) > sqnr(made, plain, others) + 3
     assert "tensors scaled for activations" in level.specification
+
+
+def test_a_mul_takes_outliers_that_nothing_else_can_where_it_leaves_weights_more_room() -> None:
+    """Normalizations that are read elsewhere too, as by the residuals of a text encoder."""
+    made = load("vision_transformer")
+    every = trained_samples("vision_transformer", 48)
+    data, others = list(every[:24]), every[24:]
+    hard = uneven(made)
+    read = [seam.tensor for seam in seams(hard, find(hard, target("cpu")))[0]]
+    read = [tensor for tensor in read if tensor.inputs[0].op == "LayerNormalization"]
+    for tensor in read:
+        tensor.dtype = np.dtype(np.float32)
+    hard.graph.outputs += read
+    seen = context(hard, data)
+    level = next(iter(SmoothActivations().levels(replace(seen, allowed=0.01))))
+    added = Counter(each.op for each in level.model.graph.nodes)["Mul"] - Counter(n.op for n in hard.graph.nodes)["Mul"]
+    assert added >= len(read) == 8
+    assert f"{added} multiplications in front of linears" in level.specification
+    assert sqnr(hard, level.model, others) > 100
+    plain, after = static(seen), static(context(level.model, data))
+    assert sqnr(hard, after, others) > sqnr(hard, plain, others) + 6
+    assert not list(SmoothActivations().levels(replace(seen, allowed=1.0))), "outliers in weights cost more there"
 
 
 def test_too_few_samples_to_judge_by_choose_nothing() -> None:

@@ -1,0 +1,72 @@
+"""What trials of a run before this one measured. In: a plan and the price file. Out: its figures, without the model.
+
+Solving the weights of a large model for one plan takes longer than all the rest of a run. What came of it is a finding
+like any other: the search goes the same way again by figures alone, and only what it delivers is built, and measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+
+from onnxc.price_file import Finding, PriceFile
+from onnxc.problem import Plan
+from onnxc.quality import OutputError, Quality
+from onnxc.search import Trial
+
+WHAT = "trial"
+
+
+class OutdatedError(Exception):
+    """A plan measures otherwise than remembered: what it was judged by is no longer the same."""
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What a trial measured.
+
+    Attributes:
+        quality: against the original.
+        score: of the user's metric; None where it was not asked.
+        bytes: of the file.
+        notes: what finishing passes said.
+    """
+
+    quality: Quality
+    score: float | None
+    bytes: int
+    notes: tuple[str, ...]
+
+
+@dataclass
+class Memory:
+    """Figures in a price file.
+
+    Attributes:
+        prices: the file.
+        about: everything but the plan that figures depend on; None: nothing is remembered.
+    """
+
+    prices: PriceFile
+    about: Sequence[str] | None = field(default=None)
+
+    def recall(self, plan: Plan) -> Figures | None:
+        """What ``plan`` measured; None where that is not known."""
+        if self.about is None:
+            return None
+        found = self.prices.known(WHAT, *self.about, repr(plan.key))
+        if found is None:
+            return None
+        quality = dict(found["quality"])
+        quality["outputs"] = [OutputError(**each) for each in quality["outputs"]]
+        return Figures(Quality(**quality), found["score"], found["bytes"], tuple(found["notes"]))
+
+    def keep(self, trial: Trial, size: int) -> None:
+        """Remember the figures of ``trial``, whose file has ``size`` bytes."""
+        if self.about is not None and trial.quality.problem is None:
+            figures: Finding = {"quality": asdict(trial.quality), "score": trial.score, "bytes": size}
+            self.prices.keep(WHAT, *self.about, repr(trial.plan.key), finding={**figures, "notes": list(trial.notes)})
+
+    def forget(self) -> None:
+        """Every figure of a trial, of whatever model."""
+        self.prices.forget(WHAT)
