@@ -41,7 +41,7 @@ from onnxc.errors import BudgetError, DataError, ModelError, UsageError
 from onnxc.exactness import Exactness
 from onnxc.file.storage import drop_pages
 from onnxc.judge import Judge
-from onnxc.model import Model
+from onnxc.model import Model, Tensor
 from onnxc.observe import Observations, observe
 from onnxc.planning import Planning
 from onnxc.price_file import PriceFile
@@ -54,7 +54,7 @@ from onnxc.samples.images import is_image
 from onnxc.samples.inputs import index_limits
 from onnxc.search import Trial
 from onnxc.session import Options, Session, runtime_version
-from onnxc.sites import find, name_nodes
+from onnxc.sites import Site, find, name_nodes
 from onnxc.structure.choice import Choice
 from onnxc.structure.named import shrunk
 from onnxc.structure.planned import Planned
@@ -300,16 +300,11 @@ def observed(run: Run, model: Model) -> Context:
     if not run.samples.generated:
         run.say("observing activations")
         kinds = ("linear", "convolution", "joint", "recurrent")
-        sites = [s for s in found if s.graph is model.graph and s.kind in kinds]
+        sites = [s for s in found if s.kind in kinds]
         floats = [t for s in sites for t in (*s.inputs, s.result) if t.name and found.is_float(t)]
-        try:
-            seen = observe(model, run.samples, len(run.samples), floats, sites, run.options, run.samples.apart)
-            if run.judge.resized:  # times, multiplications and crossings are those of what is timed
-                seen.shapes |= observe(model, run.judge.timed(1), 1, floats, [], run.options).shapes
-        except (ModelError, DataError) as error:  # a tensor inside cannot be an output: no ranges, all else goes on
-            run.notes.append(f"activations could not be observed: {error}")
+        seen = watched(run, model, sites, floats)
     elif any(is_image(value) for value in run.samples.take(1)[0].values()):
-        convolutions = [s for s in found if s.graph is model.graph and s.kind == "convolution"]
+        convolutions = [s for s in found if s.kind == "convolution"]
         inputs = [s.input for s in convolutions if found.is_float(s.input)]
         try:
             seen.imagined = observe(model, run.samples, len(run.samples), inputs, convolutions, run.options)
@@ -317,6 +312,22 @@ def observed(run: Run, model: Model) -> Context:
             run.notes.append(f"what made-up images show could not be observed: {error}")
     run.seen = Context(model, found, seen, run.recipe, where, samples=run.samples, options=run.options)
     return run.seen
+
+
+def watched(run: Run, model: Model, sites: Sequence[Site], floats: Sequence[Tensor]) -> Observations:
+    """What is observed of ``floats``; of those of the main graph where bodies do not hand theirs out, of none where
+    the model does not run with them as outputs.
+    """
+    main = {t.name for node in model.graph.nodes for t in (*node.inputs, *node.outputs)}
+    for tensors in dict.fromkeys((tuple(floats), tuple(t for t in floats if t.name in main))):
+        try:
+            seen = observe(model, run.samples, len(run.samples), tensors, sites, run.options, run.samples.apart)
+            if run.judge.resized:  # times, multiplications and crossings are those of what is timed
+                seen.shapes |= observe(model, run.judge.timed(1), 1, tensors, [], run.options).shapes
+            return seen
+        except (ModelError, DataError) as error:
+            run.notes.append(f"activations could not be observed: {error}")
+    return Observations()
 
 
 def recovered(run: Run, planning: Planning) -> Iterator[Trial]:

@@ -26,7 +26,7 @@ from onnxc.model import Model
 from onnxc.problem import Plan
 from onnxc.pruning.jobs import observable, own_bias, reading_of
 from onnxc.rewriting.rewriter import Rewriter
-from onnxc.sequential import Reading, Walk, stages
+from onnxc.sequential import Reading, Walk, run_once, stages
 from onnxc.sites import Site
 from onnxc.written import written
 
@@ -125,6 +125,7 @@ def solve(plan: Plan, context: Context, coder: Coder) -> Solved:
 def units_of(plan: Plan, context: Context, samples: Fitted) -> dict[str, Unit]:
     """Weight name -> unit, of the weights of ``plan`` whose inputs can be seen."""
     units: dict[str, Unit] = {}
+    once = run_once(context.model)  # in a loop its own errors come back to a weight
     quota = -(-ROWS // max(len(samples), 1))
     for weight in context.sites.weights:
         sites = [site for site in context.sites if site.weight is weight]
@@ -133,7 +134,7 @@ def units_of(plan: Plan, context: Context, samples: Fitted) -> dict[str, Unit]:
             continue
         groups = {int(site.node.attrs.get("group", 1)) for site in sites if site.operator == "Conv"} or {1}
         seen = len(groups) == 1 and len(sites) == len(weight.readers)
-        if seen and all(site.graph is context.model.graph and observable(site) for site in sites):
+        if seen and all(site.node in once and observable(site) for site in sites):
             units[weight.name] = Unit(weight.name, sites, reading_of(sites[0], quota), own_bias(sites))
     return units
 
@@ -167,6 +168,8 @@ def observed(stage: Sequence[Unit], rewriter: Rewriter, walk: Walk, original: Wa
         before = next(befores)
         for key, reading in readings.items():
             assert reading.rows is not None
+            if not now[read[reading.tensor]].size or not before[reading.tensor].size:  # it takes another branch
+                continue
             rows = reading.rows(now[read[reading.tensor]], seed)
             others = reading.rows(before[reading.tensor], seed)
             if rows is None or others is None or rows.shape != others.shape or not len(rows):

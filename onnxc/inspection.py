@@ -13,17 +13,18 @@ from typing import Any
 
 import numpy as np
 
+from onnxc.bodies import hidden, paths
 from onnxc.codes.formats import FLOATS
 from onnxc.contract.context import Context
 from onnxc.data import generate
 from onnxc.errors import DataError, InputError, ModelError
 from onnxc.model import Constant, Model
-from onnxc.observe import Observations
+from onnxc.observe import Observations, Watch
 from onnxc.propose import collect, passes_of
 from onnxc.recipe import Recipe
 from onnxc.report import RefusalRow, Report, SiteRow, plain
 from onnxc.session import Options, Session
-from onnxc.sites import Site, find, multiplications, name_nodes
+from onnxc.sites import Sites, find, multiplications, name_nodes
 from onnxc.targets import target
 
 
@@ -87,11 +88,10 @@ def inspect(path: str | Path, *, recipe: Recipe = Recipe()) -> Inspection:
     except InputError as error:
         result.notes.append(f"sites are those of the file as it is: {error}")
         model = Model.load(path)
-    graph = model.graph
     name_nodes(model)
     where = target(recipe.target)
     sites = find(model, where)
-    shapes = _shapes(model, [site for site in sites if site.graph is graph and site.weight], recipe, result)
+    shapes = _shapes(model, sites, recipe, result)
     proposals = collect(passes.lossy, Context(model, sites, Observations(), recipe, where))
     report = Report()
     reasons: dict[str, str] = {}
@@ -129,21 +129,22 @@ def _shown(tensor: Any) -> tuple[str, str, str]:
     return str(tensor.name), kind, "x".join(axes)
 
 
-def _shapes(model: Model, sites: list[Site], recipe: Recipe, result: Inspection) -> dict[str, tuple[int, ...]]:
+def _shapes(model: Model, found: Sites, recipe: Recipe, result: Inspection) -> dict[str, tuple[int, ...]]:
     """Shapes of the sites' activations for one generated sample; empty where the model does not run."""
     options = Options(recipe.providers, recipe.threads, recipe.custom_ops)
+    sites, where = [site for site in found if site.weight], paths(model)
     try:
         session = Session(model, options)
         samples = generate(model, session, count=1)
         sample = next(iter(samples))
         shapes = {name: tuple(np.shape(array)) for name, array in sample.items()}
-        wanted = {t.name: t for site in sites for t in (site.node.outputs[0], site.input) if t.name not in shapes}
+        read = dict.fromkeys(
+            t.name for s in sites for t in (s.node.outputs[0], s.input) if t.name and not isinstance(t, Constant)
+        )
+        wanted = [n for n in read if n not in shapes and (n not in where or hidden(where[n], model.opset) is None)]
         if wanted:
-            copy = model.copy()
-            there = {t.name: t for node in copy.graph.nodes for t in (*node.inputs, *node.outputs)}
-            copy.graph.outputs = [there[name] for name in wanted]
-            values = Session(copy, options).run(sample)
-            shapes |= {name: tuple(np.shape(value)) for name, value in values.items()}
+            values = Watch.of(model, wanted, options, found.types).values(sample)
+            shapes |= {name: tuple(np.shape(arrays[0])) for name, arrays in values.items() if arrays}
     except (ModelError, DataError) as error:
         result.notes.append(f"multiply-accumulates are not known: {error}")
         return {}

@@ -13,15 +13,18 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxc.bodies import HandedOut, at_once, hand_out, hidden, paths
 from onnxc.histograms import Histogram, Spread
-from onnxc.model import Model, Variable
+from onnxc.model import Model, Tensor, Variable
 from onnxc.session import Options, Session
+from onnxc.shapes import TensorType
 from onnxc.sites import Site, matrix_axes
 from onnxc.windows import Windows, im2col, places
 
 FEWEST_ROWS, MOST_ROWS = 256, 2048
 ROW_BYTES = 48 << 20  # of all sampled rows together
 CAPTURE_BYTES = 192 << 20
+NEVER_RUN = "it is in a body that no sample runs, so no range was observed"
 
 Array = NDArray[np.float32]
 
@@ -39,6 +42,7 @@ class Observations:
         spreads: tensor name -> how much its samples differ.
         refined: tensor name -> (low, high) where a range was chosen by its effect on the model's outputs.
         shapes: tensor name -> shape in the first sample.
+        unseen: tensor name of a body -> why no values of it were seen.
         samples: how many samples were read; 0 when there was no data.
         imagined: the same of made-up images, where there was no data: only moments of convolutions say anything.
     """
@@ -50,6 +54,7 @@ class Observations:
     moments: dict[str, Array] = field(default_factory=dict)
     refined: dict[str, tuple[float, float]] = field(default_factory=dict)
     spreads: dict[str, Spread] = field(default_factory=dict)
+    unseen: dict[str, str] = field(default_factory=dict)
     imagined: Observations | None = None
 
     def limits(self, tensor: str, method: str = "mse", percentile: float = 99.99) -> tuple[float, float]:
@@ -86,9 +91,14 @@ def observe(
 
     Args:
         apart: positions of samples that no weight is fitted to: they give ranges, but no rows and no moments.
+
+    A tensor in a body has as many values as the body runs. One that a sample does not make is not observed on it.
     """
     seen = Observations(samples=count)
-    names = list(dict.fromkeys(t.name for t in tensors))
+    where = paths(model)
+    reasons = {t.name: hidden(where[t.name], model.opset) for t in tensors if t.name in where}
+    seen.unseen = {name: reason for name, reason in reasons.items() if reason is not None}
+    names = [name for name in dict.fromkeys(t.name for t in tensors) if name not in seen.unseen]
     inputs = {t.name for t in model.graph.inputs}
     fed = set(next(iter(samples), {}))
     names = [name for name in names if name not in inputs or name in fed]  # inputs with defaults need not be given
@@ -98,56 +108,70 @@ def observe(
     for site in sites:
         if row_length(site):
             readers.setdefault(site.input.name, {}).setdefault(rows_key(site), site)
-    depth = sum(row_length(site) for found in readers.values() for site in found.values())
+    depths = {name: sum(row_length(site) for site in found.values()) for name, found in readers.items()}
+    depth = at_once(model.graph, depths)
     kept = int(np.clip(ROW_BYTES / max(4 * depth, 1), FEWEST_ROWS, MOST_ROWS))
     fitted = [position for position in range(count) if position not in apart]
     fitted = fitted[:: -(-len(fitted) // kept)]  # of very many samples not each gives rows
     quota, giving = max(1, kept // len(fitted)), frozenset(fitted)
-    grouped: dict[str, list[Site]] = {}
-    for site in sites:
-        if site.operator == "Conv" and int(site.node.attrs.get("group", 1)) > 1:
-            grouped.setdefault(site.input.name, []).append(site)
-    recurrent: dict[str, list[tuple[str, int]]] = {}
-    for site in sites:
-        if site.kind == "recurrent":
-            recurrent.setdefault(site.input.name, []).append((recurrent_key(site, 1), 1))
-            if site.node.outputs[0].name:  # the states, one step late
-                recurrent.setdefault(site.node.outputs[0].name, []).append((recurrent_key(site, 2), 2))
-    parts: dict[str, list[Array]] = {}
+    meeting = _Meeting(seen, readers, sites)
     for group in capture_groups(model, samples, names, options):
-        session = Session(with_outputs(model, [n for n in group if n not in inputs]), options)
+        watch = Watch.of(model, group, options)
         for position, sample in enumerate(samples):
-            wanted = [n for n in group if n not in inputs]
-            found = dict(sample) | (dict(session.run(sample, wanted)) if wanted else {})
-            for name in group:
-                values = np.asarray(found[name])
-                if position == 0:
-                    seen.shapes[name] = tuple(values.shape)
-                fresh = seen.ranges.setdefault(name, Histogram()).add(values)
-                if fresh is not None:
-                    seen.spreads.setdefault(name, Spread()).add(*fresh, seen.ranges[name].radius)
-                if position not in giving:
-                    continue
-                if values.dtype.kind == "f" and not np.isfinite(values).all():  # of no use to a solver
-                    values = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
-                for site in grouped.get(name, []):
-                    windows = patches(np.asarray(values, np.float32), site, quota, np.random.default_rng(position))
-                    if windows is not None:
-                        found_moment = np.einsum("rgk,rgl->gkl", windows, windows, optimize=True)
-                        seen.moments[site.name] = seen.moments.get(site.name, np.float32(0)) + found_moment
-                for key, part in recurrent.get(name, []):
-                    states = np.asarray(values, np.float32)
-                    states = states.swapaxes(0, 1) if part == 2 else states[None]
-                    states = states.reshape(len(states), -1, states.shape[-1])
-                    seen.moments[key] = seen.moments.get(key, np.float32(0)) + states.swapaxes(1, 2) @ states
-                for key, site in readers.get(name, {}).items():
-                    rows = sampled_rows(site, values, quota, position)
-                    if rows is not None and len(rows):
-                        parts.setdefault(key, []).append(rows)
-    while parts:
-        key, rows_list = parts.popitem()
+            for name, arrays in watch.values(sample).items():
+                for values in arrays:
+                    seen.shapes.setdefault(name, tuple(values.shape))
+                    fresh = seen.ranges.setdefault(name, Histogram()).add(np.asarray(values, np.float32))
+                    if fresh is not None:
+                        seen.spreads.setdefault(name, Spread()).add(*fresh, seen.ranges[name].radius)
+                if position in giving and arrays:
+                    for values in arrays[:: -(-len(arrays) // quota)]:
+                        meeting.add(name, values, max(1, quota // len(arrays)), position)
+    seen.unseen |= {name: NEVER_RUN for name in names if name in where and name not in seen.shapes}
+    while meeting.parts:
+        key, rows_list = meeting.parts.popitem()
         seen.rows[key] = np.concatenate(rows_list)
     return seen
+
+
+class _Meeting:
+    """What meets weights, of which ``seen`` gets the moments.
+
+    Attributes:
+        parts: rows_key(site) -> sampled rows of every sample.
+    """
+
+    def __init__(self, seen: Observations, readers: Mapping[str, Mapping[str, Site]], sites: Sequence[Site]) -> None:
+        self.seen, self.readers, self.parts = seen, readers, dict[str, list[Array]]()
+        self.grouped: dict[str, list[Site]] = {}
+        self.recurrent: dict[str, list[tuple[str, int]]] = {}
+        for site in sites:
+            if site.operator == "Conv" and int(site.node.attrs.get("group", 1)) > 1:
+                self.grouped.setdefault(site.input.name, []).append(site)
+            if site.kind == "recurrent":
+                self.recurrent.setdefault(site.input.name, []).append((recurrent_key(site, 1), 1))
+                if site.node.outputs[0].name:  # the states, one step late
+                    self.recurrent.setdefault(site.node.outputs[0].name, []).append((recurrent_key(site, 2), 2))
+
+    def add(self, name: str, values: NDArray[np.generic], quota: int, seed: int) -> None:
+        """``values`` of a tensor, of which up to ``quota`` rows are kept."""
+        moments = self.seen.moments
+        if values.dtype.kind == "f" and not np.isfinite(values).all():  # of no use to a solver
+            values = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
+        for site in self.grouped.get(name, []):
+            windows = patches(np.asarray(values, np.float32), site, quota, np.random.default_rng(seed))
+            if windows is not None:
+                found = np.einsum("rgk,rgl->gkl", windows, windows, optimize=True)
+                moments[site.name] = moments.get(site.name, np.float32(0)) + found
+        for key, part in self.recurrent.get(name, []):
+            states = np.asarray(values, np.float32)
+            states = states.swapaxes(0, 1) if part == 2 else states[None]
+            states = states.reshape(len(states), -1, states.shape[-1])
+            moments[key] = moments.get(key, np.float32(0)) + states.swapaxes(1, 2) @ states
+        for key, site in self.readers.get(name, {}).items():
+            rows = sampled_rows(site, values, quota, seed)
+            if rows is not None and len(rows):
+                self.parts.setdefault(key, []).append(rows)
 
 
 def channel_ranges(
@@ -162,19 +186,18 @@ def channel_ranges(
         wanted: tensor name -> the channel of every entry, as an array that broadcasts against its last axes.
 
     Returns:
-        tensor name -> (low, high), each [channels].
+        tensor name -> (low, high), each [channels]; without those of bodies that no sample runs, or that hand out none.
     """
+    where = paths(model)
+    shown = [name for name in wanted if name not in where or hidden(where[name], model.opset) is None]
     found: dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]] = {}
-    if not wanted:
+    if not shown:
         return found
-    inputs = {t.name for t in model.graph.inputs}
-    for group in capture_groups(model, samples, list(wanted), options):
-        inner = [name for name in group if name not in inputs]
-        session = Session(with_outputs(model, inner), options)
+    for group in capture_groups(model, samples, shown, options):
+        watch = Watch.of(model, group, options)
         for sample in samples:
-            values = dict(sample) | (dict(session.run(sample, inner)) if inner else {})
-            for name in group:
-                order, array = wanted[name], np.asarray(values[name])
+            for name, array in [(name, each) for name, arrays in watch.values(sample).items() for each in arrays]:
+                order = wanted[name]
                 if not array.size:
                     continue
                 channels = int(order.max()) + 1
@@ -196,17 +219,50 @@ def row_length(site: Site) -> int:
     return site.weight.shape[axes[0]] if axes is not None else 0
 
 
-def with_outputs(model: Model, names: Sequence[str]) -> Model:
-    """A copy of ``model`` that also returns the tensors called ``names``."""
-    copy = model.copy()
-    present = {t.name for t in copy.graph.outputs}
-    tensors = {t.name: t for node in copy.graph.nodes for t in node.outputs}
-    for name in names:
-        if name not in present:
-            tensor = tensors[name]
-            tensor.dtype = tensor.dtype if tensor.dtype is not None else np.dtype(np.float32)
-            copy.graph.outputs.append(tensor)
-    return copy
+@dataclass(frozen=True)
+class Watch:
+    """A session that tells the values of some tensors, those of bodies too.
+
+    Attributes:
+        given: tensors that samples hold; outer: names of outputs; inner: what bodies hand out.
+    """
+
+    session: Session
+    given: tuple[str, ...]
+    outer: tuple[str, ...]
+    inner: HandedOut
+
+    @classmethod
+    def of(
+        cls, model: Model, names: Sequence[str], options: Options, types: Mapping[str, TensorType] | None = None
+    ) -> Watch:
+        """Watches the tensors called ``names``, float32 where neither the model nor ``types`` know better. ModelError
+        where one of them cannot be handed out of its body.
+        """
+        copy, where = model.copy(), paths(model)
+        kinds = {name: known.dtype for name, known in (types or {}).items() if known.dtype is not None}
+        inputs = {t.name for t in copy.graph.inputs}
+        outer = tuple(name for name in names if name not in inputs and name not in where)
+        present = {t.name for t in copy.graph.outputs}
+        tensors: dict[str, Tensor] = {t.name: t for node in copy.graph.nodes for t in node.outputs}
+        for name in outer:
+            if name not in present:
+                tensor = tensors[name]
+                tensor.dtype = tensor.dtype or kinds.get(name, np.dtype(np.float32))
+                copy.graph.outputs.append(tensor)
+        inner = hand_out(copy, [name for name in names if name in where], kinds)
+        if inner.outputs:
+            copy.tidy()  # what bodies read has to come before them
+        given = tuple(name for name in names if name in inputs)
+        return cls(Session(copy, options), given, outer, inner)
+
+    def values(self, sample: Mapping[str, NDArray[np.generic]]) -> dict[str, list[NDArray[np.generic]]]:
+        """Name -> its values in this sample: one, or in bodies as many as were made."""
+        wanted = [*self.outer, *(tensor.name for tensor in self.inner.outputs.values())]
+        results = self.session.run(sample, wanted) if wanted else {}
+        found = {name: [np.asarray(sample[name])] for name in self.given}
+        found |= {name: [np.asarray(results[name])] for name in self.outer}
+        return found | {name: self.inner.values(name, results) for name in self.inner.outputs}
 
 
 def capture_groups(
@@ -215,19 +271,21 @@ def capture_groups(
     names: Sequence[str],
     options: Options,
 ) -> list[list[str]]:
-    """Split ``names`` so that one sample's captured tensors stay under CAPTURE_BYTES."""
+    """Split ``names`` so that one sample's captured tensors stay under CAPTURE_BYTES; one of a body that the first
+    sample does not run counts as much as the largest of the others.
+    """
     inputs = {t.name for t in model.graph.inputs}
     sizes: dict[str, int] = {}
     first = next(iter(samples))
     inner = [n for n in names if n not in inputs]
     for start in range(0, len(inner), 64):
-        chunk = inner[start : start + 64]
-        outputs = Session(with_outputs(model, chunk), options).run(first, chunk)
-        sizes |= {name: int(np.asarray(value).nbytes) for name, value in dict(outputs).items()}
+        found = Watch.of(model, inner[start : start + 64], options).values(first)
+        sizes |= {name: sum(int(value.nbytes) for value in arrays) for name, arrays in found.items() if arrays}
+    most = max(sizes.values(), default=0)
     groups: list[list[str]] = [[]]
     used = 0
     for name in names:
-        size = sizes.get(name, 0)
+        size = 0 if name in inputs else sizes.get(name, most)
         if groups[-1] and used + size > CAPTURE_BYTES:
             groups.append([])
             used = 0

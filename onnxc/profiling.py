@@ -52,7 +52,7 @@ def profile(
     time: the float one, and one variant.
     """
     model = variants[FLOAT]()
-    loops = any(node.bodies() for node in model.nodes() if node.attrs)
+    loops = any(node.bodies() for node in model.nodes() if node.attrs and node.op != "If")
     most = 10 if loops else 100  # a profile has an entry per kernel call, in loops per turn
     names = owner_names(model, found)
     reference, plain, owners = profiled(model, sample, options, seconds / len(variants), most, names)

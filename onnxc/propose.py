@@ -139,8 +139,8 @@ class Proposals:
     told: set[str]
 
     def roundings(self, context: Context) -> tuple[list[Activation], set[str]]:
-        """Every quantized activation of the main graph, and every weight, that some candidate rounds."""
-        made = {t.name for node in context.model.graph.nodes for t in (*node.inputs, *node.outputs)}
+        """Every quantized activation, and every weight, that some candidate rounds."""
+        made = {t.name for node in context.model.nodes() for t in (*node.inputs, *node.outputs)}
         activations = {
             (a.source or a.tensor, a.dynamic): a
             for found in self.compute.values()

@@ -20,7 +20,7 @@ from onnxc.contract.candidates import Activation
 from onnxc.encoding import Codes
 from onnxc.file.storage import drop_pages
 from onnxc.histograms import Histogram
-from onnxc.model import Constant, Model, Tensor, Variable
+from onnxc.model import Constant, Graph, Model, Node, Tensor, Variable
 from onnxc.price_file import cpu_name
 from onnxc.refining import refine
 from onnxc.rewriting.rewriter import Rewriter
@@ -80,14 +80,16 @@ class Probe:
         self.weights[weight_key(weight.name)] = given.name, codes
         self.model.redirect(weight, given)
 
-    def switch(self, key: str, rewriter: Rewriter, tensor: Tensor, rounded: Tensor) -> None:
-        """Every reader of ``tensor`` now reads ``rounded`` while the switch of ``key`` is on."""
+    def switch(self, key: str, rewriter: Rewriter, tensor: Tensor, rounded: Tensor, graph: Graph) -> None:
+        """Every reader of ``tensor``, of ``graph``, now reads ``rounded`` while the switch of ``key`` is on."""
         if key not in self.switches:
             made = self.add_input(f"switch_{len(self.switches)}", np.bool_(False))
             self.switches[key] = made.name
             rewriter.tensors[made.name] = made
         switch = rewriter.tensors[self.switches[key]]
-        chosen = self.model.insert("Where", [switch, rounded, tensor], [f"{tensor.name}_chosen"]).outputs[0]
+        chosen = self.model.insert("Where", [switch, rounded, tensor], [f"{tensor.name}_chosen"], graph=graph).outputs[
+            0
+        ]
         name = tensor.name  # an output of the graph hands it on to what replaces it
         self.model.redirect(tensor, chosen)
         rewriter.tensors[name] = chosen
@@ -118,20 +120,21 @@ def build_probe(model: Model, activations: Sequence[Activation], weights: Mappin
         probe.free(held, codes)
     for activation in activations:
         tensor, key = rewriter.tensors[activation.tensor], activation_key(activation)
+        graph = rewriter.maker(activation.tensor)
         if activation.dynamic:
             parts = [f"{tensor.name}_{part}" for part in ("codes", "scale", "zero")]
-            parameters = copy.insert("DynamicQuantizeLinear", [tensor], parts).outputs
+            parameters = copy.insert("DynamicQuantizeLinear", [tensor], parts, graph=graph).outputs
         else:
             scale = probe.add_input(f"{tensor.name}_scale", activation.scale)
             zero = probe.add_input(f"{tensor.name}_zero", activation.zero_point)
             probe.parameters[key] = (scale.name, zero.name)
             parameters = [
-                copy.insert("QuantizeLinear", [tensor, scale, zero], [f"{tensor.name}_codes"]).outputs[0],
+                copy.insert("QuantizeLinear", [tensor, scale, zero], [f"{tensor.name}_codes"], graph=graph).outputs[0],
                 scale,
                 zero,
             ]
-        rounded = copy.insert("DequantizeLinear", list(parameters), [f"{tensor.name}_rounded"]).outputs[0]
-        probe.switch(key, rewriter, tensor, rounded)
+        rounded = copy.insert("DequantizeLinear", list(parameters), [f"{tensor.name}_rounded"], graph=graph).outputs[0]
+        probe.switch(key, rewriter, tensor, rounded, graph)
     listen_before(copy)
     copy.tidy()
     return probe
@@ -143,16 +146,38 @@ def listen_before(model: Model) -> None:
     those found on twelve by probabilities.
     """
     for number, output in enumerate(model.graph.outputs):
-        tensor = output
-        while len(tensor.inputs) == 1 and tensor.inputs[0].op in MOVED and tensor.inputs[0].inputs:
-            tensor = tensor.inputs[0].inputs[0]
-        maker = tensor.inputs[0] if len(tensor.inputs) == 1 else None
-        if maker is None or maker.op not in SQUASHING or not isinstance(maker.inputs[0], Variable):
-            continue
-        scores = maker.inputs[0]
-        if scores.inputs and scores not in model.graph.outputs:
+        scores = scores_of(model, output)
+        if scores is not None and scores not in model.graph.outputs:
             scores.dtype = scores.dtype or output.dtype
             model.graph.outputs[number] = scores
+
+
+def scores_of(model: Model, tensor: Tensor) -> Variable | None:
+    """What probabilities are computed from, None where ``tensor`` holds none. An If gives one more output, with the
+    scores of each of its branches, where all of them make probabilities.
+    """
+    while len(tensor.inputs) == 1 and tensor.inputs[0].op in MOVED and tensor.inputs[0].inputs:
+        tensor = tensor.inputs[0].inputs[0]
+    maker = tensor.inputs[0] if len(tensor.inputs) == 1 else None
+    if maker is None:
+        return None
+    if maker.op == "If":
+        return scores_of_branches(model, maker, maker.outputs.index(tensor))
+    scores = maker.inputs[0] if maker.op in SQUASHING else None
+    return scores if isinstance(scores, Variable) and scores.inputs else None
+
+
+def scores_of_branches(model: Model, node: Node, position: int) -> Variable | None:
+    """A new output of an If in place of the one at ``position``: the scores."""
+    found = [(branch, scores_of(model, branch.outputs[position])) for branch in node.bodies()]
+    told = [(branch, scores) for branch, scores in found if scores is not None]
+    if len(told) < len(found):
+        return None
+    for branch, scores in told:
+        branch.outputs.append(model.insert("Identity", [scores], [f"{scores.name}_told"], graph=branch).outputs[0])
+    made = Variable(model.unique(f"{node.outputs[position].name}_scores"), node.outputs[position].dtype)
+    node.outputs.append(made)
+    return made
 
 
 class Meter:
@@ -227,7 +252,7 @@ def measure(
     """The noise of each rounding alone, and better ranges for the activations that hurt most.
 
     Args:
-        model: the simplified model; activations and weights of its main graph.
+        model: the simplified model; activations and weights of its graphs.
         samples: as many are used as fit in about ``seconds`` (at least one); ``refining``: seconds for better ranges.
         ranges: histograms of the activations.
         prices: entries of the price file: how long a rounding takes is kept there, so that what is left out for want

@@ -3,7 +3,7 @@
 The samples go through a model once, in stages: each stage runs only the nodes between the tensors asked for and those
 of the stage before, whose values wait (in memory up to a limit, then in files). So a model may be rewritten behind the
 stage that was read last, and the next stage sees what the rewritten part really produces, at the cost of one run over
-the data in all.
+the data in all; an If runs again for every stage that reads a tensor inside it.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxc.bodies import HandedOut, hand_out, in_branches, paths
 from onnxc.errors import ModelError
 from onnxc.file.editing import in_order, reads
 from onnxc.model import Constant, Model, Node, Tensor, Variable
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 MEMORY = 256 << 20  # bytes of waiting tensors; more go to files
 BUFFERED = 1024  # rows added up at a time
+NOTHING = np.zeros(0, np.float32)  # of a tensor in a branch that is not taken
 
 Array = NDArray[np.float64]
 
@@ -144,19 +146,26 @@ class Walk:
         self.held = self.files = 0
 
     def advance(self, names: Sequence[str]) -> Iterator[dict[str, NDArray[Any]]]:
-        """Sample after sample, the values of the tensors called ``names``.
+        """Sample after sample, the values of the tensors called ``names``; empty where it takes another branch.
 
         Raises:
             ModelError: a part of the model does not run by itself: a sequence or an optional lies on the border.
         """
         tensors = {t.name: t for node in self.model.graph.nodes for t in (*node.inputs, *node.outputs) if t.name}
-        needed = self.before([tensors[name] for name in names if name in tensors])
-        kept = self.needed_later(needed, names)
+        where = paths(self.model)
+        inside = [name for name in names if name in where]
+        around = {where[name][0][0] for name in inside if in_branches(where[name])}
+        entered = self.before([tensors[name] for name in names if name in tensors], around)
+        needed = entered - around  # what is read inside again has to run again
+        kept = self.needed_later(needed, [name for name in names if name not in where])
         fed = {t.name for t in self.model.graph.inputs}
         made = {t.name for node in needed for t in node.outputs}
         wanted = [name for name in kept if name in made]
-        entries = sorted({t.name for node in needed for t in reads(node) if t.name and t.name in self.waiting[0]})
-        session = Session(self.part(entries, wanted), self.options) if wanted else None
+        entries = sorted({t.name for node in entered for t in reads(node) if t.name and t.name in self.waiting[0]})
+        session = None
+        if wanted or inside:
+            part, handed = self.part(entries, wanted, inside)
+            session = Session(part, self.options)
         self.done |= needed
         for sample, held in zip(self.samples, self.waiting, strict=True):
             found: dict[str, NDArray[Any]] = {}
@@ -165,7 +174,9 @@ class Walk:
                 optional = {t.name for t in session.optional}
                 feeds = {n: v for n, v in sample.items() if n in taken or n in optional}
                 feeds |= {name: self.load(held[name]) for name in entries}
-                found = session.run(feeds, wanted)
+                results = session.run(feeds, [*wanted, *(tensor.name for tensor in handed.outputs.values())])
+                found = {name: results[name] for name in wanted}
+                found |= {name: (*handed.values(name, results), NOTHING)[0] for name in inside}
             lost = [name for name in names if name not in found and name not in fed and name not in held]
             if lost:  # it was read before, and nobody behind it needed it any more
                 raise ModelError(f"tensor '{lost[0]}' cannot be read again behind what was already rewritten")
@@ -179,11 +190,11 @@ class Walk:
             for name in wanted:
                 held[name] = self.keep(np.asarray(found[name]))
 
-    def before(self, tensors: Sequence[Tensor]) -> set[Node]:
-        """The nodes not yet run that ``tensors`` depend on."""
+    def before(self, tensors: Sequence[Tensor], nodes: Iterable[Node] = ()) -> set[Node]:
+        """The nodes not yet run that ``tensors`` and ``nodes`` depend on, these included."""
         maker = {t: node for node in self.model.graph.nodes for t in node.outputs if t.name}
         found: set[Node] = set()
-        stack = [maker[t] for t in tensors if t in maker]
+        stack = [*(maker[t] for t in tensors if t in maker), *nodes]
         while stack:
             node = stack.pop()
             if node not in found and node not in self.done:
@@ -198,15 +209,20 @@ class Walk:
         later = {t.name for node in self.model.graph.nodes if node not in ran for t in reads(node) if t in made}
         return sorted(later | set(names))
 
-    def part(self, entries: Sequence[str], wanted: Sequence[str]) -> Model:
-        """The nodes between ``entries``, which become inputs, and ``wanted``, which become the outputs."""
+    def part(self, entries: Sequence[str], wanted: Sequence[str], inside: Sequence[str]) -> tuple[Model, HandedOut]:
+        """The nodes between ``entries``, which become inputs, and ``wanted``, which become the outputs, with those that
+        hold what is ``inside`` of Ifs.
+        """
         copy = self.model.copy()
+        kinds = {name: known.dtype for name, known in self.types.items() if known.dtype is not None}
+        handed = hand_out(copy, inside, kinds)
         tensors = {t.name: t for node in copy.graph.nodes for t in (*node.inputs, *node.outputs) if t.name}
         copy.graph.outputs = [tensors[name] for name in wanted]
         for tensor in copy.graph.outputs:
             known = self.types.get(tensor.name)
             tensor.dtype = known.dtype if known is not None and known.dtype is not None else np.dtype(np.float32)
             tensor.shape = None
+        copy.graph.outputs += list(handed.outputs.values())
         for name in entries:
             value = self.load(self.waiting[0][name])
             entry = Variable(name, value.dtype, [None] * value.ndim)
@@ -222,7 +238,7 @@ class Walk:
         copy.graph.inputs = [t for t in copy.graph.inputs if id(t) in read]
         copy.graph.listed = [t for t in copy.graph.listed if id(t) in read]
         copy.graph.value_info = []
-        return copy
+        return copy, handed
 
     def keep(self, values: NDArray[Any]) -> NDArray[Any] | Path:
         """``values`` where they wait: in memory, or in a file once that is full."""
@@ -255,6 +271,8 @@ def statistics(walk: Walk, readings: Sequence[Reading], original: Walk | None = 
     for seed, values in enumerate(walk.advance(names)):
         before: Mapping[str, NDArray[Any]] = next(befores) if befores is not None else values
         for reading in unique:
+            if not values[reading.tensor].size or not before[reading.tensor].size:
+                continue
             if reading.rows is None:
                 found[reading.key].count(values[reading.tensor], reading.table)
                 continue
@@ -275,13 +293,14 @@ def stages(model: Model, sites: Mapping[str, Sequence[str]]) -> list[list[str]]:
     """Sites in the order in which they can be compressed: none of a stage depends on another of the same.
 
     Args:
-        sites: name of a unit -> names of the main graph's nodes that it is about; the first one tells its place.
+        sites: name of a unit -> names of the nodes that it is about, of the main graph or of Ifs; the first one tells
+            its place.
     """
     owners = {node: unit for unit, nodes in sites.items() for node in nodes}
     found: list[list[str]] = [[]]
     placed: set[str] = set()
     tainted: set[Tensor] = set()
-    for node in in_order(model.graph):
+    for node in with_branches(in_order(model.graph)):
         touched = any(t in tainted for t in reads(node) if not isinstance(t, Constant))
         unit = owners.get(node.name)
         if unit is not None:
@@ -295,3 +314,21 @@ def stages(model: Model, sites: Mapping[str, Sequence[str]]) -> list[list[str]]:
         if touched:
             tainted.update(node.outputs)
     return [stage for stage in found if stage]
+
+
+def run_once(model: Model) -> set[Node]:
+    """The nodes that a run takes at most once, of which a Walk knows the values: all but those in loops."""
+    found, stack = set[Node](), list(model.graph.nodes)
+    while stack:
+        node = stack.pop()
+        found.add(node)
+        stack += [inner for branch in (node.bodies() if node.op == "If" else ()) for inner in branch.nodes]
+    return found
+
+
+def with_branches(nodes: Iterable[Node]) -> Iterator[Node]:
+    """``nodes``, those in the branches of an If before it: what it gives depends on them."""
+    for node in nodes:
+        for branch in node.bodies() if node.op == "If" else ():
+            yield from with_branches(in_order(branch))
+        yield node

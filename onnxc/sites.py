@@ -85,7 +85,7 @@ class Site:
         node: the operator.
         kind: linear, convolution, embedding, recurrent, or joint (no weight).
         weight: the weight it reads, None for joints.
-        graph: where the node lives; only the main graph's sites can be observed.
+        graph: where the node lives, the main graph or a body.
         output: the tensor that carries its result once absorbed activations and a constant bias are included.
         tail: the nodes between ``node`` and ``output``, in order: a bias Add of a linear, or an absorbed activation.
         bias: the constant bias [N], None if there is none or it is not constant.
@@ -212,7 +212,7 @@ def find(model: Model, target: Target) -> Sites:
     """Every float32 weight and every site of the model, in file order."""
     weights: dict[int, Weight] = {}
     sites: list[Site] = []
-    main_outputs = {id(t) for t in model.graph.outputs}
+    outputs = {id(t) for graph in model.graphs() for t in graph.outputs}
     graph_inputs = {t.name for graph in model.graphs() for t in graph.inputs}
     homes = {id(node): graph for graph in model.graphs() for node in graph.nodes}
     for graph in model.graphs():
@@ -232,7 +232,7 @@ def find(model: Model, target: Target) -> Sites:
         weight.channel_axis = max(set(votes), key=lambda axis: (votes.count(axis), -axis)) if votes else None
     for graph in model.graphs():
         for node in graph.nodes:
-            site = site_of(node, homes[id(node)], weights, target, main_outputs)
+            site = site_of(node, homes[id(node)], weights, target, outputs)
             if site is not None:
                 sites.append(site)
     types = infer(model)

@@ -30,7 +30,7 @@ class FactorConv(StructuralPass):
 
     1. Any number of axes, strides, dilations, groups (each group has factors of its own), pads and auto_pad; the bias
        stays. A 1x1 convolution is a matrix: its only form is "channel".
-    2. A kernel that several convolutions read is factored once. In bodies of If/Loop/Scan as if inputs were white.
+    2. A kernel that several convolutions read is factored once. In loops as if inputs were white.
     3. Told nothing, a convolution is factored only below 65 % of its products, and the whole must not be slower.
     4. It must not act on transposed convolutions, and untold not on depthwise ones.
 

@@ -26,7 +26,7 @@ class FactorMatmul(StructuralPass):
     """Low-rank factors of MatMul, Gemm and embedding tables.
 
     1. MatMul with a constant matrix, or a stack of them, on the right; Gemm with any alpha, beta, transA, transB;
-       Gather along the rows of a table. Biases are kept. In bodies of If/Loop/Scan as if inputs were white.
+       Gather along the rows of a table. Biases are kept. In loops as if inputs were white.
     2. A weight with several readers, also a table tied to a head, is factored once.
     3. Several matrices that read one input share their left factor where that is better at equal numbers.
     4. Told nothing, a site is factored only below 65 % of its numbers, and the whole must not be slower.

@@ -52,7 +52,8 @@ class FoldConstants(ExactPass):
 
     1. A cluster is folded when the file does not grow by it: a weight that is only cut up and put together
        again is, a weight that unfolds from int8 is not, and neither is a transposed weight that something
-       else reads as it is (tied).
+       else reads as it is (tied). Equal results of a cluster are one constant: two branches that each put the same
+       weight together share it.
     2. Not random operators, quantization, strings and sequences, operators with bodies or of other domains,
        and not what is an output.
     """
@@ -159,12 +160,15 @@ def _fold(model: Model, clusters: list[_Cluster]) -> int:
         arrays = [values[tensor.name] for _, tensor in results]
         if not all(isinstance(array, np.ndarray) and array.dtype.kind not in "OSU" for array in arrays):
             continue
-        if sum(array.nbytes for array in arrays) > _saved(cluster):
+        made: dict[tuple[Any, ...], Constant] = {}
+        keys = [(array.dtype.name, array.shape, array.tobytes()) for array in arrays]
+        if sum(array.nbytes for array in dict(zip(keys, arrays, strict=True)).values()) > _saved(cluster):
             continue
-        for (graph, tensor), array in zip(results, arrays, strict=True):
-            constant = Constant(tensor.name, array)
-            graph.weights.append(constant)
-            rewire(tensor, constant)
+        for (graph, tensor), array, key in zip(results, arrays, keys, strict=True):
+            if key not in made:
+                made[key] = Constant(tensor.name, array)
+                graph.weights.append(made[key])
+            rewire(tensor, made[key])  # tidy() moves one that other graphs read to where all see it
         gone += cluster.nodes
     for graph in {id(graph): graph for graph, _ in gone}.values():
         remove(graph, [node for home, node in gone if home is graph])

@@ -36,7 +36,7 @@ class PruneWeights(StructuralPass):
     3. ``pattern`` N:M: of M neighbouring inputs of an output at most N survive.
     4. ``importance`` gradient: by what a zero does to the model's outputs to first order; needs data and PyTorch.
     5. By the second order the survivors, and a constant bias, are solved again; otherwise where ``refit`` says so.
-       Where no input is observed (no data, bodies, recurrent operators), magnitude decides and nothing is solved.
+       Where no input is observed (no data, loops, recurrent operators), magnitude decides and nothing is solved.
     6. It must not act on biases, normalization or other vectors; zeros that were there stay.
     """
 

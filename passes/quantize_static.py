@@ -29,8 +29,10 @@ class QuantizeStatic(LossyPass):
     2. A convolution is quantized on both sides; an absorbed Relu or Clip sits before the Q, whose zero point is 0.
     3. A joint (Add, Concat, GlobalAveragePool) runs on codes between them.
     4. Data movement (Reshape, Transpose, pooling maxima) carries the codes on with the same scale.
-    5. It must not act inside If/Loop/Scan bodies (no ranges there), on grouped convolutions that are not depthwise,
-       and without calibration data.
+    5. In bodies of If/Loop/Scan the pairs, and what dequantizes weights and biases, are in the body itself: nothing
+       fuses across its border.
+    6. It must not act in a branch that no sample takes (no ranges there), on grouped convolutions that are not
+       depthwise, and without calibration data.
 
     Attributes:
         range: how a range is chosen from the histogram: mse, minmax, percentile or entropy.
@@ -72,10 +74,12 @@ class QuantizeStatic(LossyPass):
         """Why this site cannot run in int8, or None."""
         if "static" not in context.target.ways:
             return f"the target '{context.target.name}' has no int8 kernels for static ranges"
-        if site.graph is not context.model.graph:
-            return "inside a control-flow body, where no ranges can be observed"
         if not context.observations.samples:
             return "static ranges need calibration data (--calib)"
+        unseen = context.observations.unseen
+        for tensor in (*site.inputs, site.result):  # also of a linear: what it reads may be seen where it is not run
+            if tensor.name in unseen:
+                return unseen[tensor.name]
         if site.kind == "joint":
             return joint_impossible(site, context)
         assert site.weight is not None
@@ -137,13 +141,11 @@ def linear(rewriter: Rewriter, site: Site, reads: tuple[Activation, ...], writes
     """X and W through DQ, the bias through an int32 DQ."""
     assert site.weight is not None
     node = rewriter.nodes[site.name]
-    node.inputs[0] = rewriter.quantized(reads[0])
-    name = site.weight.name
-    node.inputs[1] = (
-        rewriter.weights.dequantized_transposed(name) if site.transposed else rewriter.weights.dequantized(name)
-    )
+    name, graph, weights = site.weight.name, rewriter.home(node), rewriter.weights
+    node.inputs[0] = rewriter.quantized(reads[0], graph)
+    node.inputs[1] = (weights.dequantized_transposed if site.transposed else weights.dequantized)(name, graph)
     if site.bias is not None:
-        bias = rewriter.bias(rewriter.tensors[site.bias.name], site.weight.name, reads[0])
+        bias = rewriter.bias(rewriter.tensors[site.bias.name], name, reads[0], graph)
         if site.operator == "Gemm":
             node.inputs[2] = bias
         else:
@@ -157,10 +159,11 @@ def convolution(rewriter: Rewriter, site: Site, reads: tuple[Activation, ...], w
     assert site.weight is not None
     assert writes is not None
     node = rewriter.nodes[site.name]
-    node.inputs[0] = rewriter.quantized(reads[0])
-    node.inputs[1] = rewriter.weights.dequantized(site.weight.name)
+    graph = rewriter.home(node)
+    node.inputs[0] = rewriter.quantized(reads[0], graph)
+    node.inputs[1] = rewriter.weights.dequantized(site.weight.name, graph)
     if site.bias is not None:
-        node.inputs[2] = rewriter.bias(rewriter.tensors[site.bias.name], site.weight.name, reads[0])
+        node.inputs[2] = rewriter.bias(rewriter.tensors[site.bias.name], site.weight.name, reads[0], graph)
     rewriter.quantize_result(writes)
 
 
@@ -168,7 +171,7 @@ def joint(rewriter: Rewriter, site: Site, reads: tuple[Activation, ...], writes:
     """Codes in, codes out."""
     assert writes is not None
     node = rewriter.nodes[site.name]
-    pairs = {activation.tensor: rewriter.quantized(activation) for activation in reads}
+    pairs = {activation.tensor: rewriter.quantized(activation, rewriter.home(node)) for activation in reads}
     for position, tensor in enumerate(node.inputs):
         node.inputs[position] = pairs.get(tensor.name, tensor)
     rewriter.quantize_result(writes)

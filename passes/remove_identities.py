@@ -6,13 +6,16 @@ before: x -> Identity -> y -> Relu        after: x -> Relu
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
+import onnx
 
 from onnxc.contract.passes import ExactPass, Outcome
 from onnxc.model import Constant, Graph, Model, Node
+from onnxc.shapes import TensorType, infer
 
 from .facts import Borders, given, number, producer, remove, rewire, standard
 
@@ -26,7 +29,7 @@ _PLAIN = {
 
 @dataclass(frozen=True)
 class RemoveIdentities(ExactPass):
-    """Take out Identity and Dropout at inference; make Constant nodes initializers.
+    """Take out Identity, Dropout at inference and a Cast to the type that is there; make Constant nodes initializers.
 
     1. The result is private: its readers read the input instead, whatever graph that lives in.
     2. The result is an output of its graph and the input is a private result of the same graph: the producer
@@ -42,6 +45,7 @@ class RemoveIdentities(ExactPass):
         """Edit ``model`` in place."""
         changed = 0
         borders = Borders.of(model)
+        types = infer(model) if any(standard(node, "Cast") for node in model.nodes()) else {}
         for graph in list(model.graphs()):
             produced = {id(tensor) for node in graph.nodes for tensor in node.outputs}
             gone = []
@@ -49,7 +53,7 @@ class RemoveIdentities(ExactPass):
                 if standard(node, "Constant"):
                     done = _to_initializer(model, borders, graph, node)
                 else:
-                    done = _hands_on(model, borders, node) and _bypass(model, borders, produced, node)
+                    done = _hands_on(model, borders, types, node) and _bypass(model, borders, produced, node)
                 if done:
                     gone.append(node)
             changed += len(gone)
@@ -57,15 +61,26 @@ class RemoveIdentities(ExactPass):
         return Outcome(changed)
 
 
-def _hands_on(model: Model, borders: Borders, node: Node) -> bool:
+def _hands_on(model: Model, borders: Borders, types: Mapping[str, TensorType], node: Node) -> bool:
     if standard(node, "Identity"):
         return len(node.inputs) == 1
+    if standard(node, "Cast"):
+        known = types.get(node.inputs[0].name)
+        return known is not None and known.dtype is not None and _number(known.dtype) == node.attrs.get("to")
     if not standard(node, "Dropout") or any(tensor.name for tensor in node.outputs[1:]):
         return False
     if node.attrs.get("is_test", 1) != 1:
         return False
     training = given(node, 2)
     return training is None or number(model, borders, training) == 0
+
+
+def _number(dtype: np.dtype[Any]) -> int | None:
+    """ONNX's number of a type, None where it has none."""
+    try:
+        return int(onnx.helper.np_dtype_to_tensor_dtype(dtype))
+    except (KeyError, ValueError):
+        return None
 
 
 def _bypass(model: Model, borders: Borders, produced: set[int], node: Node) -> bool:

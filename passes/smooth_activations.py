@@ -23,7 +23,7 @@ from onnxc.sites import find
 class SmoothActivations(StructuralPass):
     """SmoothQuant (Xiao et al. 2022), or with aim=weights the scale search of AWQ (Lin et al. 2023).
 
-    1. Every tensor of the main graph that linears and convolutions alone read; they share its factors.
+    1. Every tensor that linears and convolutions alone read, in bodies too; they share its factors.
     2. The factors go into what makes the tensor: scale and bias of a LayerNormalization, weight and bias of a linear or
        convolution, a Mul or Add by a constant; through Relu, pooling, Reshape, Transpose, attention's values.
     3. Where nothing takes them it is left as it is, and the reason is told by name; with ``insert`` a Mul in front

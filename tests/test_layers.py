@@ -47,7 +47,7 @@ LAYERS = """
     registry
     targets progress streams
     data samples
-    session runtime
+    bodies session runtime
     model file flow windows
     errors
     __init__

@@ -47,10 +47,10 @@ def context(model: Model, data: Sequence[Sample]) -> Context:
     name_nodes(model)
     where = target("cpu")
     found = find(model, where)
-    main = [s for s in found if s.graph is model.graph and s.kind in {"linear", "convolution", "joint"}]
-    tensors = [t for s in main for t in (*s.inputs, s.result) if found.is_float(t)]
+    sites = [s for s in found if s.kind in {"linear", "convolution", "joint", "recurrent"}]
+    tensors = [t for s in sites for t in (*s.inputs, s.result) if found.is_float(t)]
     calibration = Calibration.open(list(data), Session(model).inputs)
-    seen = observe(model, calibration, len(calibration), tensors, main, Options())
+    seen = observe(model, calibration, len(calibration), tensors, sites, Options())
     return Context(model, found, seen, Recipe(), where, samples=calibration)
 
 

@@ -52,7 +52,8 @@ class Seam:
             rank = 1 if self.sites[0].kind == "linear" else len(weight_shape(self.sites[0]))
             shape = (-1, *[1] * max(rank - 2, 0))
             inverse = model.constant(f"{self.name}_inverse", np.asarray(1 / exact, np.float32).reshape(shape))
-            made = model.insert("Mul", [self.tensor, inverse], [f"{self.name}_scaled"], name=f"{self.name}_scaled")
+            label, graph = f"{self.name}_scaled", self.sites[0].graph
+            made = model.insert("Mul", [self.tensor, inverse], [label], name=label, graph=graph)
             made.outputs[0].dtype, made.outputs[0].shape = self.tensor.dtype, self.tensor.shape
             for site in self.sites:
                 site.node.inputs[0] = made.outputs[0]

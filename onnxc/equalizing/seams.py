@@ -16,7 +16,7 @@ from onnxc.sites import Site, Sites
 
 
 def seams(model: Model, sites: Sites, *, insert: bool = False) -> tuple[list[Seam], list[str]]:
-    """Every tensor of the main graph that linears and convolutions alone read, and why the others are none.
+    """Every tensor that linears and convolutions alone read, and why the others are none.
 
     Args:
         insert: where nothing before takes the factors, the seam is one with a Mul.
@@ -26,7 +26,7 @@ def seams(model: Model, sites: Sites, *, insert: bool = False) -> tuple[list[Sea
     by_tensor: dict[int, list[Site]] = {}
     for site in sites:
         usable = site.kind in ("linear", "convolution") and site.operator != "ConvTranspose"
-        if usable and site.graph is model.graph and isinstance(site.node.inputs[1], Constant):
+        if usable and isinstance(site.node.inputs[1], Constant):
             by_tensor.setdefault(id(site.input), []).append(site)
     found, refused = [], []
     for group in by_tensor.values():
@@ -40,7 +40,7 @@ def seams(model: Model, sites: Sites, *, insert: bool = False) -> tuple[list[Sea
                 alone(tensor, [site.node for site in group])
                 walk.from_seam(start(group[0], seam.channels))
             except BlockedError:
-                if not insert:
+                if not insert or any(site.graph is not group[0].graph for site in group):
                     raise
                 seam = Seam(tensor, group, seam.channels, insert=True)
             found.append(seam)

@@ -137,6 +137,7 @@ class Bench:
         assert context.samples is not None
         half, rest = halves(context.samples, MOST if quick else len(context.samples))
         self.half, other = (seam_ranges(context, self.seams, each) for each in (half, rest))
+        self.seams = [seam for seam in self.seams if seam.name in self.half]  # a body may not run on these samples
         self.ranges = {
             name: (np.minimum(low, other[name][0]), np.maximum(high, other[name][1])) if name in other else (low, high)
             for name, (low, high) in self.half.items()

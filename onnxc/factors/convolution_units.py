@@ -18,6 +18,7 @@ from onnxc.factors.kernel_rank import Spatial, Tucker, damage, kernel_of, lost, 
 from onnxc.factors.low_rank import rounded
 from onnxc.factors.units import Job, Stats, Unit
 from onnxc.model import Constant, Model
+from onnxc.sequential import run_once
 from onnxc.targets import Target
 
 Array = NDArray[np.float64]
@@ -104,7 +105,8 @@ class ConvUnit(Unit):
         self.kernel, self.target = kernel, target
         self.forms = [each for each in kernel.forms if form in ("auto", each)]
         self.name = kernel.name
-        self.nodes = [site.name for site in kernel.sites if site.graph is kernel.model.graph]
+        once = run_once(kernel.model)
+        self.nodes = [site.name for site in kernel.sites if site.node in once]
         self.readings = kernel.readings
         self.bytes = 16 * kernel.groups * (kernel.channels * prod(kernel.size)) ** 2
         self.ways: dict[Goal, Way | str] = {}

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from onnxc.contract.context import Context
 from onnxc.factors.common import own_bias, quota, unfit
 from onnxc.model import Constant, Model
-from onnxc.sequential import Reading
+from onnxc.sequential import Reading, run_once
 from onnxc.sites import Site, Weight
 from onnxc.windows import Windows, im2col, places
 
@@ -45,7 +45,7 @@ class Kernel:
     """The weight of one or several Conv nodes.
 
     Attributes:
-        sites: its readers; observed: those of the main graph; readings: how they are observed.
+        sites: its readers; readings: how they are observed, those outside of loops.
         groups, filters, channels: G, outputs and inputs of a group; size: of the window.
         bias: name of a bias that only this convolution reads.
     """
@@ -124,8 +124,9 @@ def understood(weight: Weight, context: Context) -> Kernel | str | None:
     if refused is not None:
         return refused
     bias = own_bias(sites[0], context) if len(sites) == 1 else None
-    readings = [reading(site, context) for site in sites if site.graph is model.graph and site.input.name]
-    readings = [each for each, site in zip(readings, sites, strict=False) if not isinstance(site.input, Constant)]
+    once = run_once(model)
+    seen = [site for site in sites if site.node in once and site.input.name and not isinstance(site.input, Constant)]
+    readings = [reading(site, context) for site in seen]
     return Kernel(weight, sites, readings, groups.pop(), model, bias)
 
 

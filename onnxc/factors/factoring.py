@@ -56,7 +56,7 @@ class Factoring:
         return Walk(model, few, self.context.options, self.context.sites.types)
 
     def staged(self, items: Sequence[Unit] | Sequence[Job]) -> Iterator[list[Unit | Job]]:
-        """Units or jobs of the main graph in stages, cut where their moments would take too much memory."""
+        """Units or jobs in stages, cut where their moments would take too much memory."""
         known = {item.name: item for item in items if item.nodes}
         for stage in stages(self.context.model, {name: item.nodes for name, item in known.items()}):
             part: list[Unit | Job] = []
@@ -157,6 +157,8 @@ class Factoring:
                         seen.add(unit.name)
                         met = [stats[each.key] for each in unit.readings if each.key in stats]
                         reason = too_few((each.rows, each.moment.shape[-1]) for each in met if each.moment is not None)
+                        if met and not any(each.rows or each.counts is not None for each in met):
+                            reason = "no sample shows what it does"
                         if goals[0].stakes is not None and reason is not None:
                             self.refused.append(f"{unit.name}: not factored, {reason}")
                             self.units = [each for each in self.units if each is not unit]

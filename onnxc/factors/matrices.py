@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from onnxc.contract.context import Context
 from onnxc.factors.common import own_bias, quota, unfit
 from onnxc.model import Constant, Model, Node
-from onnxc.sequential import Reading
+from onnxc.sequential import Reading, run_once
 from onnxc.sites import Site, Weight
 
 Array = NDArray[np.float64]
@@ -30,7 +30,7 @@ class Reader:
     Attributes:
         node: its name; tensor: what meets the matrix.
         form: "right" (x S), "transposed" (x ST), "rows" (rows of S).
-        reading: how it is observed, None in bodies.
+        reading: how it is observed, None in loops.
         bias: name of a constant bias [N] that no other node reads.
     """
 
@@ -99,10 +99,10 @@ def understood(weight: Weight, context: Context) -> Matrix | str | None:
     if not linear or len(weight.shape) < 2:
         return None
     sites = {id(site.node): site for site in context.sites}
-    main = {id(node) for node in model.graph.nodes}
+    once = run_once(model)
     readers: list[Reader] = []
     for node, position in weight.readers:
-        found = readers_of(node, position, weight, sites.get(id(node)), context, observed=id(node) in main)
+        found = readers_of(node, position, weight, sites.get(id(node)), context, observed=node in once)
         if not found:
             if not readers and node.op == "Transpose":
                 return None
@@ -144,8 +144,8 @@ def readers_of(
         outputs = {id(t) for graph in context.model.graphs() for t in graph.outputs}
         if id(turned) in outputs or any(n.op != "MatMul" or n.inputs[1] is not turned for n in behind):
             return []
-        main = {id(n) for n in context.model.graph.nodes}
-        return [linear_reader(n, weight.shape, "transposed", context, None, observed=id(n) in main) for n in behind]
+        once = run_once(context.model)
+        return [linear_reader(n, weight.shape, "transposed", context, None, observed=n in once) for n in behind]
     return []
 
 
@@ -173,12 +173,14 @@ def linear_reader(
 
 
 def together(matrices: Sequence[Matrix], *, share: bool) -> list[list[Matrix]]:
-    """Matrices in groups that may share a left factor: single readers of one input in the main graph, not stacked."""
+    """Matrices in groups that may share a left factor: single readers of one input in one graph, not stacked."""
     groups: dict[object, list[Matrix]] = {}
+    graphs = list(matrices[0].model.graphs()) if matrices else []
+    homes = {node.name: number for number, graph in enumerate(graphs) for node in graph.nodes}
     for matrix in matrices:
         reader = matrix.readers[0]
         single = share and len(matrix.readers) == 1 and reader.form == "right" and len(matrix.weight.shape) == 2
         reading = reader.reading
-        key = (reading.key, matrix.shape[0]) if single and reading is not None else id(matrix)
+        key = (reading.key, matrix.shape[0], homes[reader.node]) if single and reading is not None else id(matrix)
         groups.setdefault(key, []).append(matrix)
     return list(groups.values())

@@ -25,7 +25,7 @@ class Job(ABC):
     """A factorization that was decided.
 
     Attributes:
-        name: of the node, or the first of several; nodes: of the main graph, where it takes place.
+        name: of the node, or the first of several; nodes: outside of loops, where it takes place.
         readings: what it has to see.
         text: for the report; damage: estimated; saved: numbers fewer than before.
     """
@@ -66,7 +66,7 @@ class Unit(ABC):
     """What is decided together.
 
     Attributes:
-        name: of a node; nodes: all of the main graph that it is about; readings: what its survey has to see.
+        name: of a node; nodes: all outside of loops that it is about; readings: what its survey has to see.
         bytes: of the moments that its survey and its jobs hold.
         losses: name of a node -> why it won nothing under the last goal that has stakes.
     """

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from onnxc.contract.candidates import Activation
 from onnxc.encoding import Codes
-from onnxc.model import Constant, Tensor
+from onnxc.model import Constant, Graph, Tensor
 from onnxc.rewriting.weights import CodedWeights
 
 LONG_BIAS = 32  # values from which on a bias's scale is not stored
@@ -52,11 +52,14 @@ class CodedBiases:
     def __contains__(self, name: str) -> bool:
         return name in self._made
 
-    def dequantized(self, tensor: Tensor, weight: str, activation: Activation, step: Tensor | None) -> Tensor:
+    def dequantized(
+        self, tensor: Tensor, weight: str, activation: Activation, step: Tensor | None, graph: Graph | None = None
+    ) -> Tensor:
         """The bias [N] as DequantizeLinear(int32, scale of the input times scale of the weight).
 
         Args:
             step: the scale of the input where the model has it as a tensor.
+            graph: of the operator that reads it; the main graph by default.
         """
         model, codes = self.weights.model, self.weights.codes[weight]
         base = f"{weight}_bias" if not tensor.name else tensor.name
@@ -72,7 +75,7 @@ class CodedBiases:
         self._made[tensor.name] = made
         axis = 0 if codes.scale.ndim else None
         return model.insert(
-            "DequantizeLinear", [made.codes, scale], [f"{base}_dq"], name=f"{base}_dq", axis=axis
+            "DequantizeLinear", [made.codes, scale], [f"{base}_dq"], name=f"{base}_dq", graph=graph, axis=axis
         ).outputs[0]
 
     def recode(self, weight: str) -> None:

@@ -40,9 +40,11 @@ class Rewriter:
     sheet: Sheet = field(init=False)
     weights: CodedWeights = field(init=False)
     _homes: dict[int, Graph] = field(default_factory=dict, init=False)
+    _makers: dict[str, Graph] = field(default_factory=dict, init=False)
     _biases: CodedBiases = field(init=False)
-    _pairs: dict[str, Tensor] = field(default_factory=dict, init=False)
-    _steps: dict[str, Tensor] = field(default_factory=dict, init=False)
+    _pairs: dict[str, dict[int, Tensor]] = field(default_factory=dict, init=False)
+    _steps: dict[str, list[Constant]] = field(default_factory=dict, init=False)
+    _replaced: dict[str, Tensor] = field(default_factory=dict, init=False)
     _dynamic: dict[tuple[str, int], list[Tensor]] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
@@ -52,15 +54,22 @@ class Rewriter:
         for graph in self.model.graphs():
             for tensor in graph.inputs:
                 self.tensors.setdefault(tensor.name, tensor)
+                self._makers.setdefault(tensor.name, graph)
             for node in graph.nodes:
                 self.nodes[node.name] = node
                 self._homes[id(node)] = graph
+                for tensor in node.outputs:
+                    self._makers.setdefault(tensor.name, graph)
                 for tensor in (*node.inputs, *node.outputs):
                     self.tensors.setdefault(tensor.name, tensor)
 
     def home(self, node: Node) -> Graph:
         """The graph that holds ``node``."""
         return self._homes[id(node)]
+
+    def maker(self, tensor: str) -> Graph:
+        """The graph that makes a tensor or is given it."""
+        return self._makers.get(tensor, self.model.graph)
 
     def unfold(self, weight: str) -> None:
         """Let every remaining reader of ``weight`` read Cast(codes) * scale, which ONNX Runtime folds at load."""
@@ -82,29 +91,38 @@ class Rewriter:
             made.dtype, made.shape = np.dtype(np.float32), list(np.asarray(self.model.values(tensor)).shape)
             self.model.redirect(tensor, made)
 
-    def quantized(self, activation: Activation) -> Tensor:
-        """DequantizeLinear(QuantizeLinear(tensor)), made once per tensor."""
-        name = activation.tensor
-        if name not in self._pairs:
-            parameters = [
-                self.model.constant(f"{name}_scale", np.asarray(activation.scale, np.float32)),
-                self.model.constant(f"{name}_zero", np.asarray(activation.zero_point)),
-            ]
-            self._steps[name] = parameters[0]
+    def quantized(self, activation: Activation, graph: Graph | None = None) -> Tensor:
+        """DequantizeLinear(QuantizeLinear(tensor)), made once per tensor and graph that reads it.
+
+        Args:
+            graph: of the operator that is to fuse with it, which it cannot with a pair in a graph around it; the one
+                that makes the tensor by default.
+        """
+        name, home = activation.tensor, graph or self.maker(activation.tensor)
+        pairs = self._pairs.setdefault(name, {})
+        if id(home) not in pairs:
+            if name not in self._steps:
+                self._steps[name] = [
+                    self.model.constant(f"{name}_scale", np.asarray(activation.scale, np.float32)),
+                    self.model.constant(f"{name}_zero", np.asarray(activation.zero_point)),
+                ]
+            source, parameters = self._replaced.get(name, self.tensors[name]), self._steps[name]
             quantize = self.model.insert(
-                "QuantizeLinear", [self.tensors[name], *parameters], [f"{name}_q"], name=f"{name}_q"
+                "QuantizeLinear", [source, *parameters], [f"{name}_q"], name=f"{name}_q", graph=home
             )
             restore = self.model.insert(
-                "DequantizeLinear", [quantize.outputs[0], *parameters], [f"{name}_dq"], name=f"{name}_dq"
+                "DequantizeLinear", [quantize.outputs[0], *parameters], [f"{name}_dq"], name=f"{name}_dq", graph=home
             )
             restore.outputs[0].dtype = np.dtype(np.float32)
             restore.outputs[0].shape = self.tensors[name].shape
-            self._pairs[name] = restore.outputs[0]
-        return self._pairs[name]
+            pairs[id(home)] = restore.outputs[0]
+        return pairs[id(home)]
 
     def quantize_result(self, activation: Activation) -> None:
         """Every reader of the tensor, and the graph output it may be, gets the quantized form."""
-        self.model.redirect(self.tensors[activation.tensor], self.quantized(activation))
+        pair = self.quantized(activation)
+        self.model.redirect(self.tensors[activation.tensor], pair)
+        self._replaced[activation.tensor] = pair
 
     def dynamic(self, tensor: str, graph: Graph) -> list[Tensor]:
         """[codes, scale, zero point] of DynamicQuantizeLinear(tensor), made once per tensor and graph."""
@@ -122,12 +140,13 @@ class Rewriter:
 
     def read_as(self, tensor: str) -> str:
         """The name of what readers of ``tensor`` really see: its quantized form if anything reads that, or itself."""
-        pair = self._pairs.get(tensor)
-        return str(pair.name) if pair is not None and pair.outputs else tensor
+        pairs = self._pairs.get(tensor, {}).values()
+        return next((str(pair.name) for pair in pairs if pair.outputs), tensor)
 
-    def bias(self, tensor: Tensor, weight: str, activation: Activation) -> Tensor:
-        """The bias [N] as DequantizeLinear(int32, scale of the input times scale of the weight)."""
-        return self._biases.dequantized(tensor, weight, activation, self._steps.get(activation.tensor))
+    def bias(self, tensor: Tensor, weight: str, activation: Activation, graph: Graph | None = None) -> Tensor:
+        """The bias [N] as DequantizeLinear(int32, scale of the input times scale of the weight), in ``graph``."""
+        step = self._steps.get(activation.tensor)
+        return self._biases.dequantized(tensor, weight, activation, step[0] if step else None, graph)
 
     def has_bias(self, name: str) -> bool:
         """Whether the bias called ``name`` can be shifted: it is coded, or a vector of floats that one node reads."""

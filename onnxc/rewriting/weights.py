@@ -13,7 +13,7 @@ from onnxc.codes.floats import PackedFloats, fits_bfloat16
 from onnxc.codes.formats import FLOATS
 from onnxc.codes.sheets import Sheet, emit_together
 from onnxc.encoding import BlockCodes, Codes
-from onnxc.model import Constant, Model, Tensor
+from onnxc.model import Constant, Graph, Model, Tensor
 
 FEW_SCALES = 128  # in a model: their unfolding would take as many bytes as it saves
 
@@ -95,29 +95,37 @@ class CodedWeights:
                 made[name] = self.model.constant(f"{name}_scale", codes.scale)
         return made
 
-    def dequantized(self, weight: str) -> Tensor:
-        """DequantizeLinear of the codes, for operators that fuse with it. Zero points are always written:
-        without them Gemm does not fuse.
+    def dequantized(self, weight: str, graph: Graph | None = None) -> Tensor:
+        """DequantizeLinear of the codes, for operators of ``graph`` that fuse with it. Zero points are always written:
+        without them Gemm does not fuse. In a body it is made again: nothing fuses across its border, while codes and
+        scales may lie outside.
         """
-        if weight not in self._made:
-            self._made[weight] = self.model.insert(
+        key = f"{weight}_dq{self.place(graph)}"
+        if key not in self._made:
+            self._made[key] = self.model.insert(
                 "DequantizeLinear",
                 [self.coded(weight), self.scale(weight), self.scale(weight, "zero")],
                 [f"{weight}_dq"],
                 name=f"{weight}_dq",
+                graph=graph,
                 axis=self.codes[weight].axis,
             ).outputs[0]
-        return self._made[weight]
+        return self._made[key]
 
-    def dequantized_transposed(self, weight: str) -> Tensor:
+    def place(self, graph: Graph | None) -> str:
+        """What tells a body from the main graph in a key."""
+        return "" if graph in (None, self.model.graph) else f" in {id(graph)}"
+
+    def dequantized_transposed(self, weight: str, graph: Graph | None = None) -> Tensor:
         """The same of a matrix [N, K], as [K, N]."""
-        key = f"{weight}_transposed_dq"
+        key = f"{weight}_transposed_dq{self.place(graph)}"
         if key not in self._made:
             self._made[key] = self.model.insert(
                 "DequantizeLinear",
                 [self.transposed(weight), self.scale(weight), self.scale(weight, "zero")],
-                [key],
-                name=key,
+                [f"{weight}_transposed_dq"],
+                name=f"{weight}_transposed_dq",
+                graph=graph,
                 axis=1,
             ).outputs[0]
         return self._made[key]

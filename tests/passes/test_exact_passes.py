@@ -57,6 +57,37 @@ def test_identities_go_and_outputs_keep_their_names() -> None:
     assert [tensor.name for tensor in model.graph.outputs] == ["y", "z"]
 
 
+def test_a_cast_to_the_type_that_is_there_goes_in_branches_too() -> None:
+    model = model_of(
+        "g (float[2,8] x, bool c) => (float[2,8] y) "
+        "{ y = If(c) <then_branch = t () => (float[2,8] u) { a = Exp(x) s = Cast<to: int = 1>(a) u = Neg(s) }, "
+        "else_branch = e () => (float[2,8] v) { b = Cast<to: int = 11>(x) d = Exp(b) v = Cast<to: int = 1>(d) }> }"
+    )
+    assert RemoveIdentities().run(model).changed == 1
+    assert Counter(node.op for node in model.nodes()) == {"If": 1, "Exp": 2, "Neg": 1, "Cast": 2}
+
+
+def test_a_name_of_two_branches_with_two_types_tells_no_type() -> None:
+    model = model_of(
+        "g (float[2,8] x, bool c) => (float[2,8] y) "
+        "{ y = If(c) <then_branch = t () => (float[2,8] u) { a = Exp(x) u = Cast<to: int = 1>(a) }, "
+        "else_branch = e () => (float[2,8] v) { a = Cast<to: int = 11>(x) v = Cast<to: int = 1>(a) }> }"
+    )
+    assert RemoveIdentities().run(model).changed == 0
+
+
+def test_two_branches_that_put_the_same_weight_together_share_it() -> None:
+    part = "{{ p{0}, q{0} = Split<axis: int = 0>(w) r{0} = Concat<axis: int = 0>(q{0}, p{0}) u{0} = MatMul(x, r{0}) }}"
+    model = model_of(
+        "g (float[2,128] x, bool c) => (float[2,8] y) { y = If(c) <then_branch = t () => (float[2,8] u1) "
+        f"{part.format(1)}, else_branch = e () => (float[2,8] u2) {part.format(2)}> }}",
+        w=random(128, 8),
+    )
+    assert FoldConstants().run(model).changed == 4
+    weights = [tensor for graph in model.graphs() for tensor in graph.weights]
+    assert [(tensor.shape, len(tensor.outputs)) for tensor in weights] == [((128, 8), 2)]
+
+
 def test_a_weight_that_is_cut_and_joined_is_folded_a_tied_one_is_not() -> None:
     text = (
         "g (float[2,8] x) => (float[2,8] y) { a, b = Split<axis: int = 0>(w) c = Concat<axis: int = 0>(b, a) "
