@@ -40,6 +40,7 @@ from onnxc.deliver import gate, write
 from onnxc.errors import BudgetError, DataError, ModelError, UsageError
 from onnxc.exactness import Exactness
 from onnxc.file.storage import drop_pages
+from onnxc.frequent import frequent_rows
 from onnxc.judge import Judge
 from onnxc.model import Model, Tensor
 from onnxc.observe import Observations, observe
@@ -303,6 +304,9 @@ def observed(run: Run, model: Model) -> Context:
         sites = [s for s in found if s.kind in kinds]
         floats = [t for s in sites for t in (*s.inputs, s.result) if t.name and found.is_float(t)]
         seen = watched(run, model, sites, floats)
+        if seen.samples:
+            for name, rows in frequent_rows(model, found, run.samples, run.options).items():
+                next(weight for weight in found.weights if weight.name == name).frequent = rows
     elif any(is_image(value) for value in run.samples.take(1)[0].values()):
         convolutions = [s for s in found if s.kind == "convolution"]
         inputs = [s.input for s in convolutions if found.is_float(s.input)]

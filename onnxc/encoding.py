@@ -11,6 +11,7 @@ from math import prod
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxc.codes.exact_rows import exact_bytes
 from onnxc.codes.formats import FLOATS, HALF, INT8, Format
 from onnxc.codes.grids import rounded_up
 from onnxc.codes.layouts import layout_of
@@ -138,4 +139,6 @@ def stored_bytes(weight: Weight, chosen: Format = INT8, *, groups: int = 1) -> i
     if chosen.even:
         zeros = max(weight.zeros, weight.elements * chosen.zeros // 100)
         size = min(size, expected_bytes(weight.elements, zeros, chosen.levels))
+    if chosen != INT8 and weight.frequent is not None:
+        others += exact_bytes(len(weight.frequent), weight.elements // weight.shape[0])
     return size + others

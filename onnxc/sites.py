@@ -14,6 +14,7 @@ from math import prod
 
 import networkx as nx
 import numpy as np
+from numpy.typing import NDArray
 
 from onnxc.codes.waves import Waves
 from onnxc.model import Constant, Graph, Model, Node, Tensor, Variable
@@ -43,12 +44,14 @@ class Weight:
         graph: the graph that holds it (the main graph or a body).
         readers: (node, input index) of every direct reader, in file order.
         channel_axis: the axis along which a scale may vary for every reader that can run in int8, None for one scale.
+        frequent: of a table: the rows that samples ask for again and again, None where nothing is known of that.
     """
 
     tensor: Constant
     graph: Graph
     readers: list[tuple[Node, int]] = field(default_factory=list)
     channel_axis: int | None = None
+    frequent: NDArray[np.int64] | None = None
 
     @property
     def name(self) -> str:

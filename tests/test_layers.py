@@ -38,7 +38,7 @@ LAYERS = """
     pruning factors cost sensitivity refining exactness
     profiling price_file
     convergence loading
-    codes contract coupling owners rewriting encoding observe histograms sites shapes sequential
+    codes contract coupling owners rewriting encoding frequent observe histograms sites shapes sequential
     report reports
     reference
     differences

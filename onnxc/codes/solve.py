@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxc.codes.descent import descend
+from onnxc.codes.exact_rows import PackedRows
 from onnxc.codes.fitting import make_grid
 from onnxc.codes.formats import FULL, INT8, Format
 from onnxc.codes.gptq import Factor, damage, gptq
@@ -82,7 +83,17 @@ def solved(
     if chosen != INT8:
         layout = layout_of(values.shape, axis, groups)
         codes.packed = packed(chosen, grid, digits, layout, native=context.model.opset >= NATIVE_OPSET)
+        if weight.frequent is not None:
+            keep_rows(codes, values, weight.frequent, levels, smallest)
     return codes
+
+
+def keep_rows(codes: Codes, values: Matrix, rows: NDArray[np.int64], levels: int, smallest: Matrix | None) -> None:
+    """``rows`` of a table [rows, ...] become codes of 8 bits, each with a scale for that."""
+    assert codes.packed is not None
+    exact = round_to_nearest(values[rows], 0, levels, None if smallest is None else smallest[rows])
+    codes.values[rows], codes.scale[rows] = exact.values, exact.scale
+    codes.packed = PackedRows(codes.packed, rows, exact.values)
 
 
 def of_waves(
