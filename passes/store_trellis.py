@@ -33,8 +33,8 @@ class StoreTrellis(LossyPass):
     2. 32, 16, 8, 6, 4 or 2 levels: 5, 4, 3, 2.7, 2 or 1 bit. At equal bits the error of normal weights is
        2 to 3 dB below that of even levels, and at 4 bits 2 dB below that of pairs in a codebook.
     3. If it was asked for by name (`--passes store-trellis,...`): a weight takes two to three times as long to load as
-       one of even levels, and the paths of a large table seconds to find, at every plan. EfficientNet-Lite0 got from
-       18.9 to 16.9 % of its bytes, a text recognizer from 14.8 to 16.1: at 13.5 % it took too long to load.
+       one of even levels. EfficientNet-Lite0 got from 18.9 to 16.9 % of its bytes, a text recognizer from 14.8 to
+       16.1: at 13.5 % it took too long to load.
     4. It must not act on vectors, nor where a group has fewer than 16 output channels: paths run along them. Zeros of
        a pruned weight do not stay zeros.
 

@@ -20,6 +20,7 @@ from onnxc.codes.layouts import layout_of
 from onnxc.codes.packing import packed, packed_bytes
 from onnxc.codes.solve import as_groups, estimated, from_groups, solved
 from onnxc.codes.trellis import TrellisGrid, best_paths, union_of
+from onnxc.codes.trellis_scales import scale_of, shared_reach
 from onnxc.encoding import Codes
 from onnxc.errors import RecipeError
 from onnxc.model import Model
@@ -132,6 +133,19 @@ def test_segments_are_whole_words_and_waste_little() -> None:
             count, length = trellis_segment(outputs, levels)
             assert length % word == length % 2 == 0
             assert outputs <= count * length <= max(1.13 * outputs, outputs + 15)
+
+
+@pytest.mark.parametrize("levels", [16, 8, 4])
+def test_one_share_of_their_peaks_serves_all_rows_of_a_table(levels: int) -> None:
+    """Within 0.2 dB of a scale that is searched for each; rows of another size have scales of that size."""
+    matrix = np.random.default_rng(5).standard_normal((1, 256, 1024)).astype(np.float32)
+    matrix *= np.exp2(np.arange(1024) % 5).astype(np.float32)
+    union, importance = union_of(levels, 127), np.ones((1, 256), np.float32)
+    found = []
+    for scale in (scale_of(matrix, levels, union, importance), shared_reach(matrix, levels, union, importance)):
+        grid = TrellisGrid(levels, union, (scale / scale.max()) ** 2)
+        found.append(sqnr(matrix, grid.nearest(matrix / scale[:, None])[1] * scale[:, None]))
+    assert found[0] - 0.2 < found[1] < found[0] + 0.2
 
 
 def test_zeros_cost_nothing_and_far_weights_are_kept() -> None:
