@@ -32,9 +32,8 @@ class StoreTrellis(LossyPass):
     1. Every float32 weight with a scale per output channel, whatever reads it: what it unfolds to is int8.
     2. 32, 16, 8, 6, 4 or 2 levels: 5, 4, 3, 2.7, 2 or 1 bit. At equal bits the error of normal weights is
        2 to 3 dB below that of even levels, and at 4 bits 2 dB below that of pairs in a codebook.
-    3. If it was asked for by name (`--passes store-trellis,...`): a weight takes two to three times as long to load as
-       one of even levels. EfficientNet-Lite0 got from 18.9 to 16.9 % of its bytes, a text recognizer from 14.8 to
-       16.1: at 13.5 % it took too long to load.
+    3. A weight takes two to three times as long to load as one of even levels; the planner weighs that. With a score
+       MiniLM got to 10.5 % of its bytes instead of 13 to 14.6, a text recognizer to 12.2 instead of 14.8.
     4. It must not act on vectors, nor where a group has fewer than 16 output channels: paths run along them. Zeros of
        a pruned weight do not stay zeros.
 
@@ -50,8 +49,6 @@ class StoreTrellis(LossyPass):
         """Candidates for a weight."""
         if self.levels and self.levels not in TRELLISES:
             raise RecipeError(f"{self.name}:levels={self.levels} is not one of {', '.join(map(str, TRELLISES))}")
-        if not context.told and context.recipe.passes is None:
-            return
         reason = refused(weight, context)
         if reason:
             yield Refusal(self.name, weight.name, reason)

@@ -24,11 +24,11 @@ from onnxc.codes.trellis_scales import scale_of, shared_reach
 from onnxc.encoding import Codes
 from onnxc.errors import RecipeError
 from onnxc.model import Model
+from onnxc.observe import Observations
 from onnxc.passes.quantize_static import QuantizeStatic
 from onnxc.passes.store_low_bit import StoreLowBit
 from onnxc.passes.store_trellis import StoreTrellis
 from onnxc.propose import collect
-from onnxc.recipe import Recipe, parse_passes
 from onnxc.rewriting.rewriter import Rewriter
 from onnxc.session import Options, Session
 from tests import trained
@@ -228,13 +228,13 @@ def test_by_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert paths > even + 0.3
 
 
-def test_it_is_offered_by_name() -> None:
+def test_it_is_offered_with_data() -> None:
     """All rates, each in fewer bytes than the one before; 3 bits in fewer than even levels of 3.2."""
     context = trained.context(trained.load("sklearn_mlp"), trained.samples("sklearn_mlp", 32))
-    assert not collect([(StoreTrellis(), False)], context).storage
+    without = replace(context, observations=Observations())
+    assert not collect([(StoreTrellis(), False)], without).storage
     assert len(collect([(StoreTrellis(levels=8), True)], context).storage["coefficient1"]) == 1
-    named = replace(context, recipe=Recipe(passes=parse_passes("store-low-bit,store-trellis")))
-    proposals = collect([(StoreLowBit(), False), (StoreTrellis(), False)], named)
+    proposals = collect([(StoreLowBit(), False), (StoreTrellis(), False)], context)
     found = {each.mode: each.bytes for each in proposals.storage["coefficient1"]}
     sizes = [found[f"trellis{levels}"] for levels in TRELLISES]
     assert sizes == sorted(sizes, reverse=True)
