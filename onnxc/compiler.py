@@ -305,8 +305,11 @@ def observed(run: Run, model: Model) -> Context:
         floats = [t for s in sites for t in (*s.inputs, s.result) if t.name and found.is_float(t)]
         seen = watched(run, model, sites, floats)
         if seen.samples:
-            for name, rows in frequent_rows(model, found, run.samples, run.options).items():
-                next(weight for weight in found.weights if weight.name == name).frequent = rows
+            try:
+                for name, rows in frequent_rows(model, found, run.samples, run.options).items():
+                    next(weight for weight in found.weights if weight.name == name).frequent = rows
+            except (ModelError, DataError) as error:  # rows that are known only inside: all count alike
+                run.notes.append(f"which rows of tables are frequent could not be observed: {error}")
     elif any(is_image(value) for value in run.samples.take(1)[0].values()):
         convolutions = [s for s in found if s.kind == "convolution"]
         inputs = [s.input for s in convolutions if found.is_float(s.input)]

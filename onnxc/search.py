@@ -236,6 +236,13 @@ def bracket(
             break
         candidate = light_enough(problem, aim, weigh)
         if candidate.key in seen:
+            louder = [each.noise for each in unlucky if each.noise > held]
+            if (
+                best is not None and held > 0 and idle and math.isinf(highest) and louder
+            ):  # a doubt that nothing settles
+                highest = min(louder)
+                aim = math.sqrt(held * highest)
+                continue
             if best is not None and held > 0 and idle:
                 break
             idle, aim = idle + 1, aim * FEWER

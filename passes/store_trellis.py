@@ -24,6 +24,8 @@ from onnxc.sites import Weight
 from .store_codebook import groups_of
 from .store_low_bit import refused
 
+LEAST = 1 << 17  # numbers that a weight has
+
 
 @dataclass(frozen=True)
 class StoreTrellis(LossyPass):
@@ -33,7 +35,9 @@ class StoreTrellis(LossyPass):
     2. 32, 16, 8, 6, 4 or 2 levels: 5, 4, 3, 2.7, 2 or 1 bit. At equal bits the error of normal weights is
        2 to 3 dB below that of even levels, and at 4 bits 2 dB below that of pairs in a codebook.
     3. A weight takes two to three times as long to load as one of even levels; the planner weighs that. With a score
-       MiniLM got to 10.5 % of its bytes instead of 13 to 14.6, a text recognizer to 12.2 instead of 14.8.
+       MiniLM got to 10.5 % of its bytes instead of 13 to 14.6, a text recognizer to 12.2 instead of 14.8. Unless it was
+       asked for by name only weights of 131,072 numbers or more: a smaller one saves less than three kilobytes more
+       than other formats do, which its nodes take.
     4. It must not act on vectors, nor where a group has fewer than 16 output channels: paths run along them. Zeros of
        a pruned weight do not stay zeros.
 
@@ -50,6 +54,8 @@ class StoreTrellis(LossyPass):
         if self.levels and self.levels not in TRELLISES:
             raise RecipeError(f"{self.name}:levels={self.levels} is not one of {', '.join(map(str, TRELLISES))}")
         reason = refused(weight, context)
+        if not reason and weight.elements < LEAST and not context.told and context.recipe.passes is None:
+            reason = "too small for a trellis to save more than its nodes take"
         if reason:
             yield Refusal(self.name, weight.name, reason)
             return
