@@ -25,6 +25,7 @@ from onnxc.encoding import Codes
 from onnxc.errors import RecipeError
 from onnxc.model import Model
 from onnxc.observe import Observations
+from onnxc.passes import store_trellis
 from onnxc.passes.quantize_static import QuantizeStatic
 from onnxc.passes.store_low_bit import StoreLowBit
 from onnxc.passes.store_trellis import StoreTrellis
@@ -228,12 +229,15 @@ def test_by_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert paths > even + 0.3
 
 
-def test_it_is_offered_with_data() -> None:
-    """All rates, each in fewer bytes than the one before; 3 bits in fewer than even levels of 3.2."""
+def test_it_is_offered_with_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All rates, each in fewer bytes than the one before; 3 bits in fewer than even levels of 3.2; large weights only."""
     context = trained.context(trained.load("sklearn_mlp"), trained.samples("sklearn_mlp", 32))
     without = replace(context, observations=Observations())
     assert not collect([(StoreTrellis(), False)], without).storage
     assert len(collect([(StoreTrellis(levels=8), True)], context).storage["coefficient1"]) == 1
+    refused = {each.reason for each in collect([(StoreTrellis(), False)], context).refusals}
+    assert "too small for a trellis to save more than its nodes take" in refused
+    monkeypatch.setattr(store_trellis, "LEAST", 1)
     proposals = collect([(StoreLowBit(), False), (StoreTrellis(), False)], context)
     found = {each.mode: each.bytes for each in proposals.storage["coefficient1"]}
     sizes = [found[f"trellis{levels}"] for levels in TRELLISES]

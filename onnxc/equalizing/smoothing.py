@@ -51,6 +51,7 @@ WORTH = 0.97  # of the error without factors: a smaller gain is no reason to tou
 CONVINCING = 0.8  # the same of the whole model's outputs: the best of several choices on few samples flatters itself
 QUIETEST = 0.25  # of the median channel: a channel that was quieter in these samples need not be so in others
 LARGEST_FACTOR = 2.0**12
+LARGEST_VALUE = 1e12  # of activations and weights that factors are found for
 
 Matrix = NDArray[np.float32]
 Vector = NDArray[np.float64]
@@ -137,7 +138,7 @@ class Bench:
         assert context.samples is not None
         half, rest = halves(context.samples, MOST if quick else len(context.samples))
         self.half, other = (seam_ranges(context, self.seams, each) for each in (half, rest))
-        self.seams = [seam for seam in self.seams if seam.name in self.half]  # a body may not run on these samples
+        self.seams = [seam for seam in self.seams if ordinary(seam, self.half)]
         self.ranges = {
             name: (np.minimum(low, other[name][0]), np.maximum(high, other[name][1])) if name in other else (low, high)
             for name, (low, high) in self.half.items()
@@ -278,6 +279,20 @@ def matrix_of(site: Site, values: Matrix) -> Matrix:
     if site.operator == "Conv":
         return np.ascontiguousarray(values.reshape(len(values), -1).T)
     return np.ascontiguousarray(values.T if site.node.attrs.get("transB", 0) else values)
+
+
+def ordinary(seam: Seam, ranges: Ranges) -> bool:
+    """Whether a seam was seen, which one in a body may not be, and no value of it or of what reads it overflows when
+    multiplied.
+    """
+    if seam.name not in ranges:
+        return False
+    weights = [np.asarray(site.weight.tensor.values) for site in seam.sites if site.weight is not None]
+    extremes = [
+        *ranges[seam.name],
+        *(each for weight in weights if weight.size for each in (weight.min(), weight.max())),
+    ]
+    return all(bool((np.abs(each) < LARGEST_VALUE).all()) for each in extremes)
 
 
 def known(site: Site, seen: Observations) -> bool:
