@@ -230,7 +230,7 @@ def test_by_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_it_is_offered_with_data(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All rates, each in fewer bytes than the one before; 3 bits in fewer than even levels of 3.2; large weights only."""
+    """All rates, each in fewer bytes than the one before; 3 bits in fewer than 3.2; large weights only."""
     context = trained.context(trained.load("sklearn_mlp"), trained.samples("sklearn_mlp", 32))
     without = replace(context, observations=Observations())
     assert not collect([(StoreTrellis(), False)], without).storage
