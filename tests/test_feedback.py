@@ -135,3 +135,20 @@ def test_what_nothing_reads_any_more_is_not_what_readers_see() -> None:
     loaded.redirect(rewriter.tensors["m"], pair)
     assert rewriter.read_as("m") == pair.name == "m_dq"
     assert rewriter.read_as("x") == "x"
+
+
+def test_a_value_that_was_cut_off_is_not_spread_over_other_rows() -> None:
+    """One token of a sample has one huge value: what a range cuts off of it stays lost, and all else stays right."""
+    rng, met = np.random.default_rng(0), Met()
+    weight = rng.standard_normal((1, 32, 16)).astype(np.float32)
+    for _ in range(16):
+        before = rng.standard_normal((24, 1, 32)).astype(np.float32)
+        before[0, 0, 3] = 200.0
+        now = before + np.float32(0.01) * rng.standard_normal(before.shape).astype(np.float32)
+        now[0, 0, 3] = 5.0
+        met.add(now, before)
+    met.flush()
+    assert np.abs(met.shift(weight, weight)).max() < 0.01 * np.abs(weight).max()
+    assert np.abs(compensated(weight, met, centre=True) - weight).max() < 0.01
+    steps = np.diagonal(met.moments(centre=False)[0])
+    assert steps[3] > 1.5 * np.median(steps), "the value still counts among what meets the weight"
