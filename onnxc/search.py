@@ -30,6 +30,7 @@ FIRST = 4.0  # where a score decides, it mostly does before the SQNR floor: the 
 SURPRISED = 0.5  # exponent of how many times louder a plan was than predicted, by which the next one is planned quieter
 LOST = 0.4  # noise over signal that says no more than that it is too much
 NEAR, BESIDE = 2.0, (1.2, 1.45, 1.1, 0.9)  # times the allowed drop; of the noise of a plan that missed by so little
+DOUBTFUL = 3.0  # times the allowed drop, up to which a first miss may be bad luck
 DOUBT = 1.7  # times the noise of a plan whose score fell too far by little: the next one tells whether by chance
 MUCH_FASTER = 1.3  # what makes another try within the limits worth it
 LAST_TRIES = (0.4, 0.15)  # of the allowed noise, where every plan was too loud
@@ -291,7 +292,7 @@ def by_luck(trial: Trial, before: Sequence[Trial]) -> bool:
     """Whether a score that fell too far by little may be bad luck: it is the first one, or fell no further than that of
     a plan ``before`` it with less noise.
     """
-    if trial.score is None or trial.excess > NEAR:
+    if trial.score is None or trial.excess > DOUBTFUL:
         return False
     return not before or (trial.noise > before[-1].noise and trial.excess <= before[-1].excess)
 
