@@ -115,6 +115,8 @@ class Format:
         if self.trellis:
             rows = (0.65 if self.levels in DOUBLED and elements >= LARGE else 1.0) / TRELLISES[self.levels]
             return PIECE_SECONDS + elements * (1.0 + 11.0 * rows + bits_apart(self.levels)) * 1e-9
+        if self.levels in PLANES and elements >= LARGE:  # floats of all codes at once, several times over
+            return PIECE_SECONDS + elements * 25e-9
         return PIECE_SECONDS + elements * (6.5e-9 if self.block or self.levels in PLANES else 3.5e-9)
 
     @property
