@@ -6,9 +6,8 @@ model: every tensor by another rule, then the loudest tensors one by one.
 
 Of many choices on few samples the best one flatters itself. On 16 samples of a residual network the ranges chosen so
 are 3 dB better than those by squared error, and 3 dB worse on others. So a choice has to convince: its gain has to be
-a share of the noise, and many times the chance that the samples' own differences leave. And a sentence encoder has one
-huge value in each of three layers, by which attention finds where to rest: any one may be cut off, but not all of them.
-So what was chosen one by one is held together against what was before, without the narrowest ranges too.
+a share of the noise, and many times the chance that the samples' own differences leave. What was chosen one by one is
+held together against what was before, from runs that are kept back for that: errors of neighbours may add up.
 """
 
 from __future__ import annotations
@@ -34,7 +33,6 @@ MOST, SMALL = 16, 0.02  # tensors tried alone, and the share of all noise below 
 FEW, FINALISTS = 4, 3  # samples on which ranges are tried, and how many of them are then held against all samples
 GAIN, CLEAR = 0.97, 0.5  # of the noise, and with too few samples to tell
 SURE, SURER = 2.0, 3.0  # standard errors of a gain: of one of a few rules, of one of many ranges
-KEPT = (1.0, 0.75, 0.5, 0.25)  # of the new ranges, the narrowest left out: what is tried together
 FEWEST = 4  # samples that tell how sure a gain is
 
 
@@ -88,7 +86,7 @@ def refine(
         ranges: histograms of the tensors.
         samples: of the bench; runs: how many runs of one sample may be spent.
     """
-    purse = Purse(runs - len(KEPT) * samples if runs > 2 * len(KEPT) * samples else runs)
+    purse = Purse(runs - samples)
     current = {activation.tensor: activation for activation in activations}
     start = dict(current)
 
@@ -117,29 +115,9 @@ def refine(
         if noise[name] < SMALL * sum(noise.values()) or better is None:
             break
         chosen[name] = better
-    if chosen != current and least is not None:  # each was tried alone: together they may take all of the answer
-        purse.runs += len(KEPT) * samples
-        narrow = sorted(
-            (name for name in chosen if chosen[name] != current[name]),
-            key=lambda n: width(chosen[n]) / width(current[n]),
-        )
-        best, lowest = current, float(least.sum(0).max())
-        for share in KEPT:
-            back = narrow[: round((1 - share) * len(narrow))]
-            tried = chosen | {name: current[name] for name in back}
-            if not purse.pays(samples):
-                break
-            if (total := float(bench.errors(together(tried)).sum(0).max())) < lowest:
-                best, lowest = tried, total
-        current = best
-    elif least is None:
+    if least is None or (chosen != current and bench.errors(together(chosen)).sum(0).max() < least.sum(0).max()):
         current = chosen
     return {name: (each.low, each.high) for name, each in current.items() if each != start[name]}
-
-
-def width(activation: Activation) -> float:
-    """Of a range."""
-    return max(activation.high - activation.low, 1e-30)
 
 
 def best_alone(
