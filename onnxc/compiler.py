@@ -260,7 +260,7 @@ def planned(
     """``model``, of which the float form is ``lead`` times as fast as the original and makes the noise ``before``,
     planned; of its trials at most so many go to the gate.
     """
-    notes, drops = list(run.notes), list(run.judge.drops)
+    notes, drops, failed = list(run.notes), list(run.judge.drops), run.judge.failed
     while True:
         planning = proposed(run, model)
         planning.shaped(lead, before)
@@ -273,7 +273,7 @@ def planned(
             done = gate(run.judge, trials, run.prices, stamp, run.say, told=told, patient=patient, measured=here)
         except OutdatedError:  # with nothing remembered it is not raised again
             planning.memory.forget()
-            run.notes[:], run.judge.drops = notes, drops
+            run.notes[:], run.judge.drops, run.judge.failed = list(notes), list(drops), failed
             continue
         return Planned(planning, done)
 

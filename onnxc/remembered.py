@@ -7,7 +7,7 @@ like any other: the search goes the same way again by figures alone, and only wh
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 
 from onnxc.price_file import Finding, PriceFile
 from onnxc.problem import Plan
@@ -48,13 +48,13 @@ class Memory:
     """
 
     prices: PriceFile
-    about: Sequence[str] | None = field(default=None)
+    about: Sequence[str] | None = None
 
     def recall(self, plan: Plan) -> Figures | None:
         """What ``plan`` measured; None where that is not known."""
         if self.about is None:
             return None
-        found = self.prices.known(WHAT, *self.about, repr(plan.key))
+        found = self.prices.known(WHAT, *self.about, *parts(plan))
         if found is None:
             return None
         quality = dict(found["quality"])
@@ -65,8 +65,14 @@ class Memory:
         """Remember the figures of ``trial``, whose file has ``size`` bytes."""
         if self.about is not None and trial.quality.problem is None:
             figures: Finding = {"quality": asdict(trial.quality), "score": trial.score, "bytes": size}
-            self.prices.keep(WHAT, *self.about, repr(trial.plan.key), finding={**figures, "notes": list(trial.notes)})
+            finding = {**figures, "notes": list(trial.notes)}
+            self.prices.keep(WHAT, *self.about, *parts(trial.plan), finding=finding)
 
     def forget(self) -> None:
         """Every figure of a trial, of whatever model."""
         self.prices.forget(WHAT)
+
+
+def parts(plan: Plan) -> tuple[str, str]:
+    """What tells a plan from others: its choices, and the ranges of what it quantizes."""
+    return repr(plan.key), repr([(name, way.reads, way.writes) for name, way in sorted(plan.compute.items())])

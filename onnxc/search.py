@@ -238,13 +238,12 @@ def bracket(
         candidate = light_enough(problem, aim, weigh)
         if candidate.key in seen:
             louder = [each.noise for each in unlucky if each.noise > held]
-            if (
-                best is not None and held > 0 and idle and math.isinf(highest) and louder
-            ):  # a doubt that nothing settles
+            closed = best is not None and held > 0 and idle
+            if closed and louder and math.isinf(highest):  # a doubt that nothing settled
                 highest = min(louder)
                 aim = math.sqrt(held * highest)
                 continue
-            if best is not None and held > 0 and idle:
+            if closed:
                 break
             idle, aim = idle + 1, aim * FEWER
             continue

@@ -70,8 +70,6 @@ class SmoothActivations(StructuralPass):
 
 def with_products(context: Context, level: Level | None) -> Level | None:
     """``level``, or where there is none the model as it is, with multiplications where those pay."""
-    if context.samples is None or context.samples.generated or not context.observations.samples:
-        return level
     if level is not None:
         context = replace(context, model=level.model, sites=find(level.model, context.target))
     found = inserted(context)

@@ -12,6 +12,7 @@ import pytest
 from onnx import ModelProto, numpy_helper
 
 from onnxc import Budget, optimize
+from onnxc.codes.exact_rows import PackedRows
 from onnxc.codes.fitting import make_grid
 from onnxc.codes.formats import Format, parse_format
 from onnxc.codes.moments import Factors
@@ -99,7 +100,8 @@ def test_frequent_rows_unfold_to_8_bits_and_cost_what_is_said(form: str) -> None
     assert table.frequent is not None
     zeros = np.zeros((WORDS, WIDTH), np.float32)
     sizes = []
-    for packed in (codes, replace(codes, packed=codes.packed.others)):  # type: ignore[union-attr]
+    assert isinstance(codes.packed, PackedRows)
+    for packed in (codes, replace(codes, packed=codes.packed.others)):
         loaded = Model.load(model([node("Add", "x w", "y")], {"x": zeros.shape}, {"y": zeros.shape}, {"w": zeros}))
         rewriter = Rewriter(loaded, {"w": packed})
         rewriter.unfold("w")

@@ -38,7 +38,12 @@ def trellis_grid(
         scale = np.concatenate([scale_of(matrix[:, :, part], levels, union, importance) for part in parts(matrix)], 1)
     scale = np.maximum(scale, np.float32(max(LEAST * float(scale.max(initial=0.0)), 1e-20)))
     scale = rounded_up(scale if smallest is None else np.maximum(scale, smallest))
-    return TrellisGrid(levels, union, (scale / scale.max(initial=np.float32(1e-20))) ** 2), scale
+    return grid_of(levels, union, scale), scale
+
+
+def grid_of(levels: int, union: NDArray[np.int8], scale: Matrix) -> TrellisGrid:
+    """The grid on which errors count as the squares of scales [G, N]."""
+    return TrellisGrid(levels, union, (scale / max(float(scale.max(initial=0.0)), 1e-20)) ** 2)
 
 
 def scale_of(matrix: Matrix, levels: int, union: NDArray[np.int8], importance: Matrix) -> Matrix:
@@ -46,7 +51,7 @@ def scale_of(matrix: Matrix, levels: int, union: NDArray[np.int8], importance: M
     peak = np.maximum(np.abs(matrix).max(1), np.float32(1e-20))
     deviation = peak * np.sqrt(((matrix / peak[:, None]) ** 2).mean(1))
     spread = np.maximum(deviation, LEAST * deviation.max(initial=np.float32(0.0)))
-    grid = TrellisGrid(levels, union, (spread / max(float(spread.max(initial=0.0)), 1e-20)) ** 2)
+    grid = grid_of(levels, union, spread)
     usual = 1.35 * NormalDist().inv_cdf(1 - 0.25 / levels) / float(union[-1])
     normal = np.asarray(np.maximum(deviation, np.float32(1e-20)) * np.float32(usual), np.float32)
     furthest = np.maximum(peak / (normal * float(union[-1]) * REACHES[-1]), 1.0)
@@ -69,7 +74,6 @@ def shared_reach(matrix: Matrix, levels: int, union: NDArray[np.int8], importanc
     errors = []
     for share in SHARES:
         scale = usual * np.float32(share)
-        grid = TrellisGrid(levels, union, (scale / scale.max(initial=np.float32(1e-20))) ** 2)
-        lost = seen - grid.nearest(seen / scale[:, None], closed=False)[1] * scale[:, None]
+        lost = seen - grid_of(levels, union, scale).nearest(seen / scale[:, None], closed=False)[1] * scale[:, None]
         errors.append(float((importance * np.square(lost, dtype=np.float64).sum(2)).sum()))
     return np.asarray(peak * np.float32(SHARES[int(np.argmin(errors))]))

@@ -17,8 +17,9 @@ from __future__ import annotations
 import numpy as np
 
 from onnxc.contract.context import Context
+from onnxc.equalizing.readers import Vector
 from onnxc.equalizing.scaling import Seam, as_rows
-from onnxc.equalizing.smoothing import CONVINCING, FEWEST, Bench, Vector
+from onnxc.equalizing.smoothing import CONVINCING, FEWEST, Bench, telling_data
 from onnxc.model import Model
 
 GAIN = 0.7  # of the error of rounding one tensor: what a multiplication in front of its readers must bring
@@ -28,8 +29,8 @@ LEAST_ROOM = 0.05  # of the allowed noise: where activations alone take all of i
 
 def inserted(context: Context) -> tuple[Model, str] | None:
     """``context.model`` with multiplications where they pay, and what was done; None where none do."""
-    assert context.samples is not None
-    if len(context.samples) < FEWEST:
+    samples = telling_data(context)
+    if samples is None or len(samples) < FEWEST:
         return None
     bench = Bench(context, "activations", bits=4, block=0, insert=True, quick=True, only=linear_alone)
     gaining = {seam.name for seam in bench.seams if rounding(bench, seam, TYPICAL) < GAIN}

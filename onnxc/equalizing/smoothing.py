@@ -29,7 +29,8 @@ from onnxc.contract.context import Context
 from onnxc.contract.passes import Level
 from onnxc.data import Calibration, Sample
 from onnxc.equalizing.equalization import Ranges, seam_ranges, told_reasons, within_clips
-from onnxc.equalizing.scaling import Seam, as_rows, input_channels, input_order
+from onnxc.equalizing.readers import Outputs, Vector, blockwise, matrix_of, per_output, stored_as
+from onnxc.equalizing.scaling import Seam, input_channels
 from onnxc.equalizing.seams import seams
 from onnxc.model import Model
 from onnxc.observe import Observations
@@ -41,7 +42,6 @@ from onnxc.sites import Site, find
 Aim = Literal["activations", "weights"]
 ALPHAS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # per tensor
 GLOBAL_ALPHAS = {"activations": (0.35, 0.5, 0.65, 0.8, 0.9, 1.0), "weights": (0.25, 0.5, 0.75)}
-ROWS = 192  # of the sampled rows, on which choices are compared
 QUICK_ALPHAS = (0.5, 0.65, 0.8)  # where nobody asked for factors by name
 MOST = 48  # samples that the factors come from there
 COARSE, SPOILED = 4, 1.1  # bits of weights that may suffer from factors for activations, and by how much
@@ -52,9 +52,6 @@ CONVINCING = 0.8  # the same of the whole model's outputs: the best of several c
 QUIETEST = 0.25  # of the median channel: a channel that was quieter in these samples need not be so in others
 LARGEST_FACTOR = 2.0**12
 LARGEST_VALUE = 1e12  # of activations and weights that factors are found for
-
-Matrix = NDArray[np.float32]
-Vector = NDArray[np.float64]
 
 
 def smoothed(
@@ -76,7 +73,7 @@ def smoothed(
         insert: where nothing before a tensor takes the factors, multiply by them in front of its readers.
         quick: try fewer alphas, with factors from fewer samples.
     """
-    if context.samples is None or context.samples.generated or not context.observations.samples:
+    if telling_data(context) is None:
         return None
     bench = Bench(context, aim, bits, block, insert, quick=quick)
     if not bench.judges:
@@ -90,6 +87,12 @@ def smoothed(
     model = bench.applied(best)[0]
     model.tidy()
     return Level(model, f"{len(best)} tensors scaled for {aim}, {said}", tuple(told_reasons(bench.reasons)))
+
+
+def telling_data(context: Context) -> Calibration | None:
+    """The calibration data that factors come from, None where there is none."""
+    samples = context.samples
+    return None if samples is None or samples.generated or not context.observations.samples else samples
 
 
 @dataclass(frozen=True)
@@ -274,13 +277,6 @@ def round_inputs(rewriter: Rewriter, seam: Seam, limits: tuple[float, float], le
         site.weight.tensor.values = stored_as(site, matrix, values.shape)
 
 
-def matrix_of(site: Site, values: Matrix) -> Matrix:
-    """The weight of a site as [K, N]; K holds the kernel positions of a convolution."""
-    if site.operator == "Conv":
-        return np.ascontiguousarray(values.reshape(len(values), -1).T)
-    return np.ascontiguousarray(values.T if site.node.attrs.get("transB", 0) else values)
-
-
 def ordinary(seam: Seam, ranges: Ranges) -> bool:
     """Whether a seam was seen, which one in a body may not be, and no value of it or of what reads it overflows when
     multiplied.
@@ -319,84 +315,3 @@ def factors_of(judge: Outputs, magnitude: Vector, alpha: float, aim: Aim) -> Vec
         found = found / weight[usable] ** (1 - alpha)
     factors[usable] = found / np.exp(np.log(found).mean())
     return np.clip(factors, 1 / LARGEST_FACTOR, LARGEST_FACTOR)
-
-
-def stored_as(site: Site, matrix: Matrix, shape: tuple[int, ...]) -> Matrix:
-    """A matrix [K, N] in the shape of the site's weight: the way back from ``matrix_of``."""
-    transposed = site.operator == "Conv" or site.node.attrs.get("transB", 0)
-    return np.ascontiguousarray(matrix.T if transposed else matrix).reshape(shape)
-
-
-class Outputs:
-    """The error of a seam's readers for any factors, on sampled input rows.
-
-    Args:
-        seam: the tensor and its readers; their weights are taken as they are now.
-        seen: sampled rows [R, K] of the readers.
-        bits, block: what the weights are rounded to.
-    """
-
-    def __init__(self, seam: Seam, seen: Observations, bits: int, block: int) -> None:
-        self.seam, self.bits, self.block = seam, bits, block
-        self.parts: list[tuple[Matrix, Matrix, NDArray[np.intp], float]] = []
-        for site in seam.sites:
-            assert site.weight is not None
-            values = np.asarray(site.weight.tensor.values, np.float32)
-            rows = seen.rows_of(site)
-            if rows is None:  # depthwise: its own scale makes any factor free
-                continue
-            rows = rows[:: -(-len(rows) // ROWS)]
-            order = np.broadcast_to(input_order(site, seam.channels), values.shape)
-            matrix = matrix_of(site, values)
-            if site.operator == "Conv":
-                channel = order[0].reshape(-1)
-            else:
-                channel = order[0] if site.node.attrs.get("transB", 0) else order[:, 0]
-            signal = float(((rows @ matrix).astype(np.float64) ** 2).sum())
-            self.parts.append((rows, matrix, channel, max(signal, 1e-30)))
-
-    def weight_magnitude(self) -> Vector:
-        """The largest |W| of every input channel over all readers."""
-        found = np.zeros(self.seam.channels)
-        for site in self.seam.sites:
-            assert site.weight is not None
-            found = np.maximum(found, np.abs(as_rows(site, np.asarray(site.weight.tensor.values))).max(1))
-        return found
-
-    def mean_magnitude(self) -> Vector:
-        """The mean |x| of every channel over the sampled rows; 1 where there are none."""
-        total, count = np.zeros(self.seam.channels), np.zeros(self.seam.channels)
-        for rows, _, channel, _ in self.parts:
-            np.add.at(total, channel, np.abs(rows).mean(0))
-            np.add.at(count, channel, 1.0)
-        return np.where(count > 0, total / np.maximum(count, 1), 1.0)
-
-    def error(self, factors: Vector) -> float:
-        """Noise over signal of the readers' outputs on few-bit weights, summed over the readers."""
-        total = 0.0
-        for rows, matrix, channel, signal in self.parts:
-            scale = factors[channel].astype(np.float32)
-            weight = matrix * scale[:, None]
-            lost = blockwise(weight, self.bits, self.block) - weight
-            error = np.asarray(rows @ (lost / scale[:, None]), np.float32)
-            total += float((error.astype(np.float64) ** 2).sum()) / signal
-        return total
-
-
-def per_output(weight: Matrix, levels: int) -> Matrix:
-    """A matrix [K, N] rounded to nearest, one scale per output."""
-    step = np.maximum(np.abs(weight).max(0) / np.float32(levels), np.float32(1e-30))
-    return np.asarray(np.rint(weight / step) * step, np.float32)
-
-
-def blockwise(weight: Matrix, bits: int, block: int) -> Matrix:
-    """A matrix [K, N] rounded to ``bits``, asymmetric, one scale and zero for ``block`` inputs of an output."""
-    depth, outputs = weight.shape
-    size = min(block, depth) if block else depth
-    padded = np.pad(weight, ((0, -depth % size), (0, 0))).reshape(-1, size, outputs)
-    low, high = np.minimum(padded.min(1, keepdims=True), 0), np.maximum(padded.max(1, keepdims=True), 0)
-    top = np.float32(2**bits - 1)
-    step = np.maximum((high - low) / top, np.float32(1e-30))
-    zero = np.rint(-low / step)
-    rounded = (np.clip(np.rint(padded / step) + zero, 0, top) - zero) * step
-    return np.asarray(rounded.reshape(-1, outputs)[:depth], np.float32)

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from onnxc.contract.passes import Level
+from onnxc.equalizing.readers import blockwise, matrix_of, stored_as
 from onnxc.equalizing.seams import seams
-from onnxc.equalizing.smoothing import blockwise, matrix_of, stored_as
 from onnxc.model import Model
 from onnxc.passes.smooth_activations import SmoothActivations
 from onnxc.session import Session
