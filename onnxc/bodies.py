@@ -41,6 +41,16 @@ def in_branches(path: Path) -> bool:
     return all(node.op == "If" for node, _ in path)
 
 
+def run_once(model: Model) -> set[Node]:
+    """The nodes that a run takes at most once, whose values can be followed: all but those in loops."""
+    found, stack = set[Node](), list(model.graph.nodes)
+    while stack:
+        node = stack.pop()
+        found.add(node)
+        stack += [inner for branch in (node.bodies() if node.op == "If" else ()) for inner in branch.nodes]
+    return found
+
+
 def at_once(graph: Graph, sizes: Mapping[str, int]) -> int:
     """The sum of ``sizes``, by tensor name, over what one run makes at most: of an If that is its larger branch."""
     made = (t.name for node in graph.nodes for t in node.outputs)

@@ -26,7 +26,7 @@ from onnxc.model import Model
 from onnxc.problem import Plan
 from onnxc.pruning.jobs import observable, own_bias, reading_of
 from onnxc.rewriting.rewriter import Rewriter
-from onnxc.sequential import Reading, Walk, run_once, stages
+from onnxc.sequential import Reading, Walk, stages
 from onnxc.sites import Site
 from onnxc.written import written
 
@@ -125,7 +125,7 @@ def solve(plan: Plan, context: Context, coder: Coder) -> Solved:
 def units_of(plan: Plan, context: Context, samples: Fitted) -> dict[str, Unit]:
     """Weight name -> unit, of the weights of ``plan`` whose inputs can be seen."""
     units: dict[str, Unit] = {}
-    once = run_once(context.model)  # in a loop its own errors come back to a weight
+    once = context.sites.once  # in a loop its own errors come back to a weight
     quota = -(-ROWS // max(len(samples), 1))
     for weight in context.sites.weights:
         sites = [site for site in context.sites if site.weight is weight]

@@ -316,16 +316,6 @@ def stages(model: Model, sites: Mapping[str, Sequence[str]]) -> list[list[str]]:
     return [stage for stage in found if stage]
 
 
-def run_once(model: Model) -> set[Node]:
-    """The nodes that a run takes at most once, of which a Walk knows the values: all but those in loops."""
-    found, stack = set[Node](), list(model.graph.nodes)
-    while stack:
-        node = stack.pop()
-        found.add(node)
-        stack += [inner for branch in (node.bodies() if node.op == "If" else ()) for inner in branch.nodes]
-    return found
-
-
 def with_branches(nodes: Iterable[Node]) -> Iterator[Node]:
     """``nodes``, those in the branches of an If before it: what it gives depends on them."""
     for node in nodes:

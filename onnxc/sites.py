@@ -16,6 +16,7 @@ import networkx as nx
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxc.bodies import run_once
 from onnxc.codes.waves import Waves
 from onnxc.model import Constant, Graph, Model, Node, Tensor, Variable
 from onnxc.shapes import TensorType, infer
@@ -131,11 +132,16 @@ class Site:
 
 @dataclass(eq=False)
 class Sites:
-    """Everything that can be compressed in one model."""
+    """Everything that can be compressed in one model.
+
+    Attributes:
+        once: nodes that a run takes at most once.
+    """
 
     weights: list[Weight]
     sites: list[Site]
     types: dict[str, TensorType] = field(default_factory=dict)
+    once: set[Node] = field(default_factory=set)
 
     def is_float(self, tensor: Tensor) -> bool:
         """Whether ``tensor`` is known to hold float32."""
@@ -239,7 +245,7 @@ def find(model: Model, target: Target) -> Sites:
             if site is not None:
                 sites.append(site)
     types = infer(model)
-    return Sites(list(weights.values()), islanded(sites, types), types)
+    return Sites(list(weights.values()), islanded(sites, types), types, run_once(model))
 
 
 def islanded(sites: list[Site], types: dict[str, TensorType]) -> list[Site]:

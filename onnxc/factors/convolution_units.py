@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxc.bodies import run_once
 from onnxc.factors import low_rank
 from onnxc.factors.common import Met, constant, met, placed, posed
 from onnxc.factors.convolutions import Form, Kernel, Ranks, Way
@@ -18,7 +19,6 @@ from onnxc.factors.kernel_rank import Spatial, Tucker, damage, kernel_of, lost, 
 from onnxc.factors.low_rank import rounded
 from onnxc.factors.units import Job, Stats, Unit
 from onnxc.model import Constant, Model
-from onnxc.sequential import run_once
 from onnxc.targets import Target
 
 Array = NDArray[np.float64]

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from onnxc.contract.context import Context
 from onnxc.factors.common import own_bias, quota, unfit
 from onnxc.model import Constant, Model
-from onnxc.sequential import Reading, run_once
+from onnxc.sequential import Reading
 from onnxc.sites import Site, Weight
 from onnxc.windows import Windows, im2col, places
 
@@ -124,7 +124,7 @@ def understood(weight: Weight, context: Context) -> Kernel | str | None:
     if refused is not None:
         return refused
     bias = own_bias(sites[0], context) if len(sites) == 1 else None
-    once = run_once(model)
+    once = context.sites.once
     seen = [site for site in sites if site.node in once and site.input.name and not isinstance(site.input, Constant)]
     readings = [reading(site, context) for site in seen]
     return Kernel(weight, sites, readings, groups.pop(), model, bias)

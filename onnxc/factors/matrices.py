@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from onnxc.contract.context import Context
 from onnxc.factors.common import own_bias, quota, unfit
 from onnxc.model import Constant, Model, Node
-from onnxc.sequential import Reading, run_once
+from onnxc.sequential import Reading
 from onnxc.sites import Site, Weight
 
 Array = NDArray[np.float64]
@@ -99,7 +99,7 @@ def understood(weight: Weight, context: Context) -> Matrix | str | None:
     if not linear or len(weight.shape) < 2:
         return None
     sites = {id(site.node): site for site in context.sites}
-    once = run_once(model)
+    once = context.sites.once
     readers: list[Reader] = []
     for node, position in weight.readers:
         found = readers_of(node, position, weight, sites.get(id(node)), context, observed=node in once)
@@ -144,7 +144,7 @@ def readers_of(
         outputs = {id(t) for graph in context.model.graphs() for t in graph.outputs}
         if id(turned) in outputs or any(n.op != "MatMul" or n.inputs[1] is not turned for n in behind):
             return []
-        once = run_once(context.model)
+        once = context.sites.once
         return [linear_reader(n, weight.shape, "transposed", context, None, observed=n in once) for n in behind]
     return []
 

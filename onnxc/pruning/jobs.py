@@ -31,7 +31,7 @@ from onnxc.pruning.masks import (
     survivors,
     ungrouped,
 )
-from onnxc.sequential import Reading, Walk, run_once, stages, statistics
+from onnxc.sequential import Reading, Walk, stages, statistics
 from onnxc.sites import RECURRENT_INPUTS, Site, Weight, matrix_axes
 
 ROWS = 8192  # of inputs that a weight sees, over all samples
@@ -98,7 +98,7 @@ class Job:
             return None
         groups = {int(site.node.attrs.get("group", 1)) for site in sites if site.operator == "Conv"} or {1}
         seen = len(groups) == 1 and len(sites) == len(weight.readers)
-        once = run_once(context.model)
+        once = context.sites.once
         seen = seen and all(site.node in once and observable(site) for site in sites)
         count = len(context.samples) if context.samples is not None else 1
         reading = reading_of(sites[0], -(-ROWS // max(count, 1))) if seen else None
