@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from math import lcm
 
 from onnxc.answers import class_scores
 from onnxc.coder import Coder
@@ -35,17 +37,20 @@ from onnxc.written import written
 # thousand items that were tried, 1.4 and 1.1 % on as many others; a residual network in factors 0.3 and 1.1 %).
 SMALL_SHARE = 0.5
 CHANGED_SCORED = 0.1  # of the answers on samples
-TINY, NEAR = 1e-12, 1e-3
+TINY = 1e-12
+MOST_ITEMS = 20_000  # that scores can be told to count
 
 
-def step(drops: Iterable[float]) -> float:
-    """What one item is worth, as a relative drop: drops that are multiples of the smallest one count items, as do
-    equal ones. 0 where they do not, or too few are known to tell.
+def step(reference: float, scores: Iterable[float]) -> float:
+    """What one item is worth, as a drop relative to the ``reference`` score: scores that are fractions with a common
+    denominator n <= MOST_ITEMS count n items. 0 where they are not, or where no two of them differ.
     """
-    found = sorted(drop for drop in drops if drop > TINY)
-    distinct = [each for index, each in enumerate(found) if index == 0 or each > found[index - 1] * (1 + NEAR)]
-    counts = [each / distinct[0] for each in distinct]
-    return distinct[0] if len(found) > 1 and all(abs(each - round(each)) < NEAR for each in counts) else 0.0
+    found = {reference, *scores}
+    counts = [Fraction(score).limit_denominator(MOST_ITEMS) for score in found]
+    if len(counts) < 2 or any(abs(float(each) - score) > TINY for each, score in zip(counts, found, strict=True)):
+        return 0.0
+    items = lcm(*(each.denominator for each in counts))
+    return 1 / (items * abs(reference)) if items <= MOST_ITEMS else 0.0
 
 
 def luck(item: float, changed: int, judged: int) -> float:
@@ -184,7 +189,8 @@ class Judge:
         allowed = FLOOR_DROP if allowed is None else allowed
         gained = (self.score - score) / abs(self.score)  # also above the original's: luck has no bound there
         self.drops.append((-quality.sqnr_db, gained))
-        likely, item = smoothed(self.drops), step(drop for _, drop in self.drops)
+        known = (self.score - each * abs(self.score) for _, each in self.drops)
+        likely, item = smoothed(self.drops), step(self.score, known)
         left = allowed - luck(item, quality.changed, quality.judged) if item and quality.judged else allowed * share
         bound = max(left, item)
         if drop <= allowed + TINY and (share >= 1 or likely <= bound + TINY):

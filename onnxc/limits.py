@@ -7,10 +7,11 @@ from dataclasses import replace
 
 from onnxc.codes.formats import FLOATS
 from onnxc.planner import plan
-from onnxc.predictions import predicted_noise, stored_bytes, stored_share
+from onnxc.predictions import predicted_loading, predicted_noise, stored_bytes, stored_share
 from onnxc.problem import Plan, Problem
 
 STEP, HALVINGS, LEAST, MOST = 8.0, 4, 1e-9, 1e9  # of the price of what is limited
+ALIKE, QUIETER = 1.01, 10  # of the seconds of a plan, what another may take that is chosen for its noise; tries
 
 
 def fits(problem: Problem, found: Plan) -> bool:
@@ -44,9 +45,14 @@ def better(
 
 
 def worth(problem: Problem, candidate: Plan, others: float = 0.0) -> float:
-    """Predicted bytes, with those of ``others``, times seconds, each as a share of the original's: least is best."""
+    """What is to be least. Nothing limited: predicted bytes, with those of ``others``, times seconds, each as a share
+    of the original's. A limit of size alone: the seconds; of speed alone: the bytes; of both: the noise.
+    """
+    if problem.most_bytes is not None and problem.most_seconds is not None:
+        return candidate.noise
+    time = candidate.seconds / max(problem.prices.total, 1e-9)
     size = stored_share(problem, candidate) + others / (sum(weight.bytes for weight in problem.found.weights) or 1)
-    return size * candidate.seconds / max(problem.prices.total, 1e-9)
+    return time if problem.most_bytes is not None else size if problem.most_seconds is not None else size * time
 
 
 def within(problem: Problem, price: float) -> Plan:
@@ -81,6 +87,24 @@ def within(problem: Problem, price: float) -> Plan:
             low, over = middle, tried
     problem.limited = high
     return filled_up(problem, found, over) if over is not None and fits(problem, found) else found
+
+
+def quietest(problem: Problem, found: Plan) -> Plan:
+    """The least noisy plan that is as good as ``found`` by all that is limited: of a size limit alone one as fast, but
+    for ALIKE, with the bytes that the limit leaves.
+    """
+    if problem.most_bytes is None or problem.most_seconds is not None or not fits(problem, found):
+        return found
+    most, loading = found.seconds * ALIKE, max(predicted_loading(problem, found), problem.most_loading or math.inf)
+    low, high = max(found.price, LEAST), MOST
+    for _ in range(QUIETER):
+        middle = math.sqrt(low * high)
+        tried = within(problem, middle)
+        if fits(problem, tried) and tried.seconds <= most and predicted_loading(problem, tried) <= loading:
+            low, found = middle, min(found, tried, key=lambda each: each.noise)
+        else:
+            high = middle
+    return found
 
 
 def filled_up(problem: Problem, found: Plan, over: Plan) -> Plan:

@@ -22,7 +22,7 @@ from onnxc.contract.candidates import Activation
 from onnxc.contract.context import Context
 from onnxc.contract.passes import LossyPass
 from onnxc.data import Calibration
-from onnxc.deliver import load_allowed, original_load
+from onnxc.deliver import load_allowed, original_load, time_left
 from onnxc.errors import DataError, ModelError
 from onnxc.exactness import file_bytes
 from onnxc.feedback import build_solved, fitted, possible, solve
@@ -50,8 +50,9 @@ RANGES = (
 )  # other choices than least squares
 TIGHT, EXACT = 0.99, 0.999  # of a limit is planned for: estimates are not exact; where plans are weighed
 LIGHTER = 0.85  # of the time to load aimed at, where the best plan took too long
-GRAPH, ARRIVES = 0.6, 1.7  # of the original's load, what a compressed model takes without unfolding; what that takes,
-# beside what its formats say: 40 and 85 ms for an EfficientNet of 18 MB, 130 and 230 ms for a MiniLM of 90 MB
+GRAPH, ARRIVES = 0.6, 1.7  # of the original's load, what a compressed model takes without unfolding, until it is
+# measured; what unfolding takes, beside what its formats say: 40 and 85 ms for an EfficientNet of 18 MB, 130 and 230 ms
+# for a MiniLM of 90 MB
 QUIETER = (1.0, 0.5)  # of the best plan's noise, in plans that load faster
 SOLVING, FEWEST_TRIALS = 60.0, 5  # seconds for solving all plans, and plans that are solved however long it takes
 HEARD_SECONDS = {False: 4.0, True: 2.0}  # for the noise of single roundings: made up samples say less
@@ -161,14 +162,18 @@ class Planning:
                 seen.add(lesser.key)
                 yield self.judged(lesser)
 
-    def loading(self) -> float | None:
-        """Seconds in which weights may unfold at load, so that the file loads in time; None where that is not known."""
+    def loading(self, first: Trial | None = None) -> float | None:
+        """Seconds in which weights may unfold at load, so that the file loads in time; None where that is not known.
+        What else loading takes is measured of the ``first`` plan: integer kernels are made ready at load.
+        """
         judge = self.judge
         if not self.problem.has_small_codes or not self.context.target.measured:
             return None
+        if first is not None and first.model is not NOTHING:
+            unfolding = predicted_loading(self.problem, first.plan)
+            return max(time_left(judge, first.model, self.prices) / ARRIVES + unfolding, 0.0)
         before = original_load(judge, self.prices)
-        allowed = load_allowed(judge.budget.max_load_time, before)
-        return max(allowed - GRAPH * before, 0.0) / ARRIVES
+        return max(load_allowed(judge.budget.max_load_time, before) - GRAPH * before, 0.0) / ARRIVES
 
     @property
     def allowed(self) -> float:
@@ -297,6 +302,7 @@ class Planning:
     def sensitivities(self, first: Trial) -> None:
         """Measure the noise of every rounding alone and better the loudest ranges; ``first`` shows the hard samples."""
         self.say("measuring what each rounding does to the outputs")
+        self.problem.most_loading = self.loading(first)
         self.ranges("", 0.0)
         activations, weights = self.proposals.roundings(self.context)
         formats = sorted((name, self.coder.probed(name)) for name in weights)

@@ -15,7 +15,7 @@ import numpy as np
 from onnx import helper
 
 from onnxc.codes.formats import INT8
-from onnxc.limits import better, fits
+from onnxc.limits import better, fits, quietest
 from onnxc.model import Model
 from onnxc.planner import plan
 from onnxc.predictions import noise_parts, predicted_noise, stored_bytes
@@ -236,7 +236,7 @@ def bracket(
         if len(tried) - before >= trials() or aim < allowed * 1e-6:
             break
         candidate = light_enough(problem, aim, weigh)
-        if candidate.key in seen:
+        if candidate.key in seen or no_gain(problem, candidate, best):
             louder = [each.noise for each in unlucky if each.noise > held]
             closed = best is not None and held > 0 and idle
             if closed and louder and math.isinf(highest):  # a doubt that nothing settled
@@ -279,12 +279,18 @@ def bracket(
 
 def light_enough(problem: Problem, noise: float, weigh: Callable[[Plan], bool]) -> Plan:
     """The best plan of so much noise, found anew as long as its file turns out to be larger than the limit allows."""
-    found = light(problem, noise)
+    found = quietest(problem, light(problem, noise))
     for _ in range(WEIGHINGS):
         if not weigh(found):
             break
-        found = light(problem, noise)
+        found = quietest(problem, light(problem, noise))
     return found
+
+
+def no_gain(problem: Problem, candidate: Plan, best: Trial | None) -> bool:
+    """Whether a plan is within the limits and hardly better than the ``best`` one that is too: not worth a trial."""
+    held = best is not None and fits(problem, best.plan) and fits(problem, candidate)
+    return held and best is not None and not better(problem, candidate, best.plan, CLOSE)
 
 
 def by_luck(trial: Trial, before: Sequence[Trial]) -> bool:

@@ -21,17 +21,38 @@ from onnxc.sensitivity import activation_key
 REPAIRS, LOUDEST = 24, 12
 FULL_ENOUGH, CLOSED = 0.99, 1.02  # of the noise aimed at; ratio of two prices between which plans hardly differ
 DEARER, STEPS = 4.0, 6  # of the price of loading, where a plan would take too long
+CHEAP, HALVINGS = 0.1, 5  # the least price of loading; steps towards the least that makes a plan load in time
 
 
 def light(problem: Problem, noise: float) -> Plan:
-    """As under(), predicted to load in time: seconds of loading get dearer until it is, or STEPS times."""
+    """As under(), predicted to load in time: seconds of loading get dearer until it is, or STEPS times, and no dearer
+    than that takes.
+    """
     found = under(problem, noise)
     for _ in range(STEPS):
         if problem.most_loading is None or predicted_loading(problem, found) <= problem.most_loading:
             break
         problem.load_price *= DEARER
         found = under(problem, noise)
-    return found
+    return unhurried(problem, found, noise)
+
+
+def unhurried(problem: Problem, found: Plan, noise: float) -> Plan:
+    """``found``, or a better plan that loading is cheaper for and that still loads in time."""
+    low, high, most = CHEAP, problem.load_price, problem.most_loading
+    if most is None or high <= low or predicted_loading(problem, found) > most:
+        return found
+    for _ in range(HALVINGS):
+        middle = math.sqrt(low * high)
+        tried = within(replace(problem, load_price=middle), found.price)
+        low, high = (low, middle) if predicted_loading(problem, tried) <= most else (middle, high)
+    if high == problem.load_price:
+        return found
+    slower = under(replace(problem, load_price=high), noise)
+    if predicted_loading(problem, slower) > most or worth(problem, slower) > worth(problem, found):
+        return found
+    problem.load_price = high
+    return slower
 
 
 def under(problem: Problem, noise: float) -> Plan:

@@ -10,18 +10,20 @@ from onnxc.quality import relative_drop
 
 
 @pytest.mark.parametrize(
-    ("scores", "reference", "items"),
+    ("scores", "reference", "right"),
     [
         ([49 / 83, 50 / 83, 51 / 83], 51 / 83, 51),
-        ([48 / 83, 50 / 83, 52 / 83], 51 / 83, 51),  # a better one counts as the original's
-        ([49 / 83, 51 / 83], 51 / 83, 0),  # one difference may be any number of items
+        ([48 / 83, 50 / 83, 52 / 83], 51 / 83, 51),
+        ([49 / 83, 51 / 83], 51 / 83, 51),
+        ([1.0, 1 - 3 / 1184], 1.0, 1184),
+        ([51 / 83], 51 / 83, 0),  # one score is a fraction of many numbers
         ([50 / 83, 50 / 83, 51 / 83], 51 / 83, 51),
-        ([0.5, 0.4931, 0.4887], 0.4973, 0),  # a correlation has no steps
+        ([0.5012871230, 0.4931349172], 0.4973128231, 0),  # a correlation has no steps
     ],
 )
-def test_what_one_item_is_worth(scores: list[float], reference: float, items: int) -> None:
-    found = step(relative_drop(reference, score) for score in scores)
-    assert found == pytest.approx(1 / items if items else 0.0, rel=1e-6)
+def test_what_one_item_is_worth(scores: list[float], reference: float, right: int) -> None:
+    found = step(reference, [reference - relative_drop(reference, score) * reference for score in scores])
+    assert found == pytest.approx(1 / right if right else 0.0, rel=1e-6)
 
 
 def test_the_last_trial_is_read_off_a_curve_that_never_falls() -> None:
