@@ -7,11 +7,10 @@ from dataclasses import replace
 
 from onnxc.codes.formats import FLOATS
 from onnxc.planner import plan
-from onnxc.predictions import predicted_loading, predicted_noise, stored_bytes, stored_share
+from onnxc.predictions import predicted_noise, stored_bytes, stored_share
 from onnxc.problem import Plan, Problem
 
 STEP, HALVINGS, LEAST, MOST = 8.0, 4, 1e-9, 1e9  # of the price of what is limited
-ALIKE, QUIETER = 1.01, 10  # of the seconds of a plan, what another may take that is chosen for its noise; tries
 
 
 def fits(problem: Problem, found: Plan) -> bool:
@@ -87,24 +86,6 @@ def within(problem: Problem, price: float) -> Plan:
             low, over = middle, tried
     problem.limited = high
     return filled_up(problem, found, over) if over is not None and fits(problem, found) else found
-
-
-def quietest(problem: Problem, found: Plan) -> Plan:
-    """The least noisy plan that is as good as ``found`` by all that is limited: of a size limit alone one as fast, but
-    for ALIKE, with the bytes that the limit leaves.
-    """
-    if problem.most_bytes is None or problem.most_seconds is not None or not fits(problem, found):
-        return found
-    most, loading = found.seconds * ALIKE, max(predicted_loading(problem, found), problem.most_loading or math.inf)
-    low, high = max(found.price, LEAST), MOST
-    for _ in range(QUIETER):
-        middle = math.sqrt(low * high)
-        tried = within(problem, middle)
-        if fits(problem, tried) and tried.seconds <= most and predicted_loading(problem, tried) <= loading:
-            low, found = middle, min(found, tried, key=lambda each: each.noise)
-        else:
-            high = middle
-    return found
 
 
 def filled_up(problem: Problem, found: Plan, over: Plan) -> Plan:

@@ -273,6 +273,8 @@ class Planning:
         self.attempts.append(Attempt(plan, trial.quality.sqnr_db, trial.score, trial.missed, expected))
         if self.judge.budget.size is not None and not self.problem.free:
             self.limited(max(self.overheads.of(plan), trial.others))  # the next plan is like this one
+            if self.problem.most_bytes is not None and share <= self.judge.budget.size:  # what was seen to fit, fits
+                self.problem.most_bytes = max(self.problem.most_bytes, stored_bytes(self.problem, plan.stored))
         if not self.feedback:
             self.coder.settle(plan.stored, plan.compute)
         if self.problem.ratios and not self.feedback:

@@ -15,12 +15,13 @@ import numpy as np
 from onnx import helper
 
 from onnxc.codes.formats import INT8
-from onnxc.limits import better, fits, quietest
+from onnxc.limits import better, fits
 from onnxc.model import Model
 from onnxc.planner import plan
 from onnxc.predictions import noise_parts, predicted_noise, stored_bytes
 from onnxc.problem import Plan, Problem, small_codes, smaller_floats
 from onnxc.quality import Quality
+from onnxc.room import quietest
 from onnxc.under_noise import light, under
 
 TRIALS = 10

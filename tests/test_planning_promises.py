@@ -25,6 +25,7 @@ from onnxc.predictions import predicted_loading, predicted_noise, stored_bytes
 from onnxc.problem import Plan, Problem
 from onnxc.profiling import FLOAT
 from onnxc.quality import Quality
+from onnxc.room import quietest
 from onnxc.search import NOTHING, Trial, bracket, close_miss, last_tries, search
 from onnxc.sensitivity import activation_key, weight_key
 from onnxc.sites import find, name_nodes
@@ -98,6 +99,29 @@ def test_what_a_limit_of_size_leaves_is_filled(problem: Problem, share: int, pri
         if wider not in FLOATS and gone > 0:
             grown = {**made.stored, name: wider}
             assert wider == mode or not fits(limited, replace(made, stored=grown)), f"there is room for {name}"
+
+
+@given(mixed_problems(), st.integers(0, 100), st.integers(1, 100))
+@settings(max_examples=20, deadline=None)
+def test_a_limit_of_size_is_spent_on_the_least_noise(problem: Problem, share: int, noise: int) -> None:
+    """As fast, within the limit, no noisier; and no weight has a finer format for which there is room."""
+    least = plan(problem)
+    low, high = stored_bytes(problem, least.stored), sum(each.bytes for each in problem.found.weights)
+    limited = replace(problem, most_bytes=low + share / 100 * (high - low), limited=1.0)
+    found = under(limited, noise / 100 * least.noise)
+    made = quietest(limited, found)
+    if not fits(limited, found):
+        assert made is found
+        return
+    assert fits(limited, made)
+    assert made.seconds <= found.seconds * 1.01
+    assert made.noise <= found.noise * (1 + 1e-9)
+    for name, mode in made.stored.items():
+        for way in limited.storage.get(name, ()):
+            quieter = limited.weight_noise(name, way.mode) < limited.weight_noise(name, mode) * (1 - 1e-9)
+            if quieter and mode not in FLOATS and way.mode not in FLOATS:
+                grown = replace(made, stored={**made.stored, name: way.mode})
+                assert not fits(limited, grown), f"there is room for {name} as {way.mode}"
 
 
 def test_within_the_limit_comes_first() -> None:

@@ -1,0 +1,66 @@
+"""What a limit of size leaves is spent on accuracy. In: a problem, a plan within the limit. Out: a quieter one."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+
+from onnxc.limits import LEAST, MOST, fits, within
+from onnxc.predictions import predicted_loading, predicted_noise, stored_bytes
+from onnxc.problem import Plan, Problem
+
+ALIKE, STEPS = 1.01, 10  # of the seconds of a plan, what another may take that is chosen for its noise; prices tried
+
+
+def quietest(problem: Problem, found: Plan) -> Plan:
+    """The least noisy plan that is as good as ``found`` by all that is limited: of a size limit alone one as fast, but
+    for ALIKE, with the bytes that the limit leaves. ``found`` itself where size has no limit, or does not hold.
+    """
+    if problem.most_bytes is None or not fits(problem, found):
+        return found
+    most = math.inf if problem.most_seconds is not None else found.seconds * ALIKE
+    loading = max(predicted_loading(problem, found), problem.most_loading or math.inf)
+    low, high = max(found.price, LEAST), MOST
+    for _ in range(0 if problem.most_seconds is not None else STEPS):
+        middle = math.sqrt(low * high)
+        tried = within(problem, middle)
+        if fits(problem, tried) and tried.seconds <= most and predicted_loading(problem, tried) <= loading:
+            low, found = middle, min(found, tried, key=lambda each: each.noise)
+        else:
+            high = middle
+    return finer(problem, found, loading)
+
+
+def finer(problem: Problem, found: Plan, loading: float = math.inf) -> Plan:
+    """``found`` with weights in finer formats, one step after another the one that takes most noise away for its bytes,
+    until no step fits the limit of size and ``loading``, the seconds in which all weights may unfold.
+
+    The convex hull, on which plans are found, skips formats that lie above it: of one large weight a whole percent.
+    """
+    assert problem.most_bytes is not None
+    formats = problem.formats
+    noises = problem.heard[1] * formats.noises(problem.noise, problem.ratios)
+    formed = {name for name, candidate in found.compute.items() if candidate.form}
+    bound = problem.told | {s.weight.name for s in problem.found if s.name in formed and s.weight is not None}
+    now = np.full(len(formats.ways), -1)
+    for name, row in formats.rows.items():
+        modes = [way.mode for way in formats.ways[row]]
+        if found.stored.get(name) in modes and name not in bound:
+            now[row] = modes.index(found.stored[name])
+    rows = np.flatnonzero(now >= 0)
+    room, time = problem.most_bytes - stored_bytes(problem, found.stored), loading - predicted_loading(problem, found)
+    while len(rows):
+        at = rows, now[rows]
+        more = formats.bytes[rows] - formats.bytes[at][:, None] + formats.absent[rows]
+        gone = noises[at][:, None] - noises[rows]
+        longer = formats.loading[rows] - formats.loading[at][:, None]
+        gain = np.where((gone > 0) & (more <= room) & (longer <= np.maximum(time, 0)), gone / np.maximum(more, 1), 0.0)
+        place, way = np.unravel_index(int(np.argmax(gain)), gain.shape)
+        if gain[place, way] <= 0:
+            break
+        room, time, now[rows[place]] = room - more[place, way], time - longer[place, way], way
+    names = list(formats.rows)
+    stored = {**found.stored, **{names[row]: formats.ways[row][now[row]].mode for row in rows}}
+    return replace(found, stored=stored, noise=predicted_noise(problem, found.compute, stored))
