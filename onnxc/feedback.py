@@ -64,6 +64,12 @@ def fitted(samples: Calibration, count: int) -> list[Sample]:
     )
 
 
+def unfitted(samples: Calibration, count: int) -> list[Sample]:
+    """The first ``count`` of the samples that nothing is fitted to."""
+    wanted = set(sorted(samples.apart)[:count])
+    return [sample for number, sample in enumerate(samples) if number in wanted]
+
+
 @dataclass
 class Solved:
     """What was found: the codes of every weight of a plan, and name of a bias -> [N], what is taken out of it."""

@@ -25,7 +25,7 @@ from onnxc.data import Calibration
 from onnxc.deliver import load_allowed, original_load, time_left
 from onnxc.errors import DataError, ModelError
 from onnxc.exactness import file_bytes
-from onnxc.feedback import build_solved, fitted, possible, solve
+from onnxc.feedback import build_solved, fitted, possible, solve, unfitted
 from onnxc.file.storage import drop_pages
 from onnxc.judge import Judge, build
 from onnxc.model import Model
@@ -349,6 +349,7 @@ class Planning:
         samples: Sequence[Any] = fitted(self.samples, PROBES)
         seen, options = self.context.observations, self.context.options
         samples = telling(samples[:HEARD], self.context.model, first.model, options) + list(samples[HEARD:])
+        unseen = telling(unfitted(self.samples, HEARD), self.context.model, first.model, options)
         codes = self.coder.probe(weights, self.proposals.compute)
         noise, refined = measure(
             self.context.model,
@@ -360,9 +361,10 @@ class Planning:
             self.prices.entries,
             seconds=HEARD_SECONDS[self.samples.generated],
             alone=self.conditional(weights),
+            unseen=unseen,
         )
         drop_pages()
-        for name, made in codes.items():
+        for name, made in codes.items() if not unseen else ():
             if (key := weight_key(name)) in noise:
                 noise[key] *= self.coder.optimism(name, made)
         damages = {name: float(made.damage) for name, made in codes.items() if np.isfinite(made.damage)}

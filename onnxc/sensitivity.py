@@ -248,6 +248,7 @@ def measure(
     seconds: float = 4.0,
     refining: float = 15.0,
     alone: Collection[str] = (),
+    unseen: Sequence[Mapping[str, np.ndarray]] = (),
 ) -> tuple[Noise, dict[str, tuple[float, float]]]:
     """The noise of each rounding alone, and better ranges for the activations that hurt most.
 
@@ -258,6 +259,8 @@ def measure(
         prices: entries of the price file: how long a rounding takes is kept there, so that what is left out for want
             of time is the same in every run.
         alone: weights that share no noise with others where there are many roundings.
+        unseen: samples that no codes were fitted to, where there are some: weights are heard on them. A projection of
+            1,152 inputs that 48 images were seen with lost 19 times as much on others.
 
     Returns:
         key -> noise power over signal power of the worst float output; tensor -> refined (low, high).
@@ -265,7 +268,7 @@ def measure(
     noise, refined = Noise(), dict[str, tuple[float, float]]()
     share = seconds / ((len(activations) > 0) + (len(weights) > 0) or 1)
     if weights:
-        noise, _, _ = hear(build_probe(model, (), weights), samples, options, prices, share, alone)
+        noise, _, _ = hear(build_probe(model, (), weights), unseen or samples, options, prices, share, alone)
     if activations:
         heard, meter, once = hear(build_probe(model, activations, {}), samples, options, prices, share)
         noise |= heard

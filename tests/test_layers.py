@@ -22,7 +22,7 @@ LAYERS = """
     planning
     weighing remembered
     deliver judge price search training validate
-    under_noise
+    room under_noise
     limits
     culprits
     feedback
