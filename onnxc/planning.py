@@ -56,6 +56,7 @@ GRAPH, ARRIVES = 0.6, 1.7  # of the original's load, what a compressed model tak
 QUIETER = (1.0, 0.5)  # of the best plan's noise, in plans that load faster
 SOLVING, FEWEST_TRIALS = 60.0, 5  # seconds for solving all plans, and plans that are solved however long it takes
 HEARD_SECONDS = {False: 4.0, True: 2.0}  # for the noise of single roundings: made up samples say less
+TELLING = 4  # fewest samples kept apart on which weights are heard
 PROBES = 64  # most samples for better ranges; the noise of single roundings is heard on the first HEARD of them
 
 
@@ -349,7 +350,8 @@ class Planning:
         samples: Sequence[Any] = fitted(self.samples, PROBES)
         seen, options = self.context.observations, self.context.options
         samples = telling(samples[:HEARD], self.context.model, first.model, options) + list(samples[HEARD:])
-        unseen = telling(unfitted(self.samples, HEARD), self.context.model, first.model, options)
+        unseen: Sequence[Any] = unfitted(self.samples, HEARD)
+        unseen = telling(unseen, self.context.model, first.model, options) if len(unseen) >= TELLING else ()
         codes = self.coder.probe(weights, self.proposals.compute)
         noise, refined = measure(
             self.context.model,

@@ -21,7 +21,8 @@ def quietest(problem: Problem, found: Plan) -> Plan:
     if problem.most_bytes is None or not fits(problem, found):
         return found
     most = math.inf if problem.most_seconds is not None else found.seconds * ALIKE
-    loading = max(predicted_loading(problem, found), problem.most_loading or math.inf)
+    allowed = math.inf if problem.most_loading is None else problem.most_loading
+    loading = max(predicted_loading(problem, found), allowed)
     low, high = max(found.price, LEAST), MOST
     for _ in range(0 if problem.most_seconds is not None else STEPS):
         middle = math.sqrt(low * high)

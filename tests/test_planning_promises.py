@@ -101,6 +101,14 @@ def test_what_a_limit_of_size_leaves_is_filled(problem: Problem, share: int, pri
             assert wider == mode or not fits(limited, replace(made, stored=grown)), f"there is room for {name}"
 
 
+def test_no_time_to_load_is_no_reason_for_formats_that_take_some() -> None:
+    problem = large("MatMul", 24)
+    found = light(replace(problem, load_price=1e3, tables=[]), 1e-2)
+    most = 1.1 * stored_bytes(problem, found.stored)
+    free, hurried = (quietest(replace(problem, most_bytes=most, most_loading=time), found) for time in (None, 0.0))
+    assert predicted_loading(problem, hurried) <= predicted_loading(problem, found) < predicted_loading(problem, free)
+
+
 @given(mixed_problems(), st.integers(0, 100), st.integers(1, 100))
 @settings(max_examples=20, deadline=None)
 def test_a_limit_of_size_is_spent_on_the_least_noise(problem: Problem, share: int, noise: int) -> None:
