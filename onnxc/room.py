@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -21,8 +22,7 @@ def quietest(problem: Problem, found: Plan) -> Plan:
     if problem.most_bytes is None or not fits(problem, found):
         return found
     most = math.inf if problem.most_seconds is not None else found.seconds * ALIKE
-    allowed = math.inf if problem.most_loading is None else problem.most_loading
-    loading = max(predicted_loading(problem, found), allowed)
+    loading = time_allowed(problem, found)
     low, high = max(found.price, LEAST), MOST
     for _ in range(0 if problem.most_seconds is not None else STEPS):
         middle = math.sqrt(low * high)
@@ -34,20 +34,47 @@ def quietest(problem: Problem, found: Plan) -> Plan:
     return finer(problem, found, loading)
 
 
-def finer(problem: Problem, found: Plan, loading: float = math.inf) -> Plan:
+def time_allowed(problem: Problem, found: Plan) -> float:
+    """Seconds in which the weights of a plan that is made of ``found`` may unfold."""
+    allowed = math.inf if problem.most_loading is None else problem.most_loading
+    return max(predicted_loading(problem, found), allowed)
+
+
+def rounded_off(problem: Problem, found: Plan, weigh: Callable[[Plan], bool]) -> Plan:
+    """``found``, of which it is known what its file takes beside the weights, with what the limit of size still leaves
+    spent: on any formats, or, where ``weigh`` says that the file gets too large, on those that it has.
+    """
+    if problem.most_bytes is None or not fits(problem, found):
+        return found
+    most = problem.most_bytes
+    for alike in (False, True):
+        problem.most_bytes = most
+        made = finer(problem, found, time_allowed(problem, found), alike=alike)
+        if made.key == found.key or not weigh(made):
+            return made
+    problem.most_bytes = most
+    return found
+
+
+def finer(problem: Problem, found: Plan, loading: float = math.inf, *, alike: bool = False) -> Plan:
     """``found`` with weights in finer formats, one step after another the one that takes most noise away for its bytes,
     until no step fits the limit of size and ``loading``, the seconds in which all weights may unfold.
 
     The convex hull, on which plans are found, skips formats that lie above it: of one large weight a whole percent.
+
+    Args:
+        alike: only formats that some weight has already: others bring nodes and tables of their own.
     """
     assert problem.most_bytes is not None
+    used = set(found.stored.values())
     formats = problem.formats
     noises = problem.heard[1] * formats.noises(problem.noise, problem.ratios)
     formed = {name for name, candidate in found.compute.items() if candidate.form}
     bound = problem.told | {s.weight.name for s in problem.found if s.name in formed and s.weight is not None}
-    now = np.full(len(formats.ways), -1)
+    now, barred = np.full(len(formats.ways), -1), np.zeros(formats.bytes.shape, bool)
     for name, row in formats.rows.items():
         modes = [way.mode for way in formats.ways[row]]
+        barred[row, : len(modes)] = [alike and mode not in used for mode in modes]
         if found.stored.get(name) in modes and name not in bound:
             now[row] = modes.index(found.stored[name])
     rows = np.flatnonzero(now >= 0)
@@ -57,7 +84,8 @@ def finer(problem: Problem, found: Plan, loading: float = math.inf) -> Plan:
         more = formats.bytes[rows] - formats.bytes[at][:, None] + formats.absent[rows]
         gone = noises[at][:, None] - noises[rows]
         longer = formats.loading[rows] - formats.loading[at][:, None]
-        gain = np.where((gone > 0) & (more <= room) & (longer <= np.maximum(time, 0)), gone / np.maximum(more, 1), 0.0)
+        fitting = (gone > 0) & (more <= room) & (longer <= np.maximum(time, 0)) & ~barred[rows]
+        gain = np.where(fitting, gone / np.maximum(more, 1), 0.0)
         place, way = np.unravel_index(int(np.argmax(gain)), gain.shape)
         if gain[place, way] <= 0:
             break

@@ -21,7 +21,7 @@ from onnxc.planner import plan
 from onnxc.predictions import noise_parts, predicted_noise, stored_bytes
 from onnxc.problem import Plan, Problem, small_codes, smaller_floats
 from onnxc.quality import Quality
-from onnxc.room import quietest
+from onnxc.room import quietest, rounded_off
 from onnxc.under_noise import light, under
 
 TRIALS = 10
@@ -285,7 +285,7 @@ def light_enough(problem: Problem, noise: float, weigh: Callable[[Plan], bool]) 
         if not weigh(found):
             break
         found = quietest(problem, light(problem, noise))
-    return found
+    return rounded_off(problem, found, weigh)
 
 
 def no_gain(problem: Problem, candidate: Plan, best: Trial | None) -> bool:
