@@ -27,6 +27,7 @@ def few_targets(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(walking, "TRIES", 1)
     patch.setattr(walking, "LEAN", ())
     patch.setattr(forms, "ANCHOR_DB", FLOOR_DB)
+    patch.setattr(forms, "ALWAYS", 1e9)
 
 
 def made(folder: Path) -> Frontier:

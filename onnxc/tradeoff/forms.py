@@ -20,6 +20,7 @@ from onnxc.tradeoff.walking import Walk, targets
 
 ANCHOR_DB = 20.0  # of the target in the middle
 ROOM = 0.8  # of the noise of a target: a form that makes more in float leaves too little for codes
+ALWAYS = 30.0  # seconds that may be spent on forms anyway, where the whole model took less
 LONGEST = 600.0  # seconds of the processor for the whole model, beyond which no form is walked down
 
 
@@ -37,7 +38,7 @@ def walk_forms(run: Run, whole: Walk, say: Progress, started: float) -> None:
     if spent > LONGEST:
         run.notes.append(f"smaller forms were not tried: the whole model took {spent:.0f} s, they would too")
         return
-    clock.allowed, clock.spent = spent, 0.0
+    clock.allowed, clock.spent = max(spent, ALWAYS), 0.0
     seen = set[str]()
     for lowest in dict.fromkeys((max(ANCHOR_DB, run.judge.lowest_sqnr), run.judge.lowest_sqnr)):
         cut = best_cut(run, whole, clock, lowest, say)
