@@ -15,7 +15,7 @@ from onnxc.file.storage import replace_file
 from onnxc.judge import Judge
 from onnxc.kernels import operators
 from onnxc.limits import over
-from onnxc.loading import LoadCost, load_cost, load_costs
+from onnxc.loading import LoadCost, load_costs
 from onnxc.model import Model
 from onnxc.price_file import PriceFile, sample_shapes
 from onnxc.recipe import DEFAULT_LOAD_TIME, Budget
@@ -88,21 +88,6 @@ def loads_of(judge: Judge, path: Path, prices: PriceFile) -> tuple[LoadCost, Loa
         for part, peak in zip(parts, peaks, strict=True)
     )
     return first, second
-
-
-def original_load(judge: Judge, prices: PriceFile) -> float:
-    """Seconds that the original takes to load, from the price file where they are known."""
-    weights = "\n".join(f"{each.name} {each.shape}" for each in judge.original.graph.weights)
-    name = hashlib.sha256(f"{judge.original.source_bytes}\n{weights}".encode()).hexdigest()[:24]
-    key = f"load of the original {name} {judge.options.threads} threads"
-    if key not in prices.entries:
-        source = judge.original.path
-        with TemporaryDirectory(prefix="onnxc-", ignore_cleanup_errors=True) as folder:
-            if source is None:
-                source = Path(folder, "original.onnx")
-                judge.original.save(source)
-            prices.entries[key] = min(load_cost(source, judge.options).seconds for _ in range(2))
-    return prices.entries[key]
 
 
 def time_left(judge: Judge, model: Model, prices: PriceFile) -> float:

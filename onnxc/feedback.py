@@ -7,6 +7,7 @@ so far beside the original, makes up for what was lost, and hands the rest on (s
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -23,6 +24,7 @@ from onnxc.contract.context import Context
 from onnxc.data import Calibration, Sample
 from onnxc.encoding import Codes, round_to_nearest
 from onnxc.model import Model
+from onnxc.price_file import cpu_name
 from onnxc.problem import Plan
 from onnxc.pruning.jobs import observable, own_bias, reading_of
 from onnxc.rewriting.rewriter import Rewriter
@@ -97,6 +99,13 @@ def possible(context: Context) -> bool:
     """Whether there are samples enough."""
     samples = context.samples
     return samples is not None and not samples.generated and len(Fitted(samples)) >= FEWEST
+
+
+def solving_key(context: Context) -> str:
+    """The entry of the price file for the seconds that solving all weights of a model takes."""
+    what = [f"{site.operator} {site.weight.shape}" for site in context.sites if site.weight is not None]
+    digest = hashlib.sha256("\n".join(what).encode()).hexdigest()[:16]
+    return f"solving {digest} | {len(context.samples or ())} samples | {cpu_name()}"
 
 
 def build_solved(plan: Plan, solved: Solved, context: Context) -> Model:

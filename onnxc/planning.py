@@ -6,7 +6,6 @@ question of arithmetic, until one is built and judged.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -22,10 +21,10 @@ from onnxc.contract.candidates import Activation
 from onnxc.contract.context import Context
 from onnxc.contract.passes import LossyPass
 from onnxc.data import Calibration
-from onnxc.deliver import load_allowed, original_load, time_left
+from onnxc.deliver import time_left
 from onnxc.errors import DataError, ModelError
 from onnxc.exactness import file_bytes
-from onnxc.feedback import build_solved, fitted, possible, solve, unfitted
+from onnxc.feedback import build_solved, fitted, possible, solve, solving_key, unfitted
 from onnxc.file.storage import drop_pages
 from onnxc.judge import Judge, build
 from onnxc.model import Model
@@ -50,9 +49,8 @@ RANGES = (
 )  # other choices than least squares
 TIGHT, EXACT = 0.99, 0.999  # of a limit is planned for: estimates are not exact; where plans are weighed
 LIGHTER = 0.85  # of the time to load aimed at, where the best plan took too long
-GRAPH, ARRIVES = 0.6, 1.7  # of the original's load, what a compressed model takes without unfolding, until it is
-# measured; what unfolding takes, beside what its formats say: 40 and 85 ms for an EfficientNet of 18 MB, 130 and 230 ms
-# for a MiniLM of 90 MB
+ARRIVES = 1.7  # what unfolding takes, beside what its formats say: 40 and 85 ms for an EfficientNet of 18 MB, 130 and
+# 230 ms for a MiniLM of 90 MB
 QUIETER = (1.0, 0.5)  # of the best plan's noise, in plans that load faster
 SOLVING, FEWEST_TRIALS = 60.0, 5  # seconds for solving all plans, and plans that are solved however long it takes
 HEARD_SECONDS = {False: 4.0, True: 2.0}  # for the noise of single roundings: made up samples say less
@@ -127,7 +125,6 @@ class Planning:
         storage without int8 arithmetic; then the simplified model as it is.
         """
         variants = [partial(self.ranges, *choice) for choice in RANGES] if self.context.observations.ranges else []
-        self.problem.most_loading = self.loading()
         best, tried = search(
             self.problem,
             self.recalled,
@@ -163,18 +160,14 @@ class Planning:
                 seen.add(lesser.key)
                 yield self.judged(lesser)
 
-    def loading(self, first: Trial | None = None) -> float | None:
+    def loading(self, first: Trial) -> float | None:
         """Seconds in which weights may unfold at load, so that the file loads in time; None where that is not known.
         What else loading takes is measured of the ``first`` plan: integer kernels are made ready at load.
         """
-        judge = self.judge
         if not self.problem.has_small_codes or not self.context.target.measured:
             return None
-        if first is not None and first.model is not NOTHING:
-            unfolding = predicted_loading(self.problem, first.plan)
-            return max(time_left(judge, first.model, self.prices) / ARRIVES + unfolding, 0.0)
-        before = original_load(judge, self.prices)
-        return max(load_allowed(judge.budget.max_load_time, before) - GRAPH * before, 0.0) / ARRIVES
+        unfolding = predicted_loading(self.problem, first.plan)
+        return max(time_left(self.judge, first.model, self.prices) / ARRIVES + unfolding, 0.0)
 
     @property
     def allowed(self) -> float:
@@ -395,10 +388,3 @@ class Planning:
         seen = self.context.observations
         seen.refined = {name: seen.ranges[name].limits(method, percentile) for name in seen.ranges} if method else {}
         self.problem.compute = collect(self.lossy, self.context).compute
-
-
-def solving_key(context: Context) -> str:
-    """The entry of the price file for the seconds that solving all weights of a model takes."""
-    what = [f"{site.operator} {site.weight.shape}" for site in context.sites if site.weight is not None]
-    digest = hashlib.sha256("\n".join(what).encode()).hexdigest()[:16]
-    return f"solving {digest} | {len(context.samples or ())} samples | {cpu_name()}"

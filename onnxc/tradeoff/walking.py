@@ -12,8 +12,9 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from onnxc.compiler import Progress, Run, observed, proposed, simplified
+from onnxc.feedback import solving_key
 from onnxc.planner import plan
-from onnxc.planning import Planning, solving_key
+from onnxc.planning import Planning
 from onnxc.predictions import stored_bytes
 from onnxc.problem import Plan, Problem
 from onnxc.search import FEWER, HEADROOM, Trial, calibrated, halves, storage_only
