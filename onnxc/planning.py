@@ -24,7 +24,7 @@ from onnxc.data import Calibration
 from onnxc.deliver import time_left
 from onnxc.errors import DataError, ModelError
 from onnxc.exactness import file_bytes
-from onnxc.feedback import build_solved, fitted, possible, solve, solving_key, unfitted
+from onnxc.feedback import build_solved, possible, solve, solving_key, unfitted
 from onnxc.file.storage import drop_pages
 from onnxc.judge import Judge, build
 from onnxc.model import Model
@@ -340,7 +340,7 @@ class Planning:
 
     def heard(self, first: Trial, activations: Sequence[Activation], weights: Collection[str]) -> Finding:
         """The noise of every rounding, ranges that are better, and the damage of the codes that were heard."""
-        samples: Sequence[Any] = fitted(self.samples, PROBES)
+        samples: Sequence[Any] = self.samples.take(PROBES)  # also those kept apart: ranges are of all samples
         seen, options = self.context.observations, self.context.options
         samples = telling(samples[:HEARD], self.context.model, first.model, options) + list(samples[HEARD:])
         unseen: Sequence[Any] = unfitted(self.samples, HEARD)

@@ -33,6 +33,7 @@ MOST, SMALL = 16, 0.02  # tensors tried alone, and the share of all noise below 
 FEW, FINALISTS = 4, 3  # samples on which ranges are tried, and how many of them are then held against all samples
 GAIN, CLEAR = 0.97, 0.5  # of the noise, and with too few samples to tell
 SURE, SURER = 2.0, 3.0  # standard errors of a gain: of one of a few rules, of one of many ranges
+SAFE = 0.5  # of a wider range: it cuts off less of other samples too, and often one loud sample is all that tells
 FEWEST = 4  # samples that tell how sure a gain is
 
 
@@ -132,10 +133,13 @@ def best_alone(
     if not purse.pays(len(options) * len(some) + (finalists + 1) * samples):
         return None
     quick = sorted(options, key=lambda option: bench.errors(bench.at(option), some).sum(0).max())[:finalists]
+    if options[0] not in quick:  # the whole range: a few samples seldom tell what it is for
+        quick[-1] = options[0]
     before = bench.errors(bench.at(activation))
     tried = [(bench.errors(bench.at(option)), option) for option in quick]
     errors, best = min(tried, key=lambda pair: float(pair[0].sum(0).max()))
-    return best if convincing(before, errors, SURER) else activation
+    wider = best.low <= activation.low and best.high >= activation.high
+    return best if convincing(before, errors, SAFE if wider else SURER) else activation
 
 
 def alternatives(histogram: Histogram) -> list[Limits]:

@@ -13,6 +13,7 @@ import onnxc
 from onnxc import compiler, planning
 from onnxc.bodies import hand_out, hidden, paths
 from onnxc.coder import Coder
+from onnxc.codes.saturation import machine_saturates
 from onnxc.contract.context import Context
 from onnxc.feedback import build_solved, solve
 from onnxc.judge import build
@@ -213,7 +214,7 @@ def looped(operator: str) -> ModelProto:
     return model(nodes, {"x": [16, 128]}, {"y": [16, 128]}, more)
 
 
-LOOPED = weight(128, 128)
+LOOPED = (np.random.default_rng(1).standard_normal((128, 128)) / 128**0.5).astype(np.float32)  # in any order of tests
 
 
 @pytest.mark.parametrize("operator", ["Loop", "Scan"])
@@ -227,7 +228,8 @@ def test_a_loop_shows_all_its_turns_and_computes_in_int8(operator: str) -> None:
     assert len(short.observations.rows["h"]) == 8 * 16 * TURNS
     made = trained.static(short)
     assert fused(operators(Session(made, dump=True).optimized()))["MatMulIntegerToFloat"] == 1
-    assert trained.sqnr(short.model, made, data) > 27
+    least = 26 if machine_saturates() else 27  # where pair sums are added in 16 bits, weights have 7 bits
+    assert trained.sqnr(short.model, made, data) > least
     proposals, plan = proposed(short)
     solved = solve(plan, short, Coder(short, proposals))  # its own errors come back: on the original's activations
     assert not solved.shifts
