@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from onnxc import optimize
+from onnxc import optimize, planning
 from onnxc.frontier import frontier
 from onnxc.model import Model
 from onnxc.recipe import Budget, Recipe
+from onnxc.structure import prospects
 from onnxc.tradeoff import forms, walking
 from onnxc.tradeoff.points import Frontier
 from tests import trained
@@ -28,6 +29,8 @@ def few_targets(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(walking, "LEAN", ())
     patch.setattr(forms, "ANCHOR_DB", FLOOR_DB)
     patch.setattr(forms, "ALWAYS", 1e9)
+    patch.setattr(prospects, "speed_up", lambda *_: 1.2)  # of a form in float
+    patch.setattr(planning, "HEARD_SECONDS", {False: 1e6, True: 1e6})  # on all samples, however long it takes
 
 
 def made(folder: Path) -> Frontier:
