@@ -297,6 +297,8 @@ class Planning:
 
     def sensitivities(self, first: Trial) -> None:
         """Measure the noise of every rounding alone and better the loudest ranges; ``first`` shows the hard samples."""
+        if first.model is NOTHING:  # its figures are those of an earlier search
+            first = replace(first, model=self.built(first.plan))
         self.say("measuring what each rounding does to the outputs")
         self.problem.most_loading = self.loading(first)
         self.ranges("", 0.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 import onnxc
 from onnxc import deliver, planning
+from onnxc.model import Model
 from onnxc.runtime.timing import LoadCost, Ratio
 from tests.trained import MODELS
 
@@ -64,3 +66,27 @@ def test_figures_that_no_longer_hold_are_forgotten(tmp_path: Path, solved: list[
     solved.clear()
     assert made(out, prices) == cold
     assert len(solved) > tries, "of the wrong figures one plan was built, and then all anew"
+
+
+def test_a_second_search_knows_the_figures_of_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where training was in vain: its first plan has figures and no model, and is built to be heard and loaded."""
+    searched = planning.Planning.trials
+
+    def twice(self: planning.Planning) -> Iterator[Any]:
+        next(searched(self))
+        assert self.feedback
+        yield from searched(self)
+
+    def loaded(original: Path, path: Path, *_: Any) -> tuple[LoadCost, LoadCost]:
+        assert Model.load(path).graph.nodes
+        return LoadCost(0.1, None), LoadCost(0.1, None)
+
+    monkeypatch.setattr(planning.Planning, "trials", twice)
+    monkeypatch.setattr(deliver, "load_costs", loaded)
+    onnxc.optimize(
+        MODELS / "sklearn_mlp.onnx",
+        tmp_path / "out.onnx",
+        passes="store-low-bit:levels=16",
+        prices=tmp_path / "prices.json",
+        **(RUN | {"budget": onnxc.Budget(min_sqnr=60)}),
+    )
