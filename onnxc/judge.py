@@ -14,6 +14,7 @@ from onnxc.contract.passes import FinishingPass
 from onnxc.data import Calibration, Sample
 from onnxc.errors import DataError, ModelError, UsageError
 from onnxc.model import Model
+from onnxc.parts import Parts
 from onnxc.problem import Plan, small_codes
 from onnxc.quality import (
     FLOOR_CHANGED,
@@ -136,7 +137,8 @@ class Judge:
 
     def prepare(self, session: Session) -> None:
         """Run the original once: its outputs, and its score."""
-        self.reference = ReferenceOutputs(session, self.samples, class_scores(self.original), self.samples.apart)
+        answers, parts = class_scores(self.original), Parts(self.original, self.options)
+        self.reference = ReferenceOutputs(session, self.samples, answers, self.samples.apart, parts)
         if self.evaluation is not None:
             self.score = self.evaluation.reference(session)
             self.evaluations += 1

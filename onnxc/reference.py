@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onnxc.differences import Tally, summary
+from onnxc.parts import Loudness, Parts
 from onnxc.quality import Quality
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ class ReferenceOutputs:
         samples: re-iterable; read again, one at a time, for every candidate.
         answers: output name -> axis of its class scores, as answers.class_scores() finds them.
         apart: positions of samples that nothing was fitted to: on them alone the outputs must be as good.
+        parts: what the outputs join: parts that are not heard beside louder ones are judged as outputs.
 
     Outputs stay in memory up to 256 MB, then go to temporary files.
     """
@@ -39,8 +41,9 @@ class ReferenceOutputs:
         samples: Calibration | Sequence[Sample],
         answers: Mapping[str, int | None] | None = None,
         apart: Collection[int] = (),
+        parts: Parts | None = None,
     ) -> None:
-        self.apart = frozenset(apart)
+        self.apart, self.parts = frozenset(apart), parts
         self.names = [each.name for each in session.outputs]
         self.inputs = [each.name for each in session.inputs]
         self.answers = dict(answers or {})
@@ -48,12 +51,16 @@ class ReferenceOutputs:
         self._folder: Path | None = None
         self._kept: list[list[list[np.ndarray | Path]]] = []
         self._files = held = 0
+        loudness = None if parts is None or not parts.leaves else Loudness(parts)
         for sample in samples:
             results = session.run(sample)
-            parts = [as_arrays(results[name]) for name in self.names]
-            held += sum(array.nbytes for each in parts for array in each)
+            arrays = [as_arrays(results[name]) for name in self.names]
+            held += sum(array.nbytes for each in arrays for array in each)
             spill = held > _SPILL_BYTES
-            self._kept.append([[self._spill(a) if spill else a for a in each] for each in parts])
+            self._kept.append([[self._spill(a) if spill else a for a in each] for each in arrays])
+            if loudness is not None:
+                loudness.add(sample, results)
+        self.quiet = [] if loudness is None else loudness.quiet()
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -74,6 +81,7 @@ class ReferenceOutputs:
         names = match([each.name for each in session.outputs], self.names)
         tallies = [Tally(name, name in self.answers, self.answers.get(name)) for name in self.names]
         others = [Tally(name, False, None) for name in self.names]
+        heard = [_Part(self.parts, name, group) for name, group in self.quiet if self.parts is not None]
         for position, (sample, kept) in enumerate(zip(self.samples, self._kept, strict=True)):
             results = session.run(rename(sample, self.inputs, [each.name for each in session.inputs]))
             for tally, other, new_name, parts in zip(tallies, others, names, kept, strict=True):
@@ -84,10 +92,28 @@ class ReferenceOutputs:
                 tally.add(old, new)
                 if position in self.apart:
                     other.add(old, new)
-        quality = summary(tallies)
-        if self.apart and (lower := summary(others).sqnr_db) < quality.sqnr_db:
+                for part in heard:
+                    if part.output == tally.name and not tally.problem:
+                        part.add(sample, old, new, apart=position in self.apart)
+        quality = summary([*tallies, *(part.every for part in heard)])
+        if self.apart and (lower := summary([*others, *(part.apart for part in heard)]).sqnr_db) < quality.sqnr_db:
             quality.fitted, quality.sqnr_db = quality.sqnr_db - lower, lower
         return quality
+
+
+class _Part:
+    """Running sums over a part of an output: of all samples, and of those kept apart."""
+
+    def __init__(self, parts: Parts, output: str, group: Sequence[int]) -> None:
+        self.parts, self.output, self.group = parts, output, group
+        self.every, self.apart = (Tally(parts.called(output, group), False, None) for _ in range(2))
+
+    def add(self, sample: Sample, old: list[np.ndarray], new: list[np.ndarray], *, apart: bool) -> None:
+        """One sample's value of the whole output."""
+        mask = self.parts.mask(sample, self.output, self.group)
+        if len(old) == 1 and old[0].shape == mask.shape:
+            for tally in (self.every, self.apart)[: 1 + apart]:
+                tally.add([old[0][mask]], [new[0][mask]])
 
 
 def match(names: Sequence[str], wanted: Sequence[str]) -> list[str | None]:

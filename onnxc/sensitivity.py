@@ -21,6 +21,7 @@ from onnxc.encoding import Codes
 from onnxc.file.storage import drop_pages
 from onnxc.histograms import Histogram
 from onnxc.model import Constant, Graph, Model, Node, Tensor, Variable
+from onnxc.parts import Loudness, Parts
 from onnxc.price_file import cpu_name
 from onnxc.refining import refine
 from onnxc.rewriting.rewriter import Rewriter
@@ -55,6 +56,7 @@ class Probe:
         weights: key of a weight -> name of the input that holds it, and its codes.
         parameters: key of a static activation -> names of its scale and zero point inputs.
         resting: every further input with the value it has when nothing is rounded.
+        parts: what the model's outputs join.
     """
 
     model: Model
@@ -62,6 +64,7 @@ class Probe:
     weights: dict[str, tuple[str, Codes]] = field(default_factory=dict)
     parameters: dict[str, tuple[str, str]] = field(default_factory=dict)
     resting: dict[str, np.ndarray] = field(default_factory=dict)
+    parts: Parts | None = None
 
     def roundings(self) -> list[str]:
         """The keys of all."""
@@ -110,10 +113,12 @@ def telling(
     return [samples[index] for index in sorted(range(len(samples)), key=lambda index: -errors[index])]
 
 
-def build_probe(model: Model, activations: Sequence[Activation], weights: Mapping[str, Codes]) -> Probe:
+def build_probe(
+    model: Model, activations: Sequence[Activation], weights: Mapping[str, Codes], options: Options = Options()
+) -> Probe:
     """Put every rounding of ``activations`` and ``weights`` behind a switch."""
     copy = model.copy()
-    probe, rewriter = Probe(copy), Rewriter(copy, {})
+    probe, rewriter = Probe(copy, parts=Parts(model, options)), Rewriter(copy, {})
     for name, codes in weights.items():
         held = rewriter.tensors[name]
         assert isinstance(held, Constant)
@@ -198,9 +203,14 @@ class Meter:
             {n: v for n, v in self.run(sample, {}).items() if isinstance(v, np.ndarray) and v.dtype.kind == "f"}
             for sample in self.samples
         ]
-        self.signal = {
-            name: sum(power(reference[name]) for reference in self.references) for name in self.references[0]
-        }
+        parts, self.masks = probe.parts, [list[tuple[str, np.ndarray]]() for _ in self.samples]
+        if parts is not None and parts.leaves:
+            loudness = Loudness(parts)
+            for sample, reference in zip(self.samples, self.references, strict=True):
+                loudness.add(sample, reference)
+            quiet = loudness.quiet()
+            self.masks = [[(name, parts.mask(each, name, group)) for name, group in quiet] for each in self.samples]
+        self.powers = np.array([self.heard(number, reference) for number, reference in enumerate(self.references)])
 
     def run(self, sample: Mapping[str, np.ndarray], changes: Mapping[str, np.ndarray]) -> dict[str, object]:
         return dict(self.session.run({**sample, **self.probe.resting, **changes}, self.outputs))
@@ -211,17 +221,24 @@ class Meter:
 
     def errors(self, changes: Mapping[str, np.ndarray], samples: Sequence[int] | None = None) -> np.ndarray:
         """[samples, outputs], the noise power of each sample over the signal power that all of ``samples`` have."""
-        numbers = range(len(self.samples)) if samples is None else samples
-        found = np.zeros((len(numbers), len(self.signal)))
+        numbers = list(range(len(self.samples)) if samples is None else samples)
+        found = np.zeros((len(numbers), self.powers.shape[1]))
         for row, number in enumerate(numbers):
             results = self.run(self.samples[number], changes)
-            for column, (name, value) in enumerate(self.references[number].items()):
+            errors = dict[str, np.ndarray]()
+            for name, value in self.references[number].items():
                 other = np.asarray(results[name])
                 with np.errstate(invalid="ignore", over="ignore"):  # infinite minus infinite counts as nothing
-                    found[row, column] = power(other - value) if other.shape == value.shape else power(value)
-        signal = np.array([[power(self.references[number][name]) for name in self.signal] for number in numbers])
-        total = signal.sum(0)
+                    errors[name] = other - value if other.shape == value.shape else value
+            found[row] = self.heard(number, errors)
+        total = self.powers[numbers].sum(0)
         return np.asarray(found[:, total > 0] / total[total > 0])
+
+    def heard(self, number: int, values: Mapping[str, np.ndarray]) -> list[float]:
+        """The power of every output of a sample, then that of every quiet part."""
+        marked = [(values[name], mask) for name, mask in self.masks[number]]
+        quiet = [power(value[mask]) if value.shape == mask.shape else 0.0 for value, mask in marked]
+        return [*(power(value) for value in values.values()), *quiet]
 
     def at(self, activation: Activation) -> dict[str, np.ndarray]:
         """The change that rounds a static activation in its own range."""
@@ -268,9 +285,9 @@ def measure(
     noise, refined = Noise(), dict[str, tuple[float, float]]()
     share = seconds / ((len(activations) > 0) + (len(weights) > 0) or 1)
     if weights:
-        noise, _, _ = hear(build_probe(model, (), weights), unseen or samples, options, prices, share, alone)
+        noise, _, _ = hear(build_probe(model, (), weights, options), unseen or samples, options, prices, share, alone)
     if activations:
-        heard, meter, once = hear(build_probe(model, activations, {}), samples, options, prices, share)
+        heard, meter, once = hear(build_probe(model, activations, {}, options), samples, options, prices, share)
         noise |= heard
         static = [activation for activation in activations if not activation.dynamic]
         refined = refined_ranges(meter, static, noise, samples, options, ranges, refining / once)

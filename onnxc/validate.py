@@ -25,6 +25,7 @@ from onnxc.errors import DataError, ModelError
 from onnxc.kernels import leftover_weights, operators
 from onnxc.loading import load_cost
 from onnxc.model import Model
+from onnxc.parts import Parts
 from onnxc.quality import OutputError, Quality, floor_met, relative_drop
 from onnxc.recipe import Budget
 from onnxc.reference import ReferenceOutputs
@@ -128,7 +129,7 @@ def compare(
         old_session, new_session = Session(old_path, options), Session(new_path, options)
         samples = _samples(calib, old_model, old_session, shapes, batch, seed)
         evaluation = eval if isinstance(eval, Evaluation) or eval is None else Evaluation.open(eval)
-        outputs = ReferenceOutputs(old_session, samples, class_scores(old_model))
+        outputs = ReferenceOutputs(old_session, samples, class_scores(old_model), parts=Parts(old_model, options))
         quality = outputs.judge(new_session)
         result = Comparison(**{each.name: getattr(quality, each.name) for each in fields(Quality)})
         result.samples = len(outputs)

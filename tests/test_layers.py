@@ -42,7 +42,7 @@ LAYERS = """
     report reports
     reference
     differences
-    quality answers kernels
+    quality answers kernels parts
     recipe
     registry
     targets progress streams

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from onnxc.contract.candidates import Activation
+from onnxc.histograms import Histogram
 from onnxc.passes.quantize_static import QuantizeStatic
 from onnxc.propose import collect
 from onnxc.refining import Errors, convincing, refine
@@ -59,3 +61,26 @@ def test_no_runs_no_choice() -> None:
 def test_a_gain_has_to_convince(before: list[list[float]], after: list[list[float]], expected: bool) -> None:
     pair: tuple[Errors, Errors] = np.array(before), np.array(after)
     assert convincing(*pair, 2.0) is expected
+
+
+class Recordings:
+    """A bench of eight samples, of which the last has a peak of 2 and the others of 1; clipping costs all of it."""
+
+    peaks = np.array([1.0] * 7 + [2.0])
+
+    def errors(self, changes: Mapping[str, Any], samples: Sequence[int] | None = None) -> Errors:
+        high = float(changes["high"])
+        found = 1e-4 * high**2 + np.square(np.maximum(self.peaks - high, 0.0))
+        return np.asarray(found[list(range(8)) if samples is None else list(samples)][:, None])
+
+    def at(self, activation: Activation) -> dict[str, Any]:
+        return {"high": np.asarray(activation.high)}
+
+
+@pytest.mark.parametrize(("now", "expected"), [(1.2, 2.0), (2.0, None)])
+def test_one_loud_sample_widens_a_range_and_quiet_ones_do_not_narrow_it(now: float, expected: float | None) -> None:
+    values = np.concatenate([np.linspace(0, 1, 100_000), [2.0]]).astype(np.float32)
+    histogram = Histogram()
+    histogram.add(values)
+    found = refine(Recordings(), [Activation("x", 0.0, now)], {"x": 1.0}, {"x": histogram}, 8, 1000)
+    assert (found["x"][1] if found else None) == (None if expected is None else pytest.approx(expected, rel=0.01))
