@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from onnxc.recipe import Recipe, parse_passes
 from onnxc.report import Report
 from onnxc.session import Session
 from onnxc.structure import choice
+from onnxc.structure.choice import Choice
 from onnxc.structure.planned import UNMET, Aim, Clock
 from onnxc.structure.prospects import Prospects
 from tests import trained
@@ -260,3 +262,38 @@ def test_that_no_form_wins_is_not_found_out_twice(tmp_path: Path, monkeypatch: p
     assert second.notes == first.notes
     assert second.refusals == first.refusals
     assert (tmp_path / "first.onnx").read_bytes() == (tmp_path / "second.onnx").read_bytes()
+
+
+@pytest.mark.parametrize(("whole", "tried"), [((0.068, 1.0), 3), ((0.064, 1.0), 1)])
+def test_where_a_limit_is_missed_more_forms_are_planned(
+    whole: tuple[float, float], tried: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until one holds it; the first takes all of the time that there is otherwise."""
+    cuts: list[Any] = [
+        SimpleNamespace(by="a pass", text=f"form {n}", predicted=(0.05, 2.0 - n / 100), level=SimpleNamespace(notes=[]))
+        for n in range(5)
+    ]
+    sizes = iter((0.075, 0.070, 0.060, 0.055))
+    seen = list[str]()
+
+    def attempt(self: Choice, cut: Any) -> Any:
+        seen.append(cut.text)
+        clock.spent += 10.0
+        return Made((next(sizes), 2.0))
+
+    monkeypatch.setattr(Choice, "attempt", attempt)
+    clock = Clock(PriceFile.open(tmp_path / "prices.json"), "run", allowed=16.0)
+    prospects: Any = SimpleNamespace(aim=Aim(Budget(size=0.065)), clock=clock)
+    start: Any = Made(whole)
+    choice = Choice(start, 10.0, lambda *_: start, None, clock.prices, "run", lambda _: None)  # type: ignore[arg-type]
+    best = choice.planned(cuts, prospects, 10.0)
+    assert seen == [f"form {n}" for n in range(tried)]
+    assert best.figures == ((0.060, 2.0) if tried == 3 else whole)
+
+
+@dataclass
+class Made:
+    """What came of planning a form, as far as its figures go."""
+
+    figures: tuple[float, float]
+    notes: tuple[str, ...] = ()

@@ -21,6 +21,7 @@ from onnxc.structure.planned import Aim, Clock, Planned
 from onnxc.structure.prospects import Cut, Prospects
 
 MOST = 2  # forms that are planned
+OUT_OF_REACH = 2  # times as many, and as long: where the whole model misses a limit, a form is what may hold it
 ALWAYS, SHARE = 15.0, 1.0  # seconds that may be spent anyway, and how much of the run so far
 LONG, WORTH = 80.0, 0.9  # where planning takes more seconds, a form has to promise more: it takes as long again
 
@@ -74,10 +75,13 @@ class Choice:
         best, tried, scales, aim, clock = self.whole, 0, dict[str, float](), prospects.aim, prospects.clock
         wanted, what = (WORTH, f"not worth {whole:.0f} s") if whole > LONG else (CLOSE, "no better")
         for cut in sorted(cuts, key=lambda each: aim.of(each.predicted)):
-            if tried >= MOST or aim.of(cut.predicted) * scales.get(cut.by, 1.0) >= wanted * aim.of(best.figures):
+            harder = 1 if aim.holds(best.figures) else OUT_OF_REACH
+            if tried >= MOST * harder or aim.of(cut.predicted) * scales.get(cut.by, 1.0) >= wanted * aim.of(
+                best.figures
+            ):
                 self.notes.append(f"{cut.text}: not planned, predicted to be {what}")
                 continue
-            if tried and clock.spent + whole > clock.allowed:
+            if tried and clock.spent + whole > clock.allowed * harder:
                 self.notes.append(f"{cut.text}: not planned, the time for trying structures is used up")
                 continue
             start, tried = process_time(), tried + 1
