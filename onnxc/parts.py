@@ -62,16 +62,17 @@ class Parts:
         if shapes not in self._known:
             if len(self._known) >= KNOWN:
                 self._known.clear()
-            try:
-                self._session = self._session or Session(labelled(self.model, self.leaves), self.options)
-                found = list(self._session.run(sample).values())
-            except (ModelError, DataError):
-                self.leaves = {}  # as with operators that do not run on shapes alone
-                return {}
-            self._known[shapes] = {
-                name: np.asarray(value).astype(np.int8) for name, value in zip(self.leaves, found, strict=True)
-            }
+            self._known[shapes] = self._told(sample)
         return self._known[shapes]
+
+    def _told(self, sample: Mapping[str, NDArray[np.generic]]) -> dict[str, Labels]:
+        """As labels(), from a run."""
+        try:
+            self._session = self._session or Session(labelled(self.model, self.leaves), self.options)
+            found = list(self._session.run(sample).values())
+        except (ModelError, DataError):  # as where an operator moves no floats
+            return {}
+        return {name: np.asarray(value).astype(np.int8) for name, value in zip(self.leaves, found, strict=True)}
 
     def mask(self, sample: Mapping[str, NDArray[np.generic]], output: str, group: Sequence[int]) -> NDArray[np.bool_]:
         """Which entries of an output come from ``group``; empty where that cannot be told."""
