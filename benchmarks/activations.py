@@ -20,6 +20,7 @@ from onnxc.compiler import observed, opened, simplified
 from onnxc.contract.candidates import Activation
 from onnxc.contract.context import Context
 from onnxc.data import Calibration
+from onnxc.parts import Parts
 from onnxc.passes.quantize_static import QuantizeStatic
 from onnxc.passes.smooth_activations import SmoothActivations
 from onnxc.price_file import PriceFile
@@ -62,7 +63,7 @@ def rows(context: Context, unseen: Calibration, floor: float, most: int) -> Iter
     ranges = context.observations.ranges
     activations, _ = collect([(QuantizeStatic(), True)], context).roundings(context)
     assert context.samples is not None
-    probe = build_probe(context.model, activations, {})
+    probe = build_probe(context.model, activations, {}, Parts(context.model, context.options))
     seen = Meter(probe, context.samples.take(most), context.options)
     others = Meter(probe, unseen.take(most), context.options)
     for method, percentile in (("mse", 100.0), *RULES, ("entropy", 100.0)):

@@ -18,7 +18,7 @@ from onnxc.errors import DataError, ModelError
 from onnxc.model import Model, Tensor
 from onnxc.session import Options, Session
 
-MOVED = frozenset({"Identity", "Cast", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Transpose"})
+MOVED = frozenset({"Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Transpose"})
 MOST = 32  # tensors that one output joins: more are rows of a table
 QUIET = 0.2  # of the root mean square of the loudest: what is quieter is not heard beside it
 LARGEST = 1 << 31  # bytes of a model that is not held twice for this
@@ -92,7 +92,7 @@ def joined(tensor: Tensor, seen: dict[str, list[Tensor]]) -> list[Tensor]:
     maker = tensor.inputs[0] if len(tensor.inputs) == 1 else None
     if maker is not None and not maker.domain and maker.op == "Concat":
         found = [leaf for each in maker.inputs for leaf in joined(each, seen)]
-    elif maker is not None and not maker.domain and maker.op in MOVED and maker.inputs:
+    elif maker is not None and not maker.domain and maker.op in MOVED | {"Cast"} and maker.inputs:
         found = joined(maker.inputs[0], seen)
     else:
         found = [tensor]

@@ -21,7 +21,7 @@ from onnxc.encoding import Codes
 from onnxc.file.storage import drop_pages
 from onnxc.histograms import Histogram
 from onnxc.model import Constant, Graph, Model, Node, Tensor, Variable
-from onnxc.parts import Loudness, Parts
+from onnxc.parts import MOVED, Loudness, Parts
 from onnxc.price_file import cpu_name
 from onnxc.refining import refine
 from onnxc.rewriting.rewriter import Rewriter
@@ -30,7 +30,6 @@ from onnxc.session import Options, Session, runtime_version
 Noise = dict[str, float]
 PASSES = 8  # over all samples on which ranges are chosen: fewer samples are taken for more of them
 HEARD = 16  # most samples for the noise of single roundings; ranges are chosen on all
-MOVED = ("Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Transpose")
 SQUASHING = ("Softmax", "Sigmoid")
 FEW_SWITCHES, TOGETHER, QUIET = 64, 6, 0.5  # groups with less than half of the mean group's noise are quiet
 LONGER = 1.5  # times the seconds given: every rounding is heard alone where that takes no longer
@@ -114,11 +113,11 @@ def telling(
 
 
 def build_probe(
-    model: Model, activations: Sequence[Activation], weights: Mapping[str, Codes], options: Options = Options()
+    model: Model, activations: Sequence[Activation], weights: Mapping[str, Codes], parts: Parts | None = None
 ) -> Probe:
-    """Put every rounding of ``activations`` and ``weights`` behind a switch."""
+    """Put every rounding of ``activations`` and ``weights`` behind a switch; ``parts`` are those of ``model``."""
     copy = model.copy()
-    probe, rewriter = Probe(copy, parts=Parts(model, options)), Rewriter(copy, {})
+    probe, rewriter = Probe(copy, parts=parts), Rewriter(copy, {})
     for name, codes in weights.items():
         held = rewriter.tensors[name]
         assert isinstance(held, Constant)
@@ -127,8 +126,8 @@ def build_probe(
         tensor, key = rewriter.tensors[activation.tensor], activation_key(activation)
         graph = rewriter.maker(activation.tensor)
         if activation.dynamic:
-            parts = [f"{tensor.name}_{part}" for part in ("codes", "scale", "zero")]
-            parameters = copy.insert("DynamicQuantizeLinear", [tensor], parts, graph=graph).outputs
+            names = [f"{tensor.name}_{part}" for part in ("codes", "scale", "zero")]
+            parameters = copy.insert("DynamicQuantizeLinear", [tensor], names, graph=graph).outputs
         else:
             scale = probe.add_input(f"{tensor.name}_scale", activation.scale)
             zero = probe.add_input(f"{tensor.name}_zero", activation.zero_point)
@@ -282,12 +281,12 @@ def measure(
     Returns:
         key -> noise power over signal power of the worst float output; tensor -> refined (low, high).
     """
-    noise, refined = Noise(), dict[str, tuple[float, float]]()
+    noise, refined, parts = Noise(), dict[str, tuple[float, float]](), Parts(model, options)
     share = seconds / ((len(activations) > 0) + (len(weights) > 0) or 1)
     if weights:
-        noise, _, _ = hear(build_probe(model, (), weights, options), unseen or samples, options, prices, share, alone)
+        noise, _, _ = hear(build_probe(model, (), weights, parts), unseen or samples, options, prices, share, alone)
     if activations:
-        heard, meter, once = hear(build_probe(model, activations, {}, options), samples, options, prices, share)
+        heard, meter, once = hear(build_probe(model, activations, {}, parts), samples, options, prices, share)
         noise |= heard
         static = [activation for activation in activations if not activation.dynamic]
         refined = refined_ranges(meter, static, noise, samples, options, ranges, refining / once)

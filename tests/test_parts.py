@@ -95,7 +95,7 @@ def test_rounding_all_in_one_range_is_heard() -> None:
     made, given = Model.load(detector()), data()
     loud = max(float(np.abs(Session(made).run(sample)["y"]).max()) for sample in given)
     both = Activation("both", low=-loud, high=loud)
-    meter = Meter(build_probe(made, [both], {}), given, Options())
+    meter = Meter(build_probe(made, [both], {}, Parts(made)), given, Options())
     change = meter.on(activation_key(both)) | meter.at(both)
     assert meter.noise(change) > 0.5
     assert meter.errors(change).shape == (len(given), 2)

@@ -285,7 +285,8 @@ def test_where_a_limit_is_missed_more_forms_are_planned(
     clock = Clock(PriceFile.open(tmp_path / "prices.json"), "run", allowed=16.0)
     prospects: Any = SimpleNamespace(aim=Aim(Budget(size=0.065)), clock=clock)
     start: Any = Made(whole)
-    choice = Choice(start, 10.0, lambda *_: start, None, clock.prices, "run", lambda _: None)  # type: ignore[arg-type]
+    judge: Any = None
+    choice = Choice(start, 10.0, lambda *_: start, judge, clock.prices, "run", lambda _: None)
     best = choice.planned(cuts, prospects, 10.0)
     assert seen == [f"form {n}" for n in range(tried)]
     assert best.figures == ((0.060, 2.0) if tried == 3 else whole)
