@@ -55,11 +55,12 @@ def step(reference: float, scores: Iterable[float]) -> float:
 
 
 def luck(item: float, changed: int, judged: int) -> float:
-    """The standard deviation of a relative drop on other items as good as these, where ``changed`` of ``judged``
-    answers did: n items of which a share c change gain or lose sqrt(c n) of them, each worth ``item`` = 1 / n. One
-    more is taken to have changed than did: none of few does not mean none of many.
+    """The standard deviation of what other items as good as these lose, relative, beyond what these lost, where
+    ``changed`` of ``judged`` answers did: n items of which a share c change gain or lose sqrt(c n) of them, each worth
+    ``item`` = 1 / n, and so do the others, by luck of their own: sqrt(2 c n). One more is taken to have changed than
+    did: none of few does not mean none of many.
     """
-    return math.sqrt((changed + 1) / (judged + 1) * item)
+    return math.sqrt(2 * (changed + 1) / (judged + 1) * item)
 
 
 def smoothed(points: Sequence[tuple[float, float]]) -> float:
