@@ -63,6 +63,20 @@ def luck(item: float, changed: int, judged: int) -> float:
     return math.sqrt(2 * (changed + 1) / (judged + 1) * item)
 
 
+def suspected(reference: float, drop: float, item: float, changed: int, judged: int) -> float:
+    """The relative drop that a score and the changed answers tell together, where ``changed`` of ``judged`` answers did
+    (posterior mean of a normal prior): a lucky score of few items is not believed while many answers change.
+
+    Of n items a share c changes, and of these the original had ``reference`` right and the new answer at most the rest:
+    changes alone suggest a loss of (2 reference - 1) c, give or take as much. The score tells it give or take
+    sqrt(c / n), and nothing is gained by compression: a score above the original's counts as the original's.
+    """
+    share, net = (changed + 1) / (judged + 1), max(2 * abs(reference) - 1, 0.0)
+    items = 1 / (item * abs(reference))
+    weight = net**2 * share * items / (1 + net**2 * share * items)
+    return weight * max(drop, 0.0) + (1 - weight) * net * share / abs(reference)
+
+
 def smoothed(points: Sequence[tuple[float, float]]) -> float:
     """The last of ``points`` (noise, drop) on the curve of least squares that never falls as noise rises (isotonic
     regression by pooling of adjacent violators; Ayer and others, 1955).
@@ -194,14 +208,17 @@ class Judge:
         self.drops.append((-quality.sqnr_db, gained))
         known = (self.score - each * abs(self.score) for _, each in self.drops)
         likely, item = smoothed(self.drops), step(self.score, known)
-        left = allowed - luck(item, quality.changed, quality.judged) if item and quality.judged else allowed * share
+        left = allowed * share
+        if item and quality.judged:
+            left = allowed - luck(item, quality.changed, quality.judged)
+            likely = max(likely, suspected(self.score, likely, item, quality.changed, quality.judged))
         bound = max(left, item)
         if drop <= allowed + TINY and (share >= 1 or likely <= bound + TINY):
             return None
         fell = f"the score fell from {self.score:.6g} to {score:.6g}, by {drop:.2%}"
         if drop > allowed + TINY:
             return f"{fell}; at most {100 * allowed:g} % is allowed"
-        others = f", and by {likely:.2%} as all trials together tell" if abs(likely - drop) > TINY else ""
+        others = f", and by {likely:.2%} as all trials and changed answers tell" if abs(likely - drop) > TINY else ""
         return f"{fell}{others}; at most {100 * bound:.2g} % is allowed below 8 bits, where luck may decide"
 
     def saved(self, quality: Quality, share: float) -> str | None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import numpy as np
 import pytest
 
-from onnxc.judge import luck, smoothed, step
-from onnxc.quality import relative_drop
+from onnxc.judge import Judge, luck, smoothed, step, suspected
+from onnxc.quality import Quality, relative_drop
+from onnxc.recipe import Budget
+from onnxc.session import Options
 
 
 @pytest.mark.parametrize(
@@ -49,3 +53,40 @@ def test_luck_is_what_other_items_would_differ_by() -> None:
     judged_drops, other_drops = (draws - 2 * generator.binomial(draws, 0.5)) / items
     assert luck(1 / items, changed, judged) == pytest.approx((other_drops - judged_drops).std(), rel=0.05)
     assert luck(1 / items, 0, 0) == pytest.approx((2 / items) ** 0.5), "no answers known: any may change"
+
+
+def test_changed_answers_are_weighed_against_a_score() -> None:
+    """Losses drawn as the changed answers suggest them, scores of 83 items drawn around them: what models lose that
+    score alike is what is suspected.
+    """
+    generator, items, reference, changed, judged = np.random.default_rng(0), 83, 0.75, 4, 64
+    share, net = (changed + 1) / (judged + 1), 2 * reference - 1
+    lost = generator.normal(net * share, net * share, 400_000)
+    scored = lost + generator.normal(0, np.sqrt(share / items), lost.size)
+    for drop in (0.0, 0.02, 0.06):
+        alike = lost[abs(scored - drop * reference) < 0.002]
+        found = suspected(reference, drop, 1 / items / reference, changed, judged)
+        assert found * reference == pytest.approx(alike.mean(), abs=0.001)
+    assert suspected(reference, -0.05, 1 / items / reference, 4, 64) == suspected(
+        reference, 0.0, 1 / items / reference, 4, 64
+    )
+
+
+@pytest.mark.parametrize(
+    ("items", "right", "scored", "changed", "holds"),
+    [
+        (83, 51, 52, 6, False),  # one item more is right, of 64 other answers six are not what they were
+        (83, 51, 51, 6, False),
+        (83, 51, 51, 2, True),
+        (1000, 990, 988, 0, True),
+        (1000, 990, 991, 2, True),
+        (1000, 990, 980, 0, False),
+    ],
+)
+def test_a_lucky_score_is_not_believed(items: int, right: int, scored: int, changed: int, *, holds: bool) -> None:
+    nothing = cast("Any", None)
+    judge = Judge(nothing, nothing, Budget(), Options(), score=right / items)
+    judge.drops.append((-40.0, 1 / right))  # a quiet plan that tells how many items there are
+    judge.drops.append((-41.0, -1 / right))
+    missed = judge.dropped(Quality(sqnr_db=20.0, changed=changed, judged=64), scored / items, 0.5)
+    assert (missed is None) == holds
