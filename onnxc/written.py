@@ -31,7 +31,8 @@ def written(
     """
     copy = model.copy()
     short = sorted(codes, key=lambda name: (len(name), name))  # what weights share is named after the first of them
-    rewriter = Rewriter(copy, {name: codes[name] for name in short}, plain=plain)
+    floats = set() if plain else set(codes) - read_as_codes(copy, plan)
+    rewriter = Rewriter(copy, {name: codes[name] for name in short}, plain=plain, floats=floats)
     for candidate in plan.compute.values():
         if candidate.apply is not None:
             candidate.apply(rewriter)
@@ -44,3 +45,10 @@ def written(
     copy.tidy()
     drop_pages()
     return rewriter
+
+
+def read_as_codes(model: Model, plan: Plan) -> set[str]:
+    """The weights of operators that run on integers."""
+    sites = [node for node in model.nodes() if node.name in plan.compute]
+    read = {str(tensor.name) for node in sites for tensor in node.inputs}
+    return read.union(*(candidate.weights for candidate in plan.compute.values()))

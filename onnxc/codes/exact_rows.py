@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -45,7 +45,8 @@ class PackedRows:
         return self.others.bytes + exact_bytes(len(self.rows), self.values[0].size)
 
     def emit(self, sheet: Sheet, forms: Mapping[str, PackedRows]) -> dict[str, Tensor]:
-        """Write the nodes that unfold ``forms``."""
+        """Write the nodes that unfold ``forms``, to int8 on any sheet."""
+        sheet = replace(sheet, floats=False)
         parts = {f"{name}_small": form for name, form in forms.items()}
         unfolded = self.others.emit(sheet, {part: form.others for part, form in parts.items()})
         found: dict[str, Tensor] = {}

@@ -16,7 +16,6 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
-from onnx import TensorProto
 
 from onnxc.codes.formats import FLOATS
 from onnxc.codes.sheets import Piece, Sheet, by_kind, joined, spread
@@ -73,7 +72,7 @@ class PackedFloats:
         pieces = {name: pieces[name] for name in by_kind(pieces)}
         first = next(iter(forms)).removesuffix("_unfolded")
         stored = sheet.constant(f"{first}_short", joined(labels[name].values for name in pieces))
-        found = spread(sheet, sheet.node("Cast", [stored], f"{first}_cast", to=TensorProto.FLOAT), pieces)
+        found = spread(sheet, sheet.cast(stored, f"{first}_cast"), pieces)
         if not scaled:
             return found
         scales = {name: sheet.constant(f"{name}_scale", np.asarray(form.scale)) for name, form in forms.items()}

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from onnx import TensorProto
 
 from onnxc.model import Model, Tensor
 
@@ -29,10 +30,13 @@ class Sheet:
 
     Attributes:
         known: tensors that all weights share, by name.
+        floats: codes become floats before they are split, one Cast for all, where their form allows that; their type
+            then says so.
     """
 
     model: Model
     known: dict[str, Tensor] = field(default_factory=dict)
+    floats: bool = False
 
     def constant(self, name: str, values: Array) -> Tensor:
         """An initializer."""
@@ -69,6 +73,12 @@ class Sheet:
         label = "x".join(map(str, shape)).replace("-1", "all")
         sizes = self.shared(f"shape_{label}", np.asarray(shape, np.int64))
         return self.node("Reshape", [tensor, sizes], name)
+
+    def cast(self, tensor: Tensor, name: str) -> Tensor:
+        """``tensor`` as float32."""
+        made = self.node("Cast", [tensor], name, to=TensorProto.FLOAT)
+        made.dtype, made.shape = np.dtype(np.float32), tensor.shape
+        return made
 
 
 @dataclass(frozen=True)
@@ -115,23 +125,39 @@ def spread(sheet: Sheet, tensor: Tensor, pieces: Mapping[str, Piece], total: int
     first = next(iter(pieces))
     sizes = [sum(pieces[name].size for name in names) for names in groups.values()]
     rest = total - sum(sizes) if total is not None else 0
-    parts = [tensor]
+    if sheet.floats and tensor.dtype != np.float32:
+        tensor = sheet.cast(tensor, f"{first}_floats")
+    parts, flat = [tensor], is_flat(tensor)
     if rest or len(sizes) > 1:
-        flat = sheet.reshaped(tensor, (-1,), f"{first}_flat")
-        labels = [f"{names[0]}_part" for names in groups.values()] + [f"{first}_rest"] * (rest > 0)
-        parts = sheet.split(flat, sizes + [rest] * (rest > 0), labels)
+        whole = tensor if flat else sheet.reshaped(tensor, (-1,), f"{first}_flat")
+        labels = [names[0] if alone(pieces, names) else f"{names[0]}_part" for names in groups.values()]
+        parts, flat = sheet.split(whole, sizes + [rest] * (rest > 0), labels + [f"{first}_rest"] * (rest > 0)), True
     found: dict[str, Tensor] = {}
     for part, names in zip(parts, groups.values(), strict=False):
         axis, others = pieces[names[0]].kind
         rows = [pieces[name].shape[axis] for name in names]
-        alone = len(names) == 1
-        label = names[0] if alone else f"{names[0]}_together"
-        made = sheet.reshaped(part, (sum(rows), *others), f"{label}_rows" if axis else label)
+        label = names[0] if len(names) == 1 else f"{names[0]}_together"
+        made = part
+        if others or not flat or (len(names) == 1 and part is tensor):
+            made = sheet.reshaped(part, (sum(rows), *others), f"{label}_rows" if axis else label)
         if axis:
             order = [*range(1, axis + 1), 0, *range(axis + 1, len(others) + 1)]
             made = sheet.node("Transpose", [made], label, perm=order)
-        found |= dict(zip(names, [made] if alone else sheet.split(made, rows, names, axis), strict=True))
+        found |= dict(zip(names, [made] if len(names) == 1 else sheet.split(made, rows, names, axis), strict=True))
+    if sheet.floats:
+        for name, made in found.items():
+            made.dtype, made.shape = np.dtype(np.float32), list(pieces[name].shape)
     return found
+
+
+def alone(pieces: Mapping[str, Piece], names: Sequence[str]) -> bool:
+    """Whether ``names`` is one weight of one axis: what a Split of a flat tensor makes is the weight."""
+    return len(names) == 1 and pieces[names[0]].kind == (0, ())
+
+
+def is_flat(tensor: Tensor) -> bool:
+    """Whether it is known to have one axis."""
+    return tensor.shape is not None and len(tensor.shape) == 1
 
 
 class Packed(Protocol):

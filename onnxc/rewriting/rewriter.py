@@ -5,7 +5,7 @@ Codes of a weight, the Q/DQ pair of an activation and a dynamic quantization are
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -27,6 +27,7 @@ class Rewriter:
     Attributes:
         model: the copy; codes: weight name -> its codes.
         plain: nothing is packed, so that codes can be changed after they were written.
+        floats: weights that no operator is expected to read as codes.
         nodes, tensors: of all graphs of the model, by name.
         sheet: where nodes that unfold stored weights are written.
         weights: the tensors that coded weights become.
@@ -35,6 +36,7 @@ class Rewriter:
     model: Model
     codes: dict[str, Codes]
     plain: bool = False
+    floats: Collection[str] = ()
     nodes: dict[str, Node] = field(default_factory=dict, init=False)
     tensors: dict[str, Tensor] = field(default_factory=dict, init=False)
     sheet: Sheet = field(init=False)
@@ -49,7 +51,7 @@ class Rewriter:
 
     def __post_init__(self) -> None:
         self.sheet = Sheet(self.model)
-        self.weights = CodedWeights(self.model, self.codes, self.sheet, self.plain)
+        self.weights = CodedWeights(self.model, self.codes, self.sheet, self.plain, self.floats)
         self._biases = CodedBiases(self.weights)
         for graph in self.model.graphs():
             for tensor in graph.inputs:

@@ -5,9 +5,12 @@ Each is made when it is first asked for, and once.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from onnxc.codes.floats import PackedFloats, fits_bfloat16
 from onnxc.codes.formats import FLOATS
@@ -16,6 +19,7 @@ from onnxc.encoding import BlockCodes, Codes
 from onnxc.model import Constant, Graph, Model, Tensor
 
 FEW_SCALES = 128  # in a model: their unfolding would take as many bytes as it saves
+SMALL = 1 << 22  # weights of a model that become floats all at once: of more, one at a time, in less memory
 
 
 @dataclass(eq=False)
@@ -26,14 +30,17 @@ class CodedWeights:
         codes: weight name -> its codes.
         sheet: where nodes that unfold packed codes are written.
         plain: nothing is packed, so that codes can be changed after they were written.
+        floats: weights that no operator is expected to read as codes: they unfold to floats together.
     """
 
     model: Model
     codes: dict[str, Codes]
     sheet: Sheet
     plain: bool = False
+    floats: Collection[str] = ()
     _coded: dict[str, Tensor] = field(default_factory=dict, init=False)
-    _scales: dict[tuple[str, str], Tensor] = field(default_factory=dict, init=False)
+    _floats: dict[str, Tensor] = field(default_factory=dict, init=False)
+    _scales: dict[tuple[str, tuple[int, ...]], Tensor] = field(default_factory=dict, init=False)
     _made: dict[str, Tensor] = field(default_factory=dict, init=False)
 
     def coded(self, weight: str) -> Tensor:
@@ -44,13 +51,21 @@ class CodedWeights:
         if weight not in self._coded:
             if self.codes[weight].packed is None:
                 self._coded[weight] = self.model.constant(f"{weight}_q", self.codes[weight].values)
-                return self._coded[weight]
-            names = {f"{name}_q": name for name, codes in self.codes.items() if codes.packed is not None}
-            forms = {key: packed for key, name in names.items() if (packed := self.codes[name].packed) is not None}
-            for key, made in emit_together(self.sheet, forms).items():
-                made.dtype, made.shape = np.dtype(np.int8), list(self.codes[names[key]].values.shape)
-                self._coded[names[key]] = made
+            else:
+                names = [name for name in self.codes if name == weight or name not in self.floats]
+                self._coded |= self._together([name for name in names if name not in self._coded], self.sheet)
         return self._coded[weight]
+
+    def _together(self, names: Collection[str], sheet: Sheet) -> dict[str, Tensor]:
+        """The codes of those of ``names`` that are packed, unfolded on ``sheet``."""
+        labels = {f"{name}_q": name for name in names}
+        forms = {label: packed for label, name in labels.items() if (packed := self.codes[name].packed) is not None}
+        found: dict[str, Tensor] = {}
+        for label, made in emit_together(sheet, forms).items():
+            made.dtype = np.dtype(np.float32 if made.dtype == np.float32 else np.int8)
+            made.shape = list(self.codes[labels[label]].values.shape)
+            found[labels[label]] = made
+        return found
 
     def transposed(self, weight: str) -> Tensor:
         """The codes of a matrix [N, K] as [K, N], through a Transpose that is folded at load."""
@@ -69,20 +84,26 @@ class CodedWeights:
         if form == "zero":
             label = f"zero_{codes.scale.size}" if codes.scale.ndim else "zero"
             return self.sheet.shared(label, np.zeros(codes.scale.shape, np.int8))
-        if form == "broadcast" and codes.axis not in (None, codes.values.ndim - 1):
-            if (weight, form) not in self._scales:
-                shape = codes.broadcast_scale().shape
-                self._scales[weight, form] = self.sheet.reshaped(self.scale(weight), shape, f"{weight}_scales")
-            return self._scales[weight, form]
-        if (weight, "flat") not in self._scales:
-            self._scales |= {(name, "flat"): made for name, made in self.scales().items()}
-        return self._scales[weight, "flat"]
+        if not self._scales:
+            self._scales |= self.scales()
+        shape = codes.broadcast_scale().shape if form == "broadcast" and not along_last(codes) else codes.scale.shape
+        if (weight, shape) not in self._scales:
+            (other,) = (made for (name, _), made in self._scales.items() if name == weight)
+            self._scales[weight, shape] = self.sheet.reshaped(other, shape, f"{weight}_scales")
+        return self._scales[weight, shape]
 
-    def scales(self) -> dict[str, Tensor]:
-        """The scale of every weight: those that bfloat16 holds and that are many unfold together."""
+    def scales(self) -> dict[tuple[str, tuple[int, ...]], Tensor]:
+        """The scale of every weight, in the shape in which it is expected to be read.
+
+        Those that bfloat16 holds and that are many unfold together.
+        """
         flat = {name: codes for name, codes in self.codes.items() if not isinstance(codes, BlockCodes)}
-        short = [name for name, codes in flat.items() if codes.scale.ndim and fits_bfloat16(codes.scale)]
-        forms = {f"{name}_scale": PackedFloats.of(self.codes[name].scale, "bfloat16") for name in short}
+        scales = {
+            name: codes.broadcast_scale() if name in self.floats and not along_last(codes) else codes.scale
+            for name, codes in flat.items()
+        }
+        short = [name for name, scale in scales.items() if scale.ndim and fits_bfloat16(scale)]
+        forms = {f"{name}_scale": PackedFloats.of(scales[name], "bfloat16") for name in short}
         if (
             self.plain
             or self.model.opset < FLOATS["bfloat16"][1]
@@ -90,10 +111,10 @@ class CodedWeights:
         ):
             forms = {}
         made = {label.removesuffix("_scale"): tensor for label, tensor in emit_together(self.sheet, forms).items()}
-        for name, codes in flat.items():
+        for name, scale in scales.items():
             if name not in made:
-                made[name] = self.model.constant(f"{name}_scale", codes.scale)
-        return made
+                made[name] = self.model.constant(f"{name}_scale", scale)
+        return {(name, scale.shape): made[name] for name, scale in scales.items()}
 
     def dequantized(self, weight: str, graph: Graph | None = None) -> Tensor:
         """DequantizeLinear of the codes, for operators of ``graph`` that fuse with it. Zero points are always written:
@@ -132,9 +153,13 @@ class CodedWeights:
 
     def unfolded(self, weight: str) -> Tensor:
         """Cast(codes) * scale, which ONNX Runtime folds at load."""
-        cast = self.model.insert("Cast", [self.coded(weight)], [f"{weight}_cast"], name=f"{weight}_cast", to=1).outputs[
-            0
-        ]
+        if weight in self.floats and weight not in self._floats and weight not in self._coded:
+            left = [name for name in self.codes if name in self.floats and name not in self._coded]
+            small = sum(self.codes[name].values.size for name in left) <= SMALL
+            self._floats |= self._together(left, replace(self.sheet, floats=small))
+        cast = self._floats[weight] if weight in self._floats else self.coded(weight)
+        if cast.dtype != np.float32:
+            cast = self.model.insert("Cast", [cast], [f"{weight}_cast"], name=f"{weight}_cast", to=1).outputs[0]
         scaled = self.model.insert(
             "Mul",
             [cast, self.scale(weight, "broadcast")],
@@ -147,9 +172,13 @@ class CodedWeights:
     def recode(self, weight: str, codes: Codes) -> None:
         """``codes`` in place of those that were written for ``weight``; only where nothing is packed."""
         self.codes[weight] = codes
-        for held, values in (
-            (self._coded.get(weight), codes.values),
-            (self._scales.get((weight, "flat")), codes.scale),
-        ):
-            if isinstance(held, Constant):
-                held.values = values
+        held: list[tuple[Tensor | None, NDArray[Any]]] = [(self._coded.get(weight), codes.values)]
+        held += [(made, codes.scale.reshape(shape)) for (name, shape), made in self._scales.items() if name == weight]
+        for tensor, values in held:
+            if isinstance(tensor, Constant):
+                tensor.values = values
+
+
+def along_last(codes: Codes) -> bool:
+    """Whether the scale multiplies codes as it is: it is one, or lies along the last axis."""
+    return codes.axis in (None, codes.values.ndim - 1)
