@@ -39,19 +39,19 @@ from onnxc.written import written
 SMALL_SHARE = 0.5
 CHANGED_SCORED = 0.1  # of the answers on samples
 TINY = 1e-12
-MOST_ITEMS = 20_000  # that scores can be told to count
+MOST_ITEMS, FEWEST_ITEMS = 20_000, 20  # that scores can be told to count
 
 
 def step(reference: float, scores: Iterable[float]) -> float:
     """What one item is worth, as a drop relative to the ``reference`` score: scores that are fractions with a common
-    denominator n <= MOST_ITEMS count n items. 0 where they are not, or where no two of them differ.
+    denominator n <= MOST_ITEMS count n items, FEWEST_ITEMS where all are equal and tell no more. 0 where they are not.
     """
     found = {reference, *scores}
     counts = [Fraction(score).limit_denominator(MOST_ITEMS) for score in found]
-    if len(counts) < 2 or any(abs(float(each) - score) > TINY for each, score in zip(counts, found, strict=True)):
+    if any(abs(float(each) - score) > TINY for each, score in zip(counts, found, strict=True)):
         return 0.0
-    items = lcm(*(each.denominator for each in counts))
-    return 1 / (items * abs(reference)) if items <= MOST_ITEMS else 0.0
+    items = max(lcm(*(each.denominator for each in counts)), FEWEST_ITEMS if len(counts) < 2 else 1)
+    return 1 / (items * abs(reference)) if items <= MOST_ITEMS and reference else 0.0
 
 
 def luck(item: float, changed: int, judged: int) -> float:

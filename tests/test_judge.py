@@ -20,7 +20,8 @@ from onnxc.session import Options
         ([48 / 83, 50 / 83, 52 / 83], 51 / 83, 51),
         ([49 / 83, 51 / 83], 51 / 83, 51),
         ([1.0, 1 - 3 / 1184], 1.0, 1184),
-        ([51 / 83], 51 / 83, 0),  # one score is a fraction of many numbers
+        ([51 / 83], 51 / 83, 51),  # of 83 items at least: the same score again tells that they are few
+        ([1.0], 1.0, 20),
         ([50 / 83, 50 / 83, 51 / 83], 51 / 83, 51),
         ([0.5012871230, 0.4931349172], 0.4973128231, 0),  # a correlation has no steps
     ],
@@ -73,20 +74,24 @@ def test_changed_answers_are_weighed_against_a_score() -> None:
 
 
 @pytest.mark.parametrize(
-    ("items", "right", "scored", "changed", "holds"),
+    ("items", "right", "others", "scored", "changed", "holds"),
     [
-        (83, 51, 52, 6, False),  # one item more is right, of 64 other answers six are not what they were
-        (83, 51, 51, 6, False),
-        (83, 51, 51, 2, True),
-        (1000, 990, 988, 0, True),
-        (1000, 990, 991, 2, True),
-        (1000, 990, 980, 0, False),
+        (83, 51, [50], 52, 6, False),  # one item more is right, but of 64 other answers six are not what they were
+        (83, 51, [50], 51, 6, False),
+        (83, 51, [], 51, 5, False),  # how many items there are is told by the original's score alone
+        (83, 51, [], 51, 2, True),
+        (1000, 990, [989], 988, 0, True),
+        (1000, 990, [], 991, 2, True),
+        (1000, 990, [989], 980, 0, False),
+        (20, 20, [], 20, 0, True),
     ],
 )
-def test_a_lucky_score_is_not_believed(items: int, right: int, scored: int, changed: int, *, holds: bool) -> None:
+def test_a_lucky_score_is_not_believed(
+    items: int, right: int, others: list[int], scored: int, changed: int, *, holds: bool
+) -> None:
+    """``others``: how many items quieter plans had right."""
     nothing = cast("Any", None)
     judge = Judge(nothing, nothing, Budget(), Options(), score=right / items)
-    judge.drops.append((-40.0, 1 / right))  # a quiet plan that tells how many items there are
-    judge.drops.append((-41.0, -1 / right))
+    judge.drops += [(-40.0 - place, 1 - each / right) for place, each in enumerate(others)]
     missed = judge.dropped(Quality(sqnr_db=20.0, changed=changed, judged=64), scored / items, 0.5)
     assert (missed is None) == holds
