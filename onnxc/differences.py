@@ -106,6 +106,19 @@ class Tally:
         return 1.0 if self.signal == self.new_power else 0.0
 
 
+def unfitted_sqnr(every: Tally, apart: Tally, share: float) -> float:
+    """The SQNR over all samples in dB, as those tell that were kept apart.
+
+    Args:
+        share: that those have of noise that was fitted to no sample; at least their share of the signal is taken.
+    """
+    if not apart.entries or not apart.noise:
+        return HIGHEST_SQNR_DB
+    signals = [tally.signal or float(tally.entries) for tally in (every, apart)]
+    share = min(max(share, signals[1] / signals[0]), 1.0)
+    return min(HIGHEST_SQNR_DB, 10 * math.log10(signals[0] * share / apart.noise))
+
+
 def summary(tallies: Iterable[Tally]) -> Quality:
     """The worst of every kind over the outputs."""
     tallies = list(tallies)

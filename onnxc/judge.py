@@ -13,6 +13,7 @@ from onnxc.coder import Coder
 from onnxc.contract.passes import FinishingPass
 from onnxc.data import Calibration, Sample
 from onnxc.errors import DataError, ModelError, UsageError
+from onnxc.hardness import disturbed
 from onnxc.model import Model
 from onnxc.parts import Parts
 from onnxc.problem import Plan, small_codes
@@ -154,6 +155,9 @@ class Judge:
         """Run the original once: its outputs, and its score."""
         answers, parts = class_scores(self.original), Parts(self.original, self.options)
         self.reference = ReferenceOutputs(session, self.samples, answers, self.samples.apart, parts)
+        noisy = disturbed(self.original) if self.samples.apart else None
+        if noisy is not None:
+            self.reference.hear(Session(noisy, self.options))
         if self.evaluation is not None:
             self.score = self.evaluation.reference(session)
             self.evaluations += 1

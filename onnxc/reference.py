@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from onnxc.differences import Tally, summary
+from onnxc.differences import Tally, summary, unfitted_sqnr
 from onnxc.parts import Loudness, Parts
 from onnxc.quality import Quality
 
@@ -29,7 +29,7 @@ class ReferenceOutputs:
         session: the reference.
         samples: re-iterable; read again, one at a time, for every candidate.
         answers: output name -> axis of its class scores, as answers.class_scores() finds them.
-        apart: positions of samples that nothing was fitted to: on them alone the outputs must be as good.
+        apart: positions of samples that nothing was fitted to: by what they show the outputs must be as good.
         parts: what the outputs join: parts that are not heard beside louder ones are judged as outputs.
 
     Outputs stay in memory up to 256 MB, then go to temporary files.
@@ -61,6 +61,7 @@ class ReferenceOutputs:
             if loudness is not None:
                 loudness.add(sample, results)
         self.quiet = [] if loudness is None else loudness.quiet()
+        self.shares: dict[str, float] = {}
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -77,7 +78,26 @@ class ReferenceOutputs:
         return path
 
     def judge(self, session: Session) -> Quality:
-        """The quality of ``session``'s outputs over all samples; matched by name, else by position."""
+        """The quality of ``session``'s outputs over all samples; matched by name, else by position.
+
+        What the samples kept apart show counts for all of them: their noise is divided by the share that they have of
+        the signal, or of noise that was fitted to nothing, where that is more (see hear()).
+        """
+        pairs = self._tallies(session)
+        quality = summary(every for every, _ in pairs)
+        if self.apart and not quality.problem:
+            lower = min((unfitted_sqnr(*pair, self.shares.get(pair[0].name, 0.0)) for pair in pairs), default=np.inf)
+            if lower < quality.sqnr_db:
+                quality.fitted, quality.sqnr_db = quality.sqnr_db - lower, lower
+        return quality
+
+    def hear(self, session: Session) -> None:
+        """Learn how hard the samples kept apart are, from outputs with noise that was fitted to no sample."""
+        pairs = self._tallies(session) if self.apart else []
+        self.shares = {every.name: kept.noise / every.noise for every, kept in pairs if every.noise > 0}
+
+    def _tallies(self, session: Session) -> list[tuple[Tally, Tally]]:
+        """For every output and part: over all samples, and over those kept apart."""
         names = match([each.name for each in session.outputs], self.names)
         tallies = [Tally(name, name in self.answers, self.answers.get(name)) for name in self.names]
         others = [Tally(name, False, None) for name in self.names]
@@ -95,10 +115,7 @@ class ReferenceOutputs:
                 for part in heard:
                     if part.output == tally.name and not tally.problem:
                         part.add(sample, old, new, apart=position in self.apart)
-        quality = summary([*tallies, *(part.every for part in heard)])
-        if self.apart and (lower := summary([*others, *(part.apart for part in heard)]).sqnr_db) < quality.sqnr_db:
-            quality.fitted, quality.sqnr_db = quality.sqnr_db - lower, lower
-        return quality
+        return [*zip(tallies, others, strict=True), *((part.every, part.apart) for part in heard)]
 
 
 class _Part:

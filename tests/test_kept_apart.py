@@ -15,6 +15,7 @@ from onnxc.codes.gptq import damage, factorize, gptq, second_moment, shrunk_mome
 from onnxc.codes.grids import EvenGrid
 from onnxc.data import Calibration
 from onnxc.errors import DataError
+from onnxc.hardness import disturbed
 from onnxc.model import Model
 from onnxc.observe import observe
 from onnxc.quality import floor_met
@@ -98,6 +99,64 @@ def test_outputs_must_be_as_good_on_them() -> None:
     said = floor_met(apart, Budget(min_sqnr=apart.sqnr_db + 0.2), generated=False)
     assert said is not None
     assert "nothing was fitted to" in said
+
+
+def test_samples_that_any_noise_changes_are_known_to_be_hard() -> None:
+    """x a - z b, where a = b: where z is nearly x little is left but the noise, as in both samples kept apart."""
+    random = np.random.default_rng(0)
+    weight = random.standard_normal((WIDTH, OUTPUTS)).astype(np.float32)
+    node = helper.make_node
+    nodes = [node("MatMul", ["x", "a"], ["p"]), node("MatMul", ["z", "b"], ["q"]), node("Sub", ["p", "q"], ["y"])]
+    sizes = {"x": WIDTH, "z": WIDTH, "y": OUTPUTS}
+    kinds = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", size]) for name, size in sizes.items()]
+    weights = [numpy_helper.from_array(weight, name) for name in "ab"]
+    model = Model.load(
+        helper.make_model(
+            helper.make_graph(nodes, "rest", kinds[:2], kinds[2:], weights),
+            opset_imports=[helper.make_opsetid("", 17)],
+            ir_version=8,
+        )
+    )
+    data = rows(0, 8)
+    for position, sample in enumerate(data):
+        sample["z"] = (0.9 if position in (3, 7) else -0.9) * sample["x"]
+    session = Session(model)
+    knowing, other = (ReferenceOutputs(session, data, apart={3, 7}) for _ in range(2))
+    first, second = disturbed(model), disturbed(model, seed=1)
+    assert first is not None
+    assert second is not None
+    knowing.hear(Session(first))
+    truly = ReferenceOutputs(session, data).judge(Session(second)).sqnr_db
+    assert other.judge(Session(second)).sqnr_db < truly - 10
+    assert knowing.judge(Session(second)).sqnr_db == pytest.approx(truly, abs=0.5)
+
+    seen = np.concatenate([data[position]["x"] for position in range(8) if position not in (3, 7)])
+    unheard = np.linalg.svd(seen)[2][len(seen) :]  # what the others do not show may be wrong: that is what is fitted
+    fitted = model.copy()
+    error = unheard.T @ unheard @ random.standard_normal(weight.shape) * 0.01
+    fitted.graph.weights[0].values = (weight + error).astype(np.float32)
+    found = knowing.judge(Session(fitted))
+    assert found.fitted > 6
+
+
+def test_noise_reaches_weights_of_constant_nodes_and_spares_the_model() -> None:
+    inside, values = helper.make_node, np.ones((4, 4), np.float32)
+    nodes = [
+        inside("Constant", [], ["a"], value=numpy_helper.from_array(values)),
+        inside("MatMul", ["x", "a"], ["h"]),
+        inside("Add", ["h", "b"], ["y"]),
+    ]
+    kinds = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 4]) for name in "xy"]
+    bias = numpy_helper.from_array(np.ones(4, np.float32), "b")
+    graph = helper.make_graph(nodes, "constant", kinds[:1], kinds[1:], [bias])
+    model = Model.load(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
+    before, noisy = model.digest(), disturbed(model)
+    assert noisy is not None
+    x = {"x": np.eye(4, dtype=np.float32)[:1]}
+    found = Session(noisy).run(x)["y"] - 2
+    assert 0.002 < np.abs(found).max() < 0.05
+    assert model.digest() == before
+    assert np.array_equal(Session(model).run(x)["y"], np.full((1, 4), 2, np.float32))
 
 
 @pytest.mark.parametrize("count", [16, 36, 100])

@@ -42,7 +42,7 @@ LAYERS = """
     report reports
     reference
     differences
-    quality answers kernels parts
+    quality answers hardness kernels parts
     recipe
     registry
     targets progress streams
