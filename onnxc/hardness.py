@@ -8,15 +8,15 @@ that knows no sample does tells what share of all harm the samples kept apart sh
 from __future__ import annotations
 
 from collections.abc import Iterator, MutableMapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from onnxc.model import Constant, Model
 
-LOUDNESS = 0.01  # of the root mean square of a weight: what 6 to 7 bits make
-LARGEST = 1 << 31  # bytes of a model that is not held twice for this
-FLOATS = frozenset("f")
+LOUDNESS = 0.01  # of a weight: about what 7 bits make
+LARGEST = 1 << 30  # bytes of a model that is not held twice for this
 
 
 def disturbed(model: Model, seed: int = 0) -> Model | None:
@@ -28,17 +28,18 @@ def disturbed(model: Model, seed: int = 0) -> Model | None:
     copy, random, found = model.copy(), np.random.default_rng(seed), False
     for weight in weights(copy):
         values = weight.values
-        if values.dtype.kind in FLOATS and values.ndim > 1 and values.size:
+        if values.dtype.kind == "f" and values.ndim > 1 and values.size:
             weight.values = noisy(values, random)
             found = True
     return copy if found else None
 
 
-def noisy(values: NDArray[np.generic], random: np.random.Generator) -> NDArray[np.generic]:
-    """``values`` with noise, in their own type."""
-    floats = values.astype(np.float32)
-    loudness = LOUDNESS * float(np.sqrt(np.square(floats, dtype=np.float64).mean()))
-    return np.asarray(floats + loudness * random.standard_normal(floats.shape, np.float32), values.dtype)
+def noisy(values: NDArray[Any], random: np.random.Generator) -> NDArray[Any]:
+    """``values`` in their own type, each with noise in proportion to itself: no mask of zeros and -inf is broken."""
+    factors = 1 + LOUDNESS * random.standard_normal(values.shape, np.float32)
+    limits = np.finfo(values.dtype)
+    found = np.clip(values.astype(np.float64) * factors, limits.min, limits.max)
+    return np.where(np.isfinite(values), found, values).astype(values.dtype)
 
 
 def weights(model: Model) -> Iterator[Constant]:

@@ -58,8 +58,8 @@ class Quality:
     Attributes:
         outputs: one entry per output of the reference.
         sqnr_db: of the worst float output; 200 when no output is float, -inf when one cannot be compared. Over all
-            samples, or over those kept apart where it is lower.
-        fitted: how many dB it is lower over the samples kept apart than over all: what was fitted to the others.
+            samples, or as those kept apart tell where that is lower.
+        fitted: how many dB lower they tell: what was fitted to the others.
         agreement: of the output with most changed answers; None when no output is judged by answers.
         changed, judged: the answers of that output.
         problem: the first thing that makes outputs incomparable.
@@ -106,7 +106,7 @@ def floor_met(
     if lowest is None:
         lowest = FLOOR_SQNR_DB if score is None else FLOOR_SQNR_WITH_HOOK_DB
     if quality.sqnr_db < lowest:
-        where = "" if quality.fitted < FITTED_DB else " on samples that nothing was fitted to"
+        where = "" if quality.fitted < FITTED_DB else " by samples that nothing was fitted to"
         return f"output '{quality.worst}' has an SQNR of {quality.sqnr_db:.1f} dB{where}, below {lowest:g} dB"
     if score is not None:
         allowed_drop = FLOOR_DROP if budget.max_drop is None else budget.max_drop

@@ -15,7 +15,7 @@ from onnxc.codes.gptq import damage, factorize, gptq, second_moment, shrunk_mome
 from onnxc.codes.grids import EvenGrid
 from onnxc.data import Calibration
 from onnxc.errors import DataError
-from onnxc.hardness import disturbed
+from onnxc.hardness import disturbed, noisy
 from onnxc.model import Model
 from onnxc.observe import observe
 from onnxc.quality import floor_met
@@ -137,6 +137,17 @@ def test_samples_that_any_noise_changes_are_known_to_be_hard() -> None:
     fitted.graph.weights[0].values = (weight + error).astype(np.float32)
     found = knowing.judge(Session(fitted))
     assert found.fitted > 6
+
+
+def test_noise_spares_masks() -> None:
+    mask = np.array([[0, -np.inf], [np.finfo(np.float32).min, 65504]], np.float32)
+    for kind in (np.float32, np.float16):
+        with np.errstate(over="ignore"):
+            given = mask.astype(kind)
+        found = noisy(given, np.random.default_rng(3))
+        assert found.dtype == kind
+        assert np.array_equal(np.isfinite(found), np.isfinite(given))
+        assert found[0, 0] == 0
 
 
 def test_noise_reaches_weights_of_constant_nodes_and_spares_the_model() -> None:
