@@ -209,7 +209,7 @@ def smallest_scale(weight: Weight, context: Context) -> Matrix | None:
         low, high = context.observations.limits(site.input.name)
         step = max((high - low) / 255.0, 1e-12)
         bias = np.abs(np.asarray(context.model.values(site.bias), np.float32).ravel())
-        if bias.shape == (weight.shape[weight.channel_axis],):
+        if bias.shape == (weight.shape[weight.channel_axis],) and np.isfinite(bias).all():  # else it stays a float
             needed = (bias / np.float32(step * BIAS_LIMIT)).astype(np.float32)
             smallest = needed if smallest is None else np.maximum(smallest, needed)
     return smallest
