@@ -222,8 +222,12 @@ class Judge:
         fell = f"the score fell from {self.score:.6g} to {score:.6g}, by {drop:.2%}"
         if drop > allowed + TINY:
             return f"{fell}; at most {100 * allowed:g} % is allowed"
-        others = f", and by {likely:.2%} as all trials and changed answers tell" if abs(likely - drop) > TINY else ""
-        return f"{fell}{others}; at most {100 * bound:.2g} % is allowed below 8 bits, where luck may decide"
+        tell = f"by {likely:.2%} as all trials and changed answers tell"
+        if not drop:
+            fell = f"the score is {score:.6g} after {self.score:.6g}, but falls {tell}"
+        elif abs(likely - drop) > TINY:
+            fell = f"{fell}, and {tell}"
+        return f"{fell}; at most {100 * bound:.2g} % is allowed below 8 bits, where luck may decide"
 
     def saved(self, quality: Quality, share: float) -> str | None:
         """Why the hook is not asked, where the calls of it are bounded; None if it is.
@@ -287,8 +291,13 @@ class Judge:
         return self.weighed(NOTHING, plan, verdict, notes)
 
     def share(self, plan: Plan) -> float:
-        """Of the allowed drop of the score: what the model of ``plan`` may use."""
-        return SMALL_SHARE if self.careful and (self.strictly or small_codes(plan)) else 1.0
+        """Of the allowed drop of the score: what the model of ``plan`` may use.
+
+        All of it where a limit says how small or fast: the most exact plan within it is looked for, not the lightest
+        that passes, and luck has less of a choice.
+        """
+        limited = self.budget.size is not None or self.budget.speed is not None
+        return SMALL_SHARE if self.careful and (self.strictly or (small_codes(plan) and not limited)) else 1.0
 
     def weighed(
         self, made: Model, plan: Plan, verdict: tuple[Quality, float | None, str | None], notes: tuple[str, ...]

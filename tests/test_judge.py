@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from onnxc.judge import Judge, luck, smoothed, step, suspected
+from onnxc.problem import Plan
 from onnxc.quality import Quality, relative_drop
 from onnxc.recipe import Budget
 from onnxc.session import Options
@@ -95,3 +96,15 @@ def test_a_lucky_score_is_not_believed(
     judge.drops += [(-40.0 - place, 1 - each / right) for place, each in enumerate(others)]
     missed = judge.dropped(Quality(sqnr_db=20.0, changed=changed, judged=64), scored / items, 0.5)
     assert (missed is None) == holds
+
+
+def test_luck_is_not_feared_where_a_limit_says_how_small() -> None:
+    """The most exact plan within a limit is looked for, so the score counts as it is measured."""
+    nothing, small = cast("Any", None), Plan(stored={"w": "levels16"})
+    shares = [
+        Judge(nothing, nothing, budget, Options()).share(small)
+        for budget in (Budget(), Budget(size=0.2), Budget(speed=2))
+    ]
+    assert shares == [0.5, 1.0, 1.0]
+    fitted = Judge(nothing, nothing, Budget(size=0.2), Options(), strictly=True)
+    assert fitted.share(small) == 0.5
