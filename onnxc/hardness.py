@@ -36,10 +36,10 @@ def disturbed(model: Model, seed: int = 0) -> Model | None:
 
 def noisy(values: NDArray[Any], random: np.random.Generator) -> NDArray[Any]:
     """``values`` in their own type, each with noise in proportion to itself: no mask of zeros and -inf is broken."""
-    factors = 1 + LOUDNESS * random.standard_normal(values.shape, np.float32)
+    factors = (1 + LOUDNESS * random.standard_normal(values.shape, np.float32)).astype(values.dtype)
     limits = np.finfo(values.dtype)
-    found = np.clip(values.astype(np.float64) * factors, limits.min, limits.max)
-    return np.where(np.isfinite(values), found, values).astype(values.dtype)
+    with np.errstate(over="ignore", invalid="ignore"):  # the largest floats become infinite, and are taken back
+        return np.where(np.isfinite(values), np.clip(values * factors, limits.min, limits.max), values)
 
 
 def weights(model: Model) -> Iterator[Constant]:

@@ -153,8 +153,9 @@ class CodedWeights:
 
     def unfolded(self, weight: str) -> Tensor:
         """Cast(codes) * scale, which ONNX Runtime folds at load."""
-        if weight in self.floats and weight not in self._floats and weight not in self._coded:
-            left = [name for name in self.codes if name in self.floats and name not in self._coded]
+        done = self._floats.keys() | self._coded.keys()
+        if weight in self.floats and weight not in done and self.codes[weight].packed is not None:
+            left = [name for name in self.codes if name in self.floats and name not in done]
             small = sum(self.codes[name].values.size for name in left) <= SMALL
             self._floats |= self._together(left, replace(self.sheet, floats=small))
         cast = self._floats[weight] if weight in self._floats else self.coded(weight)
