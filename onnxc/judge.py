@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from math import lcm
@@ -157,7 +158,8 @@ class Judge:
         self.reference = ReferenceOutputs(session, self.samples, answers, self.samples.apart, parts)
         noisy = disturbed(self.original) if self.samples.apart else None
         if noisy is not None:
-            self.reference.hear(Session(noisy, self.options))
+            with suppress(ModelError, DataError):  # indices among its constants: samples are as hard as they are loud
+                self.reference.hear(Session(noisy, self.options))
         if self.evaluation is not None:
             self.score = self.evaluation.reference(session)
             self.evaluations += 1

@@ -14,8 +14,9 @@ from onnxc.codes.fitting import even_scale
 from onnxc.codes.gptq import damage, factorize, gptq, second_moment, shrunk_moment
 from onnxc.codes.grids import EvenGrid
 from onnxc.data import Calibration
-from onnxc.errors import DataError
+from onnxc.errors import DataError, ModelError
 from onnxc.hardness import disturbed, noisy
+from onnxc.judge import Judge
 from onnxc.model import Model
 from onnxc.observe import observe
 from onnxc.quality import floor_met
@@ -137,6 +138,33 @@ def test_samples_that_any_noise_changes_are_known_to_be_hard() -> None:
     fitted.graph.weights[0].values = (weight + error).astype(np.float32)
     found = knowing.judge(Session(fitted))
     assert found.fitted > 6
+
+
+def test_a_model_that_runs_with_no_noise_is_judged_without() -> None:
+    """Floats that are cast to the indices of the last row: with noise some point behind it."""
+    nodes = [
+        helper.make_node("Cast", ["places"], ["rows"], to=TensorProto.INT64),
+        helper.make_node("Gather", ["x", "rows"], ["y"]),
+    ]
+    kinds = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in (("x", [101]), ("y", None))
+    ]
+    places = numpy_helper.from_array(np.full((8, 8), 100, np.float32), "places")
+    proto = helper.make_model(
+        helper.make_graph(nodes, "rows", [given], [found], [places]),
+        opset_imports=[helper.make_opsetid("", 17)],
+        ir_version=8,
+    )
+    data = [{"x": np.arange(101, dtype=np.float32) + seed} for seed in range(8)]
+    session = Session(proto)
+    noisy = disturbed(Model.load(proto))
+    assert noisy is not None
+    with pytest.raises(ModelError):
+        Session(noisy).run(data[0])
+    judge = Judge(Model.load(proto), Calibration.open(data, session.inputs), Budget(), Options())
+    judge.prepare(session)
+    assert judge.reference.shares == {}
+    assert judge.judge(Model.load(proto))[2] is None
 
 
 def test_noise_spares_masks() -> None:
