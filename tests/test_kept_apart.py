@@ -146,9 +146,8 @@ def test_a_model_that_runs_with_no_noise_is_judged_without() -> None:
         helper.make_node("Cast", ["places"], ["rows"], to=TensorProto.INT64),
         helper.make_node("Gather", ["x", "rows"], ["y"]),
     ]
-    kinds = [
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in (("x", [101]), ("y", None))
-    ]
+    given = helper.make_tensor_value_info("x", TensorProto.FLOAT, [101])
+    found = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
     places = numpy_helper.from_array(np.full((8, 8), 100, np.float32), "places")
     proto = helper.make_model(
         helper.make_graph(nodes, "rows", [given], [found], [places]),
