@@ -215,7 +215,7 @@ class Judge:
         known = (self.score - each * abs(self.score) for _, each in self.drops)
         likely, item = smoothed(self.drops), step(self.score, known)
         left = allowed * share
-        if item and quality.judged:
+        if item and quality.judged and not self.limited:
             left = allowed - luck(item, quality.changed, quality.judged)
             likely = max(likely, suspected(self.score, likely, item, quality.changed, quality.judged))
         bound = max(left, item)
@@ -296,10 +296,14 @@ class Judge:
         """Of the allowed drop of the score: what the model of ``plan`` may use.
 
         All of it where a limit says how small or fast: the most exact plan within it is looked for, not the lightest
-        that passes, and luck has less of a choice.
+        that passes, and luck has less of a choice. What was fitted to the samples may use a share even then.
         """
-        limited = self.budget.size is not None or self.budget.speed is not None
-        return SMALL_SHARE if self.careful and (self.strictly or (small_codes(plan) and not limited)) else 1.0
+        return SMALL_SHARE if self.careful and (self.strictly or (small_codes(plan) and not self.limited)) else 1.0
+
+    @property
+    def limited(self) -> bool:
+        """Whether a limit of size or speed was given."""
+        return self.budget.size is not None or self.budget.speed is not None
 
     def weighed(
         self, made: Model, plan: Plan, verdict: tuple[Quality, float | None, str | None], notes: tuple[str, ...]

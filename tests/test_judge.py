@@ -106,5 +106,9 @@ def test_luck_is_not_feared_where_a_limit_says_how_small() -> None:
         for budget in (Budget(), Budget(size=0.2), Budget(speed=2))
     ]
     assert shares == [0.5, 1.0, 1.0]
-    fitted = Judge(nothing, nothing, Budget(size=0.2), Options(), strictly=True)
+    fitted = Judge(nothing, nothing, Budget(size=0.2), Options(), strictly=True, score=0.99)
     assert fitted.share(small) == 0.5
+    losses = {
+        score: fitted.dropped(Quality(sqnr_db=20.0, changed=2, judged=64), score, 0.5) for score in (0.986, 0.984)
+    }
+    assert [missed is None for missed in losses.values()] == [True, False], "half of 1 %, whatever luck may do"
