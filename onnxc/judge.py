@@ -46,7 +46,8 @@ MOST_ITEMS, FEWEST_ITEMS = 20_000, 20  # that scores can be told to count
 
 def step(reference: float, scores: Iterable[float]) -> float:
     """What one item is worth, as a drop relative to the ``reference`` score: scores that are fractions with a common
-    denominator n <= MOST_ITEMS count n items, FEWEST_ITEMS where all are equal and tell no more. 0 where they are not.
+    denominator n <= MOST_ITEMS count n items; where all are equal they tell little, and FEWEST_ITEMS at least are taken.
+    0 where they are no such fractions.
     """
     found = {reference, *scores}
     counts = [Fraction(score).limit_denominator(MOST_ITEMS) for score in found]
