@@ -45,9 +45,10 @@ MOST_ITEMS, FEWEST_ITEMS = 20_000, 20  # that scores can be told to count
 
 
 def step(reference: float, scores: Iterable[float]) -> float:
-    """What one item is worth, as a drop relative to the ``reference`` score: scores that are fractions with a common
-    denominator n <= MOST_ITEMS count n items; where all are equal they tell little, and FEWEST_ITEMS at least are taken.
-    0 where they are no such fractions.
+    """What one item is worth, as a drop relative to the ``reference`` score; 0 where scores do not count items.
+
+    Scores that are fractions with a common denominator n <= MOST_ITEMS count n items. Where all are equal they tell
+    little, and at least FEWEST_ITEMS are taken.
     """
     found = {reference, *scores}
     counts = [Fraction(score).limit_denominator(MOST_ITEMS) for score in found]
