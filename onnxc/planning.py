@@ -36,7 +36,7 @@ from onnxc.problem import Plan, Problem, small_codes
 from onnxc.propose import Proposals, collect
 from onnxc.recipe import Budget
 from onnxc.remembered import Memory, OutdatedError
-from onnxc.search import LEAST_SHARE, NOTHING, TRIALS, Trial, search, storage_only
+from onnxc.search import HEADROOM, LEAST_SHARE, NOTHING, TRIALS, Trial, search, storage_only
 from onnxc.sensitivity import HEARD, measure, telling, weight_key
 from onnxc.session import runtime_version
 from onnxc.under_noise import light
@@ -51,7 +51,8 @@ TIGHT, EXACT = 0.99, 0.999  # of a limit is planned for: estimates are not exact
 LIGHTER = 0.85  # of the time to load aimed at, where the best plan took too long
 ARRIVES = 1.7  # what unfolding takes, beside what its formats say: 40 and 85 ms for an EfficientNet of 18 MB, 130 and
 # 230 ms for a MiniLM of 90 MB
-QUIETER = (1.0, 0.5)  # of the best plan's noise, in plans that load faster
+LOUDER, QUIETER = 2.0, (1.0, 0.5)  # of the best plan's noise, in plans that load faster: what loads fast at a limited
+# size is loud
 SOLVING, FEWEST_TRIALS = 60.0, 5  # seconds for solving all plans, and plans that are solved however long it takes
 HEARD_SECONDS = {False: 4.0, True: 2.0}  # for the noise of single roundings: made up samples say less
 TELLING = 4  # fewest samples kept apart on which weights are heard
@@ -142,8 +143,9 @@ class Planning:
             noise = predicted_noise(self.problem, best.plan.compute, best.plan.stored)
             most = predicted_loading(self.problem, best.plan) * LIGHTER / max(self.judge.loading, 1.0)
             self.problem.most_loading = most
-            for share in QUIETER:
-                lighter = light(self.problem, noise * share)
+            shares = QUIETER if self.problem.most_bytes is None else (LOUDER, *QUIETER)
+            for share in shares:
+                lighter = light(self.problem, min(noise * share, max(noise, self.allowed * HEADROOM)))
                 if lighter.key not in seen:
                     seen.add(lighter.key)
                     yield self.judged(lighter)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 RIDGES = (0.03, 0.3)  # of each input's own power, added to H; beyond them nothing is corrected
 TINY = 1e-12
-LOST, FAR = 0.1, 10.0  # of a row's power, and times the sample's median: a row that lost more is beyond repair
+LOST, FAR = 0.1, 3.0  # of a row's power, and times the median of its sample: a row that lost more is beyond repair
 
 Matrix = NDArray[np.float32]
 
