@@ -152,3 +152,19 @@ def test_a_value_that_was_cut_off_is_not_spread_over_other_rows() -> None:
     assert np.abs(compensated(weight, met, centre=True) - weight).max() < 0.01
     steps = np.diagonal(met.moments(centre=False)[0])
     assert steps[3] > 1.5 * np.median(steps), "the value still counts among what meets the weight"
+
+
+def test_a_row_that_lost_more_than_its_sample_does_not_decide_for_it() -> None:
+    """A loud token that lost six times what the others did, as where it took another way through the layers before."""
+    rng, met = np.random.default_rng(0), Met()
+    weight = rng.standard_normal((1, 32, 16)).astype(np.float32)
+    for _ in range(16):
+        before = rng.standard_normal((24, 1, 32)).astype(np.float32)
+        before[0] *= 20
+        now = np.float32(0.8) * before
+        now[0] = np.float32(0.5) * before[0]
+        met.add(now, before)
+    met.flush()
+    made = compensated(weight, met, centre=False)
+    grown = float((made * weight).sum() / (weight**2).sum())
+    assert 1.0 <= grown < 1.25, "twice as large would be right for the loud token alone"
