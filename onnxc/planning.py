@@ -51,8 +51,7 @@ TIGHT, EXACT = 0.99, 0.999  # of a limit is planned for: estimates are not exact
 LIGHTER = 0.85  # of the time to load aimed at, where the best plan took too long
 ARRIVES = 1.7  # what unfolding takes, beside what its formats say: 40 and 85 ms for an EfficientNet of 18 MB, 130 and
 # 230 ms for a MiniLM of 90 MB
-LOUDER, QUIETER = 2.0, (1.0, 0.5)  # of the best plan's noise, in plans that load faster: what loads fast at a limited
-# size is loud
+LOUDER, QUIETER = 2.0, (1.0, 0.5)  # of the best plan's noise, in plans that load faster; louder under a limit of size
 SOLVING, FEWEST_TRIALS = 60.0, 5  # seconds for solving all plans, and plans that are solved however long it takes
 HEARD_SECONDS = {False: 4.0, True: 2.0}  # for the noise of single roundings: made up samples say less
 TELLING = 4  # fewest samples kept apart on which weights are heard
@@ -154,9 +153,7 @@ class Planning:
             seen.add(held.key)
             yield self.judged(held)
         rows = {name: c for name, c in best.plan.compute.items() if c.mode == "rows"}
-        stored = storage_only(
-            self.problem
-        )  # without its rows a table unfolds at load: small models gain nothing by them
+        stored = storage_only(self.problem)  # without its rows a table unfolds at load: that helps no small model
         for lesser in (stored, replace(best.plan, compute=rows), replace(stored, compute={}), Plan()):
             if lesser.key not in seen:
                 seen.add(lesser.key)
