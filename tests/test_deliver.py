@@ -13,7 +13,10 @@ from onnxc import deliver
 from onnxc.deliver import loads_too_long
 from onnxc.errors import BudgetError, UsageError
 from onnxc.loading import LoadCost, load_costs
+from onnxc.planning import Planning
+from onnxc.problem import Plan
 from onnxc.recipe import Budget, parse_recipe
+from onnxc.search import Trial
 from onnxc.session import Ratio
 from tests.emission import model, node, weight
 from tests.unpriced import pretend_everything_pays
@@ -86,6 +89,33 @@ def test_a_plan_that_loads_too_slowly_is_passed_over(
     assert len(asked) == 4  # known from the price file
     assert again.changed
     assert (tmp_path / "again.onnx").read_bytes() == (tmp_path / "out.onnx").read_bytes()
+
+
+def test_kernels_are_not_given_up_for_the_time_to_load(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Within a limit of size what loads faster is noisier: four int8 sites were left of thirteen."""
+    del source  # its clocks are wanted
+    loading(monkeypatch, 0.1, 0.5, 0.5, 0.5, 0.1)
+    plans = list[Plan]()
+    judged = Planning.judged
+
+    def noted(planning: Planning, plan: Plan) -> Trial:
+        plans.append(plan)
+        return judged(planning, plan)
+
+    monkeypatch.setattr(Planning, "judged", noted)
+    report = onnxc.optimize(
+        MODELS / "residual_cnn.onnx",
+        tmp_path / "out.onnx",
+        calib=MODELS / "data" / "residual_cnn_calib.npz",
+        prices=tmp_path / "prices",
+        budget=Budget(size=0.12),
+    )
+    slow = next(note for note in report.notes if "500 ms to load" in note)
+    at = next(i for i, plan in enumerate(plans) if f"with {len(plan.compute)} sites in int8" in slow)
+    assert len(plans[at + 1].compute) >= len(plans[at].compute)
+    assert plans[at + 1].noise > plans[at].noise
 
 
 def test_a_wider_limit_lets_it_through(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
