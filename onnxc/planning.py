@@ -121,9 +121,7 @@ class Planning:
             self.problem.most_seconds = self.problem.prices.total * lead / self.judge.budget.speed * TIGHT
 
     def trials(self) -> Iterator[Trial]:
-        """The trials to deliver, best first: the searched plan; should it turn out slower than the input, the same
-        storage without int8 arithmetic; then the simplified model as it is.
-        """
+        """The trials to deliver, best first: the searched plan, then those after() it."""
         variants = [partial(self.ranges, *choice) for choice in RANGES] if self.context.observations.ranges else []
         best, tried = search(
             self.problem,
@@ -138,26 +136,28 @@ class Planning:
         )
         yield self.built_again(best)
         seen = {best.plan.key}
+        for plan in self.after(best, tried):
+            if plan.key not in seen:
+                seen.add(plan.key)
+                yield self.judged(plan)
+
+    def after(self, best: Trial, tried: Sequence[Trial]) -> Iterator[Plan]:
+        """What to deliver where the ``best`` plan cannot be: should it take too long to load, plans that load faster;
+        should it be slower than the input, the same storage without int8 arithmetic; then the simplified model as it
+        is. Each is made when it is asked for: by then it is known how long the one before it took to load.
+        """
         if self.problem.noise and self.problem.has_small_codes:  # it may have taken too long to load
             noise = predicted_noise(self.problem, best.plan.compute, best.plan.stored)
             most = predicted_loading(self.problem, best.plan) * LIGHTER / max(self.judge.loading, 1.0)
             self.problem.most_loading = most
-            shares = QUIETER if self.problem.most_bytes is None else (LOUDER, *QUIETER)
-            for share in shares:
-                lighter = light(self.problem, min(noise * share, max(noise, self.allowed * HEADROOM)))
-                if lighter.key not in seen:
-                    seen.add(lighter.key)
-                    yield self.judged(lighter)
-        held = next((trial.plan for trial in tried if trial.missed is None and not small_codes(trial.plan)), None)
-        if held is not None and held.key not in seen:
-            seen.add(held.key)
-            yield self.judged(held)
+            if self.problem.most_bytes is not None:
+                yield light(self.problem, min(LOUDER * noise, self.allowed * HEADROOM))
+            for share in QUIETER:
+                yield light(self.problem, noise * share)
+        yield from [trial.plan for trial in tried if trial.missed is None and not small_codes(trial.plan)][:1]
         rows = {name: c for name, c in best.plan.compute.items() if c.mode == "rows"}
         stored = storage_only(self.problem)  # without its rows a table unfolds at load: that helps no small model
-        for lesser in (stored, replace(best.plan, compute=rows), replace(stored, compute={}), Plan()):
-            if lesser.key not in seen:
-                seen.add(lesser.key)
-                yield self.judged(lesser)
+        yield from (stored, replace(best.plan, compute=rows), replace(stored, compute={}), Plan())
 
     def loading(self, first: Trial) -> float | None:
         """Seconds in which weights may unfold at load, so that the file loads in time; None where that is not known.

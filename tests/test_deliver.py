@@ -91,11 +91,9 @@ def test_a_plan_that_loads_too_slowly_is_passed_over(
     assert (tmp_path / "again.onnx").read_bytes() == (tmp_path / "out.onnx").read_bytes()
 
 
-def test_kernels_are_not_given_up_for_the_time_to_load(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("source")
+def test_kernels_are_not_given_up_for_the_time_to_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Within a limit of size what loads faster is noisier: four int8 sites were left of thirteen."""
-    del source  # its clocks are wanted
     loading(monkeypatch, 0.1, 0.5, 0.5, 0.5, 0.1)
     plans = list[Plan]()
     judged = Planning.judged
