@@ -41,12 +41,10 @@ def figures(row: Row) -> list[str]:
 
 def results_page(rows: Sequence[Row], versions: Mapping[str, str]) -> str:
     """The page results.md."""
-    made = ", ".join(f"{what} {version}" for what, version in versions.items() if what != "processor")
+    made = ", ".join(f"{what} {version}" for what, version in versions.items())
     models = list(dict.fromkeys((row.collection, row.model) for row in rows))
     every = "".join(one_model([row for row in rows if (row.collection, row.model) == each]) for each in models)
-    return PAGE.format(
-        processor=versions["processor"], made=made, counted=counted(rows), ahead=ahead(rows), every=every
-    )
+    return PAGE.format(made=made, counted=counted(rows), ahead=ahead(rows), every=every)
 
 
 def one_model(rows: Sequence[Row]) -> str:
@@ -56,7 +54,9 @@ def one_model(rows: Sequence[Row]) -> str:
     score = f", score {first.score_original:.4f}" if first.score_original is not None else ""
     time = f", {times[0]:.3f} ms" if times else ""
     place = "" if first.collection == "models" else f" ({first.collection})"
-    return f"### {first.model}{place}\n\n{first.bytes_original:,} bytes{time}{score}.\n\n{text_table(rows)}\n"
+    on = " and ".join(dict.fromkeys(row.processor for row in rows if row.processor))
+    size = f"{first.bytes_original:,} bytes"
+    return f"### {first.model}{place}\n\n{size}{time}{score}; {on}.\n\n{text_table(rows)}\n"
 
 
 def counted(rows: Iterable[Row]) -> str:
@@ -123,7 +123,7 @@ PAGE = """<!-- written by benchmarks/run.py -->
 # Results
 
 `make bench` made this page, [results.json](results.json) and the plot.
-One thread of {processor}; {made}.
+One thread; the processor stands beside each model; {made}.
 
 ![Score against size and speed of every result](results.svg)
 

@@ -35,6 +35,7 @@ class Row:
     seconds: float | None = None
     megabytes: float | None = None
     failure: str = ""
+    processor: str = ""  # what it was made and timed on
 
     @property
     def label(self) -> str:

@@ -38,6 +38,7 @@ from tasks import Task, own_task, stored_tasks, write_samples, zoo_tasks
 from tools import TOOLS, Tool
 
 from onnxc import __version__
+from onnxc.codes.saturation import machine_saturates
 from onnxc.price_file import cpu_name
 
 RESULTS = HERE / "results.json"
@@ -99,6 +100,7 @@ def place_of(task: Task) -> Path:
 def made(bench: Bench, task: Task, tool: Tool, before: float | None) -> Row:
     """Compress and score, without the speed."""
     row = Row(task.collection, task.name, tool.name, tool.mode, task.model.stat().st_size, before)
+    row.processor = processor()
     folder = place_of(task) / tool.file
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -221,9 +223,14 @@ def write(rows: Sequence[Row], versions: dict[str, str]) -> None:
     README.write_text(f"{head}{begin}{readme_table(rows)}{end}{tail}", encoding="utf-8")
 
 
+def processor() -> str:
+    """This machine's, and what decides how fast int8 is on it."""
+    return f"{cpu_name()} with{'out' if machine_saturates() else ''} int8 dot products"
+
+
 def versions_of(tools: Sequence[Tool]) -> dict[str, str]:
-    """What was compared, and on what."""
-    found = {"processor": cpu_name(), "python": platform.python_version(), "onnxc": __version__}
+    """What was compared."""
+    found = {"python": platform.python_version(), "onnxc": __version__}
     found["onnxruntime"] = onnxruntime.__version__
     for tool in tools:
         if tool.environment:
@@ -272,6 +279,7 @@ def main() -> None:
         fill(of_task(rows, task), times)
         for row in of_task(rows, task):
             row.versus = versus.get(row.label)
+            row.processor = processor() if row.label in times else row.processor
         write(rows, versions | versions_of(tools))
         labels = {tool.label for tool in tools}
         print(text_table(row for row in of_task(rows, task) if row.label in labels), flush=True)

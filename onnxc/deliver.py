@@ -142,7 +142,8 @@ def gate(
     measured: bool = True,
 ) -> Delivery:
     """The first of ``trials`` that holds the floor, is smaller than the input, not slower, loads in time, and is within
-    the limits of size and speed; the one nearest to these limits where none is within them; else the input.
+    the limits of size and speed unless these are known to be out of reach; the one nearest to these limits where none
+    is within them; else the input.
 
     A model in which ONNX Runtime runs the same kernels as in the original, or fewer, is not slower whatever a busy
     machine measures, unless nearly every round says so: where tiny weights unfold at load, they may lie in memory less
@@ -179,7 +180,7 @@ def gate(
                 rejected.append(f"{what} {slow}")
                 continue
         found.append(Delivery(trial, size, ratio, rejected, loads))
-        if shortfall(judge.budget, found[-1], limit) <= 1:
+        if judge.out_of_reach or shortfall(judge.budget, found[-1], limit) <= 1:
             return found[-1]
     return min(
         found, key=lambda each: shortfall(judge.budget, each, limit), default=Delivery(None, limit, None, rejected)

@@ -116,6 +116,7 @@ class Judge:
         strictly: every plan is held to the share of the allowed drop that plans below 8 bits are held to: the model
             was fitted to the samples.
         loading: how many times over the allowed time the last model that was measured took to load.
+        out_of_reach: whether no plan was found that is predicted to hold the limits of size and speed.
         batch, shapes: what inputs look like when models are timed; as the samples are where neither is given.
     """
 
@@ -133,6 +134,7 @@ class Judge:
     drops: list[tuple[float, float]] = field(default_factory=list)
     strictly: bool = False
     loading: float = 1.0
+    out_of_reach: bool = False
     batch: int | None = None
     shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)
     inputs: Sequence[TensorInfo] = ()

@@ -27,6 +27,7 @@ from onnxc.exactness import file_bytes
 from onnxc.feedback import build_solved, possible, solve, solving_key, unfitted
 from onnxc.file.storage import drop_pages
 from onnxc.judge import Judge, build
+from onnxc.limits import shortfall
 from onnxc.model import Model
 from onnxc.overheads import Overheads
 from onnxc.predictions import predicted_loading, predicted_noise, stored_bytes
@@ -51,6 +52,7 @@ TIGHT, EXACT = 0.99, 0.999  # of a limit is planned for: estimates are not exact
 LIGHTER = 0.85  # of the time to load aimed at, where the best plan took too long
 ARRIVES = 1.7  # what unfolding takes, beside what its formats say: 40 and 85 ms for an EfficientNet of 18 MB, 130 and
 # 230 ms for a MiniLM of 90 MB
+BEYOND = 1.1  # times over a limit: no plan after the best one is nearer
 LOUDER, QUIETER = 2.0, (1.0, 0.5)  # of the best plan's noise, in plans that load faster; louder under a limit of size
 SOLVING, FEWEST_TRIALS = 60.0, 5  # seconds for solving all plans, and plans that are solved however long it takes
 HEARD_SECONDS = {False: 4.0, True: 2.0}  # for the noise of single roundings: made up samples say less
@@ -134,6 +136,7 @@ class Planning:
             self.feed_back,
             self.weighed,
         )
+        self.judge.out_of_reach = self.problem.free or shortfall(self.problem, best.plan) > BEYOND
         yield self.built_again(best)
         seen = {best.plan.key}
         for plan in self.after(best, tried):

@@ -31,6 +31,7 @@ FIRST = 4.0  # where a score decides, it mostly does before the SQNR floor: the 
 SURPRISED = 0.5  # exponent of how many times louder a plan was than predicted, by which the next one is planned quieter
 LOST = 0.4  # noise over signal that says no more than that it is too much
 NEAR, BESIDE = 2.0, (1.2, 1.45, 1.1, 0.9)  # times the allowed drop; of the noise of a plan that missed by so little
+ALIKE = 0.85  # of the noise of a plan that missed a score by more: one hardly quieter misses it too
 DOUBTFUL = 3.0  # times the allowed drop, up to which a first miss may be bad luck
 DOUBT = 1.7  # times the noise of a plan whose score fell too far by little: the next one tells whether by chance
 MUCH_FASTER = 1.3  # what makes another try within the limits worth it
@@ -237,7 +238,9 @@ def bracket(
         if len(tried) - before >= trials() or aim < allowed * 1e-6:
             break
         candidate = light_enough(problem, aim, weigh)
-        if candidate.key in seen or no_gain(problem, candidate, best):
+        if candidate.key in seen or no_gain(problem, candidate, best) or hopeless(problem, candidate, tried):
+            if candidate.noise > aim and fits(problem, candidate) and not (best and fits(problem, best.plan)):
+                break  # the quietest one within the limits
             louder = [each.noise for each in unlucky if each.noise > held]
             closed = best is not None and held > 0 and idle
             if closed and louder and math.isinf(highest):  # a doubt that nothing settled
@@ -292,6 +295,15 @@ def no_gain(problem: Problem, candidate: Plan, best: Trial | None) -> bool:
     """Whether a plan is within the limits and hardly better than the ``best`` one that is too: not worth a trial."""
     held = best is not None and fits(problem, best.plan) and fits(problem, candidate)
     return held and best is not None and not better(problem, candidate, best.plan, CLOSE)
+
+
+def hopeless(problem: Problem, candidate: Plan, tried: Sequence[Trial]) -> bool:
+    """Whether a plan is within the limits and hardly quieter than another one within them whose score fell too far by
+    more than a little.
+    """
+    far = [trial.plan for trial in tried if trial.missed is not None and trial.excess > NEAR]
+    noises = [predicted_noise(problem, each.compute, each.stored) for each in far if fits(problem, each)]
+    return fits(problem, candidate) and candidate.noise > ALIKE * min(noises, default=math.inf)
 
 
 def by_luck(trial: Trial, before: Sequence[Trial]) -> bool:

@@ -116,6 +116,17 @@ def test_kernels_are_not_given_up_for_the_time_to_load(tmp_path: Path, monkeypat
     assert len(plans[at + 1].compute) > len(plans[at].compute) / 2
 
 
+def test_where_a_limit_is_out_of_reach_no_plan_after_the_nearest_is_made(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are larger or slower; each is solved, judged and timed."""
+    loading(monkeypatch, 0.1)
+    monkeypatch.setattr(Planning, "after", lambda *_: pytest.fail("made all the same"))
+    with pytest.raises(BudgetError, match=r"the best model found .* of the size, not 1\.0%; nothing was written"):
+        onnxc.optimize(source, tmp_path / "out.onnx", prices=tmp_path / "prices", budget=Budget(size=0.01))
+    assert not (tmp_path / "out.onnx").exists()
+
+
 def test_a_wider_limit_lets_it_through(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = loading(monkeypatch, 0.5)
     report = onnxc.optimize(source, tmp_path / "out.onnx", prices=tmp_path / "prices", budget=Budget(max_load_time=6.0))

@@ -284,6 +284,22 @@ def test_one_score_that_fell_too_far_by_little_is_doubted(unlucky: bool) -> None
         assert max(noises[2:]) < noises[0]
 
 
+def test_a_plan_hardly_quieter_than_one_that_missed_by_far_is_not_tried() -> None:
+    """Within a limit of size out of reach every trial is one less for what does hold."""
+    problem, tried = large("MatMul", 24), list[Trial]()
+    problem = replace(problem, most_bytes=0.4 * stored_bytes(problem, plan(problem.in_full_codes()).stored))
+
+    def judge(candidate: Plan) -> Trial:
+        assert fits(problem, candidate)
+        quality = Quality(sqnr_db=-10 * np.log10(candidate.noise))
+        return Trial(candidate, NOTHING, quality, 0.8, "the score fell by far too much", excess=10.0)
+
+    assert bracket(problem, judge, 1.0, tried, lambda: 10, judged_by_score=True) is None
+    noises = [trial.noise for trial in tried]
+    assert 1 <= len(tried) <= 4
+    assert all(later < 0.9 * earlier for earlier, later in pairwise(noises))
+
+
 def test_where_all_small_plans_missed_quieter_ones_come_last() -> None:
     """Rather than eight bits everywhere: a plan that misses says little about one with a third of its noise."""
     problem = large("MatMul", 24)
