@@ -19,6 +19,8 @@ from onnxc.report import Option, RunnerUp
 from onnxc.sensitivity import activation_key
 from onnxc.sites import Site, Weight
 
+ABOUT = 1.02  # times a limit, within which a predicted size or time is taken for it
+
 
 def computed(problem: Problem, found: Plan, site: Site) -> list[Option]:
     """The modes in which a site could be computed, float first; [] where float is the only one."""
@@ -123,6 +125,31 @@ def further(planning: Planning, found: Plan) -> str:
     if problem.most_bytes is not None or problem.most_seconds is not None:
         return "why not further: the limits that were asked for are met"
     return "why not further: no plan that was tried is smaller or faster"
+
+
+def would_help(planning: Planning) -> str:
+    """Where a limit of size or speed is missed: what kept the plan within it from being taken, and what may change
+    that.
+    """
+    judge, problem = planning.judge, planning.problem
+    size, speed = judge.budget.size or 1.0, judge.budget.speed or 0.0
+    most = size * judge.original.source_bytes * ABOUT
+    fast = problem.prices.total * planning.lead / speed * ABOUT if speed else float("inf")
+    tried = [each for each in planning.attempts if each.missed and each.plan.seconds <= fast]
+    tried = [each for each in tried if predicted_bytes(planning, each.plan) <= most]
+    advice = []
+    if judge.samples.generated:
+        advice.append("samples (--calib)")
+    if judge.evaluation is None:
+        advice.append("a score (--eval)")
+    if not judge.samples.generated and not planning.context.recipe.recover:
+        advice.append("training (--recover)")
+    may = f"; {' or '.join(advice)} may help" if advice else ""
+    if not tried:
+        return may
+    nearest = max(tried, key=lambda each: (each.score or 0.0, each.sqnr_db))
+    share = predicted_bytes(planning, nearest.plan) / judge.original.source_bytes
+    return f"; with {share:.1%} of the size {nearest.missed}{may}"
 
 
 def predicted_bytes(planning: Planning, found: Plan) -> int:

@@ -12,7 +12,7 @@ from onnxc.contract.candidates import Activation, Candidate
 from onnxc.contract.context import Context
 from onnxc.convergence import convergence_note
 from onnxc.deliver import Delivery
-from onnxc.explain import computed, further, predicted_bytes, runner_up, stored
+from onnxc.explain import computed, further, predicted_bytes, runner_up, stored, would_help
 from onnxc.judge import Judge
 from onnxc.kernels import leftover_weights, operators
 from onnxc.planning import Planning
@@ -71,7 +71,7 @@ def summarize(planning: Planning, delivery: Delivery, notes: list[str]) -> Repor
     report.limits = {
         each.name: value for each in fields(judge.budget) if (value := getattr(judge.budget, each.name)) is not None
     }
-    report.missed = missed(judge, delivery)
+    report.missed = missed(planning, delivery)
     return report
 
 
@@ -87,9 +87,9 @@ def static_activations(plan: Plan) -> list[Activation]:
     return [each for each in found if not each.dynamic]
 
 
-def missed(judge: Judge, delivery: Delivery) -> list[str]:
-    """The limits that the delivery does not hold; the quality floor always holds."""
-    found = []
+def missed(planning: Planning, delivery: Delivery) -> list[str]:
+    """The limits that the delivery does not hold, and what may help; the quality floor always holds."""
+    judge, found = planning.judge, list[str]()
     share = delivery.size / judge.original.source_bytes
     if judge.budget.size is not None and share > judge.budget.size:
         found.append(
@@ -101,6 +101,7 @@ def missed(judge: Judge, delivery: Delivery) -> list[str]:
         found.append(
             f"the best model found within the quality floor is {speed:.2f} times as fast, not {judge.budget.speed:g}"
         )
+    found = [each + would_help(planning) for each in found]
     allowed = judge.budget.max_load_time
     if allowed is not None and delivery.trial is None and allowed < 1.0:
         found.append(f"no model found within the quality floor loads in {allowed:g} times the input's time")
