@@ -41,6 +41,7 @@ from onnxc.errors import BudgetError, DataError, ModelError, UsageError
 from onnxc.exactness import Exactness
 from onnxc.file.storage import drop_pages
 from onnxc.frequent import frequent_rows
+from onnxc.head_start import head_start
 from onnxc.judge import Judge
 from onnxc.model import Model, Tensor
 from onnxc.observe import Observations, observe
@@ -82,6 +83,7 @@ class Run:
     notes: list[str]
     work: Path | None = None
     seen: Context | None = None  # what was last observed
+    lead: float = 1.0  # how many times as fast as the original its simplified form is
 
 
 def optimize(
@@ -145,9 +147,8 @@ def optimize(
     say = progress or (lambda message: None)
     run = opened(model, output, wanted, calib, eval, shapes or {}, batch, PriceFile.open(prices, fresh=fresh), say)
     run.work = Path(work) if work is not None else None
-    smaller = shrunk(run.chosen.structural, simplified(run), partial(observed, run), run.judge, run.notes, say)
     stamp = receipt(run)
-    best = planned(run, smaller, stamp=stamp)
+    best = planned(run, smaller(run), stamp=stamp)
     if run.chosen.unasked and not wanted.recover:
         spent, form = process_time() - started, partial(planned, replace(run, notes=[]), stamp=stamp, most=FORMS)
         choice = Choice(best, spent, form, run.judge, run.prices, str(stamp), say)
@@ -248,6 +249,14 @@ def simplified(run: Run) -> Model:
     return model
 
 
+def smaller(run: Run) -> Model:
+    """The simplified model after every structural pass that was asked for; ``run`` is told how fast it is."""
+    model = shrunk(run.chosen.structural, simplified(run), partial(observed, run), run.judge, run.notes, run.say)
+    if target_named(run.recipe.target).measured:
+        run.lead = head_start(run.original, model, run.judge.timed(1)[0], run.options, run.prices)
+    return model
+
+
 def planned(
     run: Run,
     model: Model,
@@ -257,13 +266,13 @@ def planned(
     stamp: Mapping[str, str],
     most: int | None = None,
 ) -> Planned:
-    """``model``, of which the float form is ``lead`` times as fast as the original and makes the noise ``before``,
-    planned; of its trials at most so many go to the gate.
+    """``model``, of which the float form is ``lead`` times as fast as the simplified original and makes the noise
+    ``before``, planned; of its trials at most so many go to the gate.
     """
     notes, drops, failed = list(run.notes), list(run.judge.drops), run.judge.failed
     while True:
         planning = proposed(run, model)
-        planning.shaped(lead, before)
+        planning.shaped(run.lead * lead, before)
         if most is not None:
             planning.most = FORM_TRIALS
         trials = islice(recovered(run, planning), most)
@@ -286,7 +295,7 @@ def proposed(run: Run, model: Model) -> Planning:
     proposals = collect(run.chosen.lossy, context)
     coder = Coder(context, proposals)
     lossy, judge = run.chosen.lossy, run.judge
-    return Planning(context, proposals, coder, lossy, judge, run.samples, run.prices, run.notes, run.say)
+    return Planning(context, proposals, coder, lossy, judge, run.samples, run.prices, run.notes, run.say, run.lead)
 
 
 def observed(run: Run, model: Model) -> Context:

@@ -85,7 +85,7 @@ class Planning:
         attempts: every plan that was judged; overheads: bytes of their files besides the weights.
         feedback: whether weights are solved on what the compressed model feeds them; pace: seconds that it takes.
         most: plans that are built.
-        lead: how many times as fast as the original's the float form of this model is; before: the noise over signal
+        lead: how many times as fast as the original the float form of this model is; before: the noise over signal
             that it makes before anything is rounded.
     """
 
@@ -160,7 +160,8 @@ class Planning:
         yield from [trial.plan for trial in tried if trial.missed is None and not small_codes(trial.plan)][:1]
         rows = {name: c for name, c in best.plan.compute.items() if c.mode == "rows"}
         stored = storage_only(self.problem)  # without its rows a table unfolds at load: that helps no small model
-        yield from (stored, replace(best.plan, compute=rows), replace(stored, compute={}), Plan())
+        floats = (stored, replace(best.plan, compute=rows), replace(stored, compute={}), Plan())
+        yield from (replace(each, seconds=self.problem.prices.total) for each in floats)
 
     def loading(self, first: Trial) -> float | None:
         """Seconds in which weights may unfold at load, so that the file loads in time; None where that is not known.

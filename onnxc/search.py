@@ -155,7 +155,7 @@ def search(
         stale = any(trial.plan.key == last.key for trial in tried)
         timed = replace(last, seconds=problem.prices.total)  # every operator as it was
         if best is None or (better(problem, timed, best.plan, CLOSE) and not stale):  # quiet: easily missed
-            tried.append(judge(last))
+            tried.append(judge(timed))
             best = tried[-1] if tried[-1].missed is None else best
     return best or tried[-1], tried
 

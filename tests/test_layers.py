@@ -21,7 +21,7 @@ LAYERS = """
     structure
     planning
     weighing remembered
-    deliver judge price search training validate
+    deliver head_start judge price search training validate
     room under_noise
     limits
     culprits

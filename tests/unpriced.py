@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from onnxc import deliver, exactness, planning
+from onnxc import compiler, deliver, exactness, planning
 from onnxc.cost import Prices
 from onnxc.loading import LoadCost
 from onnxc.profiling import FLOAT
@@ -29,4 +29,5 @@ def pretend_everything_pays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(planning, "priced", priced)
     monkeypatch.setattr(deliver, "speed_of", lambda *_: Ratio(2.0, 2.0, 2.0, 2.0, 1.0))
     monkeypatch.setattr(deliver, "loads_of", lambda *_: (LoadCost(0.1, 0), LoadCost(0.1, 0)))
+    monkeypatch.setattr(compiler, "head_start", lambda *_: 1.0)
     monkeypatch.setattr(exactness.Exactness, "_slowed", lambda *_: 1.0)

@@ -58,7 +58,7 @@ def walk_forms(run: Run, whole: Walk, say: Progress, started: float) -> None:
         except (ModelError, DataError) as error:
             run.notes.append(f"{cut.text}: not walked down, {error}")
             continue
-        form.shaped(cut.lead, cut.noise)
+        form.shaped(run.lead * cut.lead, cut.noise)
         builder = Builder(run, whole.record, whole.builder.found, form, say, form=cut.text)
         Walk(run, whole.record, form, builder, ladder=ladder).down()
         clock.took(f"walking down {cut.text}", process_time() - start)

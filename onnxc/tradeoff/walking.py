@@ -9,16 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 
-from onnxc.compiler import Progress, Run, observed, proposed, simplified
+from onnxc.compiler import Progress, Run, proposed, smaller
 from onnxc.feedback import solving_key
 from onnxc.planner import plan
 from onnxc.planning import Planning
 from onnxc.predictions import stored_bytes
 from onnxc.problem import Plan, Problem
 from onnxc.search import FEWER, HEADROOM, Trial, calibrated, halves, storage_only
-from onnxc.structure.named import shrunk
 from onnxc.tradeoff.building import Builder
 from onnxc.tradeoff.choosing import candidates
 from onnxc.tradeoff.points import Frontier
@@ -37,8 +35,7 @@ def targets(lowest: float) -> list[float]:
 
 def walk(run: Run, record: Record, found: Frontier, say: Progress) -> Walk:
     """Observe, price, then build one plan after the other."""
-    smaller = shrunk(run.chosen.structural, simplified(run), partial(observed, run), run.judge, run.notes, say)
-    planning = proposed(run, smaller)
+    planning = proposed(run, smaller(run))
     made = Walk(run, record, planning, Builder(run, record, found, planning, say))
     made.down()
     return made
