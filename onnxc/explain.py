@@ -19,6 +19,7 @@ from onnxc.report import Option, RunnerUp
 from onnxc.sensitivity import activation_key
 from onnxc.sites import Site, Weight
 
+LITTLE = 0.02  # of the time: as good as nothing
 ABOUT = 1.02  # times a limit, within which a predicted size or time is taken for it
 
 
@@ -125,6 +126,26 @@ def further(planning: Planning, found: Plan) -> str:
     if problem.most_bytes is not None or problem.most_seconds is not None:
         return "why not further: the limits that were asked for are met"
     return "why not further: no plan that was tried is smaller or faster"
+
+
+def ceiling(planning: Planning) -> str:
+    """The speed that no plan exceeds, as every site's fastest form was measured: what is left then has no other form.
+    "" where nothing was timed, or nothing but float applies.
+    """
+    prices = planning.problem.prices
+    times = {name: prices.sites[name] for name, found in planning.problem.compute.items() if found}
+    times = {name: each for name, each in times.items() if each.get(FLOAT, 0.0) > 0}
+    if not times or not planning.context.target.measured:
+        return ""
+    gains = sum(each[FLOAT] - min(each.values()) for each in times.values())
+    if gains < LITTLE * prices.total:
+        return "kernels: no other form of any operator was measured to be faster than float"
+    left = max(prices.total - gains, 1e-9)
+    rest = max(prices.total - sum(each[FLOAT] for each in times.values()), 0.0)
+    return (
+        f"kernels: at most {prices.total * planning.lead / left:.2f} times as fast, with every operator in the fastest "
+        f"form that was measured; {rest / left:.0%} of the time is then spent in operators that have no other form"
+    )
 
 
 def would_help(planning: Planning) -> str:

@@ -12,7 +12,7 @@ from onnxc.contract.candidates import Activation, Candidate
 from onnxc.contract.context import Context
 from onnxc.convergence import convergence_note
 from onnxc.deliver import Delivery
-from onnxc.explain import computed, further, predicted_bytes, runner_up, stored, would_help
+from onnxc.explain import ceiling, computed, further, predicted_bytes, runner_up, stored, would_help
 from onnxc.judge import Judge
 from onnxc.kernels import leftover_weights, operators
 from onnxc.planning import Planning
@@ -66,6 +66,8 @@ def summarize(planning: Planning, delivery: Delivery, notes: list[str]) -> Repor
         report.notes.append("ranges taken at run time span the whole batch: an answer may depend on who shares it")
     rounded = {name for each in static_activations(plan) for name in (each.tensor, each.source)}
     if (note := convergence_note(context.observations, rounded, *range_choice(planning))) is not None:
+        report.notes.append(note)
+    if report.changed and (note := ceiling(planning)):
         report.notes.append(note)
     report.comparison = measured(judge, delivery)
     report.limits = {

@@ -12,7 +12,7 @@ import pytest
 import onnxc
 from onnxc.cost import Prices
 from onnxc.errors import UsageError
-from onnxc.explain import computed, further, runner_up, stored
+from onnxc.explain import ceiling, computed, further, runner_up, stored
 from onnxc.judge import Judge
 from onnxc.overheads import Overheads
 from onnxc.passes.quantize_static import QuantizeStatic
@@ -78,6 +78,18 @@ def test_a_site_that_would_be_int8_brings_its_codes() -> None:
     assert other.mode == "static"
     assert other.bytes < -0.7 * 96 * 96 * 4
     assert (other.noise or 0.0) >= 1e-4 + 4e-4
+
+
+def test_the_kernels_ceiling() -> None:
+    """3 ms, of which one site can save 0.8; the other one is best in float, and 1 ms has no site."""
+    problem, here = linears(), SimpleNamespace(target=SimpleNamespace(measured=True))
+    said = ceiling(SimpleNamespace(problem=problem, lead=1.5, context=here))
+    assert "at most 2.05 times as fast" in said  # 1.5 * 3 / 2.2
+    assert "45% of the time" in said
+    problem.prices.sites["a_node"]["static"] = 1e-3
+    assert "no other form" in ceiling(SimpleNamespace(problem=problem, lead=1.5, context=here))
+    problem.compute = {}
+    assert ceiling(SimpleNamespace(problem=problem, lead=1.5, context=here)) == ""
 
 
 def test_why_not_further() -> None:
