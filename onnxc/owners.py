@@ -17,6 +17,7 @@ from onnxc.model import Model
 from onnxc.sites import Sites
 
 CROSSINGS = frozenset({"QuantizeLinear", "DequantizeLinear"})
+FUSED = "fused "  # before the name of a Gemm with the activation behind it
 REORDERS = frozenset({"ReorderInput", "ReorderOutput"})
 LAYOUT_READERS = frozenset(
     {
@@ -115,11 +116,12 @@ def stems(name: str) -> Iterator[str]:
 
 
 def named_owner(candidates: list[str], names: Mapping[str, str]) -> str | None:
-    """The site whose name one of ``candidates`` is, or begins with (``conv1_token_3`` belongs to ``conv1``); "" for
-    a node that is no part of a site, None where no name is known.
+    """The site whose name one of ``candidates`` is, or begins with (``conv1_token_3`` belongs to ``conv1``, and so does
+    ``fused conv1``, whose output is that of the activation behind it); "" for a node that is no part of a site, None
+    where no name is known.
     """
     for candidate in candidates:
-        for stem in stems(candidate):
+        for stem in stems(candidate.removeprefix(FUSED)):
             if stem in names:
                 return names[stem]
     return None

@@ -12,6 +12,7 @@ from onnxc.encoding import Codes
 from onnxc.file.storage import drop_pages
 from onnxc.model import Model
 from onnxc.problem import Plan
+from onnxc.rewriting.bounds import keep_fused
 from onnxc.rewriting.rewriter import Rewriter
 
 
@@ -36,6 +37,8 @@ def written(
     for candidate in plan.compute.values():
         if candidate.apply is not None:
             candidate.apply(rewriter)
+    linears = [rewriter.nodes[name] for name, candidate in plan.compute.items() if candidate.mode == "static"]
+    keep_fused(copy, [node for node in linears if node.op in ("Gemm", "MatMul")])
     for name, error in (shifts or {}).items():
         rewriter.shift_bias(name, error)
     for name in sorted(plan.coded):
