@@ -277,6 +277,7 @@ def planned(
             planning.most = FORM_TRIALS
         trials = islice(recovered(run, planning), most)
         told, patient = (any(told for _, told in passes) for passes in (run.chosen.structural, run.chosen.lossy))
+        run.judge.careful &= not any(told for _, told in run.chosen.lossy)
         here = planning.context.target.measured
         try:
             done = gate(run.judge, trials, run.prices, stamp, run.say, told=told, patient=patient, measured=here)

@@ -48,7 +48,7 @@ def worth(problem: Problem, candidate: Plan, others: float = 0.0) -> float:
     of the original's. A limit of size alone: the seconds; of speed alone: the bytes; of both: the noise.
     """
     if problem.most_bytes is not None and problem.most_seconds is not None:
-        return candidate.noise
+        return predicted_noise(problem, candidate.compute, candidate.stored)  # by what is known now, of old plans too
     time = candidate.seconds / max(problem.prices.total, 1e-9)
     size = stored_share(problem, candidate) + others / (sum(weight.bytes for weight in problem.found.weights) or 1)
     return time if problem.most_bytes is not None else size if problem.most_seconds is not None else size * time

@@ -135,6 +135,7 @@ class Planning:
             self.say,
             self.feed_back,
             self.weighed,
+            sparing=self.judge.budget.evals is not None,
         )
         self.judge.out_of_reach = self.problem.free or shortfall(self.problem, best.plan) > BEYOND
         yield self.built_again(best)
@@ -160,7 +161,9 @@ class Planning:
         yield from [trial.plan for trial in tried if trial.missed is None and not small_codes(trial.plan)][:1]
         rows = {name: c for name, c in best.plan.compute.items() if c.mode == "rows"}
         stored = storage_only(self.problem)  # without its rows a table unfolds at load: that helps no small model
-        floats = (stored, replace(best.plan, compute=rows), replace(stored, compute={}), Plan())
+        floats = [stored, replace(best.plan, compute=rows), replace(stored, compute={}), Plan()]
+        if small_codes(best.plan):  # the same codes, whose noise is less without that of activations
+            floats[:2] = floats[1::-1]
         yield from (replace(each, seconds=self.problem.prices.total) for each in floats)
 
     def loading(self, first: Trial) -> float | None:

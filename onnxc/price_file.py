@@ -32,32 +32,35 @@ class PriceFile:
 
     Attributes:
         entries: seconds by key; findings: by key, the one that was asked for last at the end.
+        forgotten: what findings were dropped that other runs may have kept.
     """
 
     path: Path
     entries: dict[str, float] = field(default_factory=dict)
     findings: dict[str, Finding] = field(default_factory=dict)
+    forgotten: set[str] = field(default_factory=set)
 
     @classmethod
     def open(cls, path: str | Path | None, *, fresh: bool = False) -> PriceFile:
         """The file at ``path``, by default in the user's cache folder; empty where there is none, or for ``fresh``.
 
-        Raises DataError if it is not a price file.
+        Raises DataError if it is not a price file, or if one that is named cannot be written.
         """
         place = Path(path) if path else default_path()
-        entries: dict[str, float] = {}
-        findings: dict[str, Finding] = {}
-        if place.exists() and not fresh:
+        if path:
             try:
-                found = json.loads(place.read_text())
-                entries = {str(key): float(value) for key, value in found["prices"].items()}
-                findings = {str(key): dict(value) for key, value in found.get("findings", {}).items()}
-                if not all(0 <= value < np.inf for value in entries.values()):
-                    raise ValueError
-            except (OSError, ValueError, KeyError, TypeError, AttributeError):
-                if path:
-                    raise DataError(f"'{place}' is not a price file; delete it or name another one") from None
-        return cls(place, entries, findings)
+                place.parent.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise DataError(f"prices cannot be kept in '{place}': {error.strerror}") from None
+            if not os.access(place.parent, os.W_OK):
+                raise DataError(f"prices cannot be kept in '{place}': its folder is read-only")
+        try:
+            known = ({}, {}) if fresh else contents(place)
+        except ValueError:
+            if path:
+                raise DataError(f"'{place}' is not a price file; delete it or name another one") from None
+            known = {}, {}
+        return cls(place, *known)
 
     def found(self, what: str, *parts: str, learn: Callable[[], Finding]) -> Finding:
         """The finding called ``what`` of everything that ``parts`` say; ``learn`` finds it where it is not known."""
@@ -79,21 +82,31 @@ class PriceFile:
         self.findings[finding_key(what, parts)] = finding
 
     def forget(self, what: str) -> None:
-        """Drop every finding called ``what``."""
+        """Drop every finding called ``what``, also those that the file has."""
+        self.forgotten.add(what)
         self.findings = {key: finding for key, finding in self.findings.items() if not key.startswith(f"{what} ")}
 
     def save(self) -> None:
-        """Write the file if anything is in it; a read-only cache folder is no reason to fail."""
+        """Add what this run knows to the file; a read-only cache folder is no reason to fail."""
         if not self.entries and not self.findings:
             return
+        try:
+            entries, findings = contents(self.path)  # other runs may have written meanwhile, or this one began fresh
+        except ValueError:
+            entries, findings = {}, {}
+        dropped = tuple(f"{what} " for what in self.forgotten)
+        known = {
+            key: each for key, each in findings.items() if key not in self.findings and not key.startswith(dropped)
+        }
+        known |= self.findings
         lines, left = dict[str, str](), MOST_FINDINGS
-        for key, finding in reversed(self.findings.items()):
+        for key, finding in reversed(known.items()):
             line = json.dumps(finding, separators=(",", ":"))
             left -= len(line)
             if left >= 0:
                 lines[key] = line
         found = ",\n".join(f" {json.dumps(key)}: {line}" for key, line in reversed(lines.items()))
-        prices = json.dumps(dict(sorted(self.entries.items())), indent=1)
+        prices = json.dumps(dict(sorted((entries | self.entries).items())), indent=1)
         text = f'{{"prices": {prices},\n"findings": {{\n{found}\n}}}}\n'
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -102,6 +115,21 @@ class PriceFile:
             partial.replace(self.path)
         except OSError:
             return
+
+
+def contents(path: Path) -> tuple[dict[str, float], dict[str, Finding]]:
+    """Prices and findings of a file; none where there is no file. Raises ValueError if it is not a price file."""
+    try:
+        found = json.loads(path.read_text())
+        entries = {str(key): float(value) for key, value in found["prices"].items()}
+        findings = {str(key): dict(value) for key, value in found.get("findings", {}).items()}
+    except FileNotFoundError:
+        return {}, {}
+    except (OSError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError from error
+    if not all(0 <= value < np.inf for value in entries.values()):
+        raise ValueError
+    return entries, findings
 
 
 def finding_key(what: str, parts: Sequence[str]) -> str:

@@ -24,7 +24,7 @@ def quietest(problem: Problem, found: Plan) -> Plan:
     most = math.inf if problem.most_seconds is not None else found.seconds * ALIKE
     loading = time_allowed(problem, found)
     low, high = max(found.price, LEAST), MOST
-    for _ in range(0 if problem.most_seconds is not None else STEPS):
+    for _ in range(STEPS):
         middle = math.sqrt(low * high)
         tried = within(problem, middle)
         if fits(problem, tried) and tried.seconds <= most and predicted_loading(problem, tried) <= loading:

@@ -15,7 +15,7 @@ import numpy as np
 from onnx import helper
 
 from onnxc.codes.formats import INT8
-from onnxc.limits import better, fits
+from onnxc.limits import LEAST, better, fits
 from onnxc.model import Model
 from onnxc.planner import plan
 from onnxc.predictions import noise_parts, predicted_noise, stored_bytes
@@ -87,6 +87,8 @@ def search(
     say: Callable[[str], None] = lambda message: None,
     closing: Callable[[], bool] = lambda: False,
     weigh: Callable[[Plan], bool] = lambda plan: False,
+    *,
+    sparing: bool = False,
 ) -> tuple[Trial, list[Trial]]:
     """The best trial that holds every floor, and all of them.
 
@@ -101,15 +103,15 @@ def search(
         closing: called before the search closes in on the noisiest plan; says whether plans are solved with more care
             from then on.
         weigh: says whether the file of a plan is larger than the limit allows after all, and mends the problem's limit.
+        sparing: trials are few, by order: each halves what is between a plan that holds and one that does not.
     """
     first = judge(plan(problem.in_full_codes()))
     tried, best = [first], first if first.missed is None else None
     if best is not None and not problem.has_small_codes:
         return first, tried
-    if best is not None and fits(problem, first.plan):
-        if closing():
-            tried.append(judge(first.plan))
-        return (tried[-1] if tried[-1].missed is None else first), tried
+    if best is not None and problem.most_seconds is None and fits(problem, first.plan):  # the fastest one: how quiet?
+        sensitivities(first)
+        return as_fast(problem, judge, tried, best, closing, weigh), tried
     scored = first.score is not None
     if best is None and first.noise <= allowed:  # a score or a few answers are not close enough: other ranges, as fast
         for variant in variants:
@@ -139,7 +141,10 @@ def search(
                 known, best = [*known, tried[-1]], tried[-1] if tried[-1].missed is None else None
             count = len(tried)
             if best is None or problem.has_small_codes:
-                best = bracket(problem, judge, allowed, tried, trials, best, known, judged_by_score=scored, weigh=weigh)
+                held = best.noise if sparing and best is not None else 0.0
+                best = bracket(
+                    problem, judge, allowed, tried, trials, best, known, held, judged_by_score=scored, weigh=weigh
+                )
             if closed and best is not None and len(tried) == count:  # no other plan: the same one with more care
                 tried.append(judge(best.plan))
                 best = tried[-1] if tried[-1].missed is None and tried[-1].noise < best.noise else best
@@ -158,6 +163,27 @@ def search(
             tried.append(judge(timed))
             best = tried[-1] if tried[-1].missed is None else best
     return best or tried[-1], tried
+
+
+def as_fast(
+    problem: Problem,
+    judge: Callable[[Plan], Trial],
+    tried: list[Trial],
+    best: Trial,
+    closing: Callable[[], bool],
+    weigh: Callable[[Plan], bool],
+) -> Trial:
+    """The ``best`` trial, or one as fast and less noisy, made with what a limit of size leaves."""
+    closed = closing()
+    candidate = (
+        rounded_off(problem, quietest(problem, replace(best.plan, price=LEAST)), weigh) if problem.noise else best.plan
+    )
+    quieter = candidate.noise < predicted_noise(problem, best.plan.compute, best.plan.stored)
+    if closed or (quieter and candidate.key != best.plan.key):
+        tried.append(judge(candidate if quieter else best.plan))
+        if tried[-1].missed is None and tried[-1].noise < best.noise:
+            return tried[-1]
+    return best
 
 
 def last_tries(
@@ -214,6 +240,7 @@ def bracket(
     trials: Callable[[], int],
     best: Trial | None = None,
     known: Sequence[Trial] = (),
+    held: float = 0.0,
     *,
     judged_by_score: bool = False,
     weigh: Callable[[Plan], bool] = lambda plan: False,
@@ -222,12 +249,12 @@ def bracket(
 
     Noises measured one by one do not add up exactly: errors cancel, or meet in a recurrent network. So after every
     trial the predictions of all plans are scaled to what trials measured, activations and weights apart, and the next
-    plan is the best one whose scaled prediction is the noise aimed at.
+    plan is the best one whose scaled prediction is the noise aimed at. ``held``: noise that is known to be allowed.
     """
     aim, highest, before = allowed * HEADROOM, math.inf, len(tried) - 1
     aim /= FIRST if judged_by_score else 1.0
     seen: set[object] = {trial.plan.key for trial in tried}
-    held, idle, known, unlucky = 0.0, 0, list(known), list[Trial]()
+    idle, known, unlucky, halving = 0, list(known), list[Trial](), held > 0
     if best is not None:
         problem.pace, problem.unit = best.plan.seconds, stored_bytes(problem, best.plan.stored)
     for _ in range(3 * TRIALS):
@@ -271,7 +298,7 @@ def bracket(
         elif trial.noise > allowed:  # calibration brings the next plan down, but not where all signal is lost
             surprise = trial.noise / max(candidate.noise, 1e-12)  # what looks best is what is wrongly predicted, again
             aim *= min(LESS, max(surprise, 1.0) ** -SURPRISED) if trial.noise < max(allowed, LOST) else FEWEST
-        elif by_luck(trial, unlucky) and math.isinf(highest):  # a noisier plan tells
+        elif not halving and by_luck(trial, unlucky) and math.isinf(highest):  # a noisier plan tells
             unlucky.append(trial)
             aim = min(allowed * HEADROOM, trial.noise * (DOUBT if len(unlucky) == 1 else DOUBT**0.25))
         else:  # the noise is as wanted, another floor is missed: by little, and it may turn on one item

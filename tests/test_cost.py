@@ -200,11 +200,34 @@ class TestPriceFile:
         default_path().write_text("not json")
         assert PriceFile.open(None).entries == {}
 
-    def test_a_place_that_cannot_be_written_is_no_failure(self, tmp_path: Path) -> None:
+    def test_a_cache_that_cannot_be_written_is_no_failure(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         (tmp_path / "file").write_text("")
-        prices = PriceFile.open(tmp_path / "file" / "prices.json")
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+        prices = PriceFile.open(None)
         prices.entries["a"] = 1.0
         prices.save()
+        with pytest.raises(DataError, match=r"prices cannot be kept in '.*prices\.json'"):
+            PriceFile.open(tmp_path / "file" / "prices.json")
+
+    def test_what_other_runs_learned_is_kept(self, tmp_path: Path) -> None:
+        """Also by one that began fresh, and by two at a time; what was forgotten is gone."""
+        path = tmp_path / "prices.json"
+        first, second = PriceFile.open(path), PriceFile.open(path)
+        first.entries |= {"a": 1.0, "b": 2.0}
+        first.keep("noise", "x", finding={"n": 1})
+        first.keep("trial", "x", finding={"n": 2})
+        first.save()
+        second.entries["b"] = 3.0
+        second.save()
+        fresh = PriceFile.open(path, fresh=True)
+        fresh.entries["a"] = 4.0
+        fresh.forget("trial")
+        fresh.save()
+        found = PriceFile.open(path)
+        assert found.entries == {"a": 4.0, "b": 3.0}
+        assert (found.known("noise", "x"), found.known("trial", "x")) == ({"n": 1}, None)
 
     def test_findings_outlive_a_run_the_latest_ones(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         prices, exact = PriceFile.open(tmp_path / "prices.json"), 0.1 + 0.2

@@ -343,3 +343,52 @@ def test_what_eight_bits_hold_comes_before_fewer() -> None:
     assert full[: first + 1] == [True] * (first + 1)
     assert not all(full)
     assert predicted_noise(replace(problem, heard=(1.0, 1.0)), asked[first].compute, asked[first].stored) <= 0.5 * whole
+
+
+def searched(problem: Problem, *, allowed: float = 1e-2, sparing: bool = False) -> tuple[Trial, list[Trial]]:
+    """search() where trials are as noisy as predicted and hold what is allowed; the noise is known from the second."""
+    known, problem.noise = dict(problem.noise), {}
+
+    def judge(candidate: Plan) -> Trial:
+        noise = predicted_noise(replace(problem, noise=known, heard=(1.0, 1.0)), candidate.compute, candidate.stored)
+        missed = "too loud" if noise > allowed else None
+        quality = Quality(sqnr_db=-10 * np.log10(max(noise, 1e-20)))
+        return Trial(candidate, NOTHING, quality, 0.9 if missed else 1.0, missed, excess=3.0 if missed else 1.0)
+
+    def sensitivities(_: Trial) -> None:
+        problem.noise = known
+
+    return search(problem, judge, sensitivities, 1.0, trials=lambda: 8, sparing=sparing)
+
+
+def test_with_a_limit_of_speed_the_smallest_plan_is_looked_for() -> None:
+    """Also where full codes are fast enough."""
+    problem = large("MatMul", 24)
+    whole = plan(problem.in_full_codes())
+    best, tried = searched(replace(problem, most_seconds=2 * problem.prices.total))
+    assert best.missed is None
+    assert tried[0].plan.key == whole.key
+    assert stored_bytes(problem, best.plan.stored) < 0.7 * stored_bytes(problem, whole.stored)
+
+
+def test_a_looser_limit_of_size_never_gives_a_noisier_or_slower_plan() -> None:
+    """Also from where full codes fit on."""
+    problem = large("MatMul", 24)
+    whole = stored_bytes(problem, plan(problem.in_full_codes()).stored)
+    found = [searched(replace(problem, most_bytes=share * whole))[0] for share in (0.9, 1.1, 1.5, 3.0)]
+    assert all(trial.missed is None for trial in found)
+    for tighter, looser in pairwise(found):
+        assert looser.plan.seconds <= 1.02 * tighter.plan.seconds
+        assert looser.noise <= 1.02 * tighter.noise
+    assert found[-1].noise < 0.9 * found[0].noise
+
+
+def test_where_trials_are_few_each_halves_what_is_not_known() -> None:
+    """From the first plan, that holds, to the loudest one: the second trial is far below the first that misses."""
+    problem = large("MatMul", 24)
+    first = plan(problem.in_full_codes())
+    allowed = 1.5 * predicted_noise(problem, first.compute, first.stored)
+    _, tried = searched(problem, allowed=allowed, sparing=True)
+    small = [trial for trial in tried if any(is_small(mode) for mode in trial.plan.stored.values())]
+    assert small[0].missed is not None
+    assert small[1].noise < 0.1 * small[0].noise

@@ -71,7 +71,9 @@ def lower_floors(judge: Judge, model: Model, name: str, notes: list[str]) -> Non
     if missed is None or quality.problem:
         return
     budget = judge.budget
-    notes.append(f"{name}: done as told, though {missed}")
+    set_by_user = (budget.min_sqnr, budget.min_agreement) if judge.score is None else (budget.min_sqnr, budget.max_drop)
+    told = "done as told, though" if all(each is None for each in set_by_user) else "told, where floors were set too:"
+    notes.append(f"{name}: {told} {missed}")
     if budget.min_sqnr is None and quality.sqnr_db - SLACK_DB < judge.lowest_sqnr:
         budget = replace(budget, min_sqnr=quality.sqnr_db - SLACK_DB)
     if judge.score is not None and budget.max_drop is None:
