@@ -80,6 +80,14 @@ def parse_fraction(text: str | float) -> float:
     return value
 
 
+def parse_size(text: str | float) -> float:
+    """As parse_fraction(), above 0: no file is empty."""
+    value = parse_fraction(text)
+    if not value:
+        raise UsageError(f"'{text}' is no size of a file: write 25% or 0.25")
+    return value
+
+
 def parse_speed(text: str | float) -> float:
     """``2x``, ``2`` or 2.0 as a factor. UsageError if it is not above 0."""
     return _positive(str(text).strip().removesuffix("x"), f"'{text}' is not a factor: write 2x or 2")
@@ -116,7 +124,7 @@ def _positive(word: str, complaint: str) -> float:
 
 
 LIMITS: Mapping[str, Callable[[str | float], Any]] = {
-    "size": parse_fraction,
+    "size": parse_size,
     "speed": parse_speed,
     "max_drop": parse_fraction,
     "min_sqnr": parse_decibels,

@@ -159,7 +159,8 @@ def search(
     for last in (storage_only(problem), halves(problem), Plan()):
         stale = any(trial.plan.key == last.key for trial in tried)
         timed = replace(last, seconds=problem.prices.total)  # every operator as it was
-        if best is None or (better(problem, timed, best.plan, CLOSE) and not stale):  # quiet: easily missed
+        others = (beside(tried, small=False), best.others if best is not None else 0.0)
+        if best is None or (better(problem, timed, best.plan, CLOSE, others) and not stale):  # quiet: easily missed
             tried.append(judge(timed))
             best = tried[-1] if tried[-1].missed is None else best
     return best or tried[-1], tried
@@ -196,12 +197,19 @@ def last_tries(
     seen = {trial.plan.key for trial in tried}
     for share in LAST_TRIES if missed or best is None else ():
         candidate = light(problem, min([allowed, *missed]) * share)
-        if candidate.key in seen or (best is not None and not better(problem, candidate, best.plan, CLOSE)):
+        others = (beside(tried, small=True), best.others if best is not None else 0.0)
+        if candidate.key in seen or (best is not None and not better(problem, candidate, best.plan, CLOSE, others)):
             continue
         tried.append(judge(candidate))
-        if tried[-1].missed is None:
+        others = (tried[-1].others, others[1])
+        if tried[-1].missed is None and (best is None or better(problem, candidate, best.plan, CLOSE, others)):
             return tried[-1]
     return None
+
+
+def beside(tried: Sequence[Trial], *, small: bool) -> float:
+    """Bytes that files of plans with fewer than 8 bits, or without, took besides their weights: of the least."""
+    return min((trial.others for trial in tried if small_codes(trial.plan) == small), default=0.0)
 
 
 def close_miss(

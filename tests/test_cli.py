@@ -146,6 +146,7 @@ def test_shapes() -> None:
         (["frobnicate"], 2, "invalid choice: 'frobnicate'"),
         (["optimize", "MODEL"], 2, "OUT"),
         (["optimize", "MODEL", "OUT", "--size", "huge"], 2, "'huge' is not a fraction"),
+        (["optimize", "MODEL", "OUT", "--size", "0"], 2, "'0' is no size of a file"),
         (["optimize", "MODEL", "OUT", "--shape", "x"], 2, "'x' is not a shape"),
         (["optimize", "MODEL", "OUT", "--threads", "0"], 2, "'0' is not a whole number above 0"),
         (["optimize", "MODEL", "OUT", "--frontier"], 2, "--frontier"),

@@ -318,6 +318,8 @@ def test_where_all_small_plans_missed_quieter_ones_come_last() -> None:
     assert asked[1] < asked[0] <= 0.4 * 1e-2
     assert stored_bytes(problem, found.plan.stored) < stored_bytes(problem, whole.stored)
     assert last_tries(problem, judge, 0.1, [best], best) is None
+    tried[1].others = 1e9  # what more formats take besides
+    assert last_tries(problem, judge, 0.1, tried[:2], best) is None
 
 
 def test_what_eight_bits_hold_comes_before_fewer() -> None:
