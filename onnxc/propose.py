@@ -143,8 +143,10 @@ def collect(lossy: list[tuple[LossyPass, bool]], context: Context) -> Proposals:
                 reason = "its weight or bias holds NaN or infinite values"
             if answer.mode not in FLOATS and kept & {answer.place, *answer.weights}:
                 reason = "it stays float, as asked for by name (--keep-float)"
-            if context.model.opset < instance.opset:
-                reason = f"it needs opset {instance.opset}, the model has {context.model.opset}"
+            if context.model.opset < (needed := instance.needed_opset()):
+                reason = f"it needs opset {needed}, the model has {context.model.opset}"
+                if context.recipe.passes is not None and not told:
+                    reason += f"; add raise-opset:version={needed} to --passes"
             if reason is not None:
                 found.refusals.append(Refusal(instance.name, answer.place, reason))
                 continue

@@ -44,6 +44,8 @@ class RaiseOpset(ExactPass):
     2. Left alone when no operator in it has codes per channel to gain. Refused when the converter fails, when outputs
        change (it has errors), or when a body of If, Loop or Scan
        holds an operator that changed in between: the converter does not look into bodies.
+    3. A pass that was told what to do, on a model too old for the operators it writes, has it raised to what these need
+       (onnxc/structure/raising.py).
 
     Attributes:
         version: the opset to reach; 13 is the lowest with scales per channel.

@@ -152,6 +152,10 @@ class LossyPass(Configurable, ABC):
     name: ClassVar[str]
     opset: ClassVar[int] = 7
 
+    def needed_opset(self) -> int:
+        """``opset``, or what the fields make of it."""
+        return self.opset
+
     def propose(self, site: Site, context: Context) -> Iterable[Candidate | Refusal]:
         """Ways to compute ``site``, or why not."""
         return ()
