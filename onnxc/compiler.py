@@ -60,6 +60,7 @@ from onnxc.sites import Site, find, name_nodes
 from onnxc.structure.choice import Choice
 from onnxc.structure.named import shrunk
 from onnxc.structure.planned import Planned
+from onnxc.structure.raising import raised
 from onnxc.summary import summarize
 from onnxc.targets import target as target_named
 
@@ -250,8 +251,12 @@ def simplified(run: Run) -> Model:
 
 
 def smaller(run: Run) -> Model:
-    """The simplified model after every structural pass that was asked for; ``run`` is told how fast it is."""
+    """The simplified model after every structural pass that was asked for, in the opset that told ones need; ``run``
+    is told how fast it is.
+    """
     model = shrunk(run.chosen.structural, simplified(run), partial(observed, run), run.judge, run.notes, run.say)
+    few = run.samples.take(min(3, len(run.samples)))
+    model = raised(run.chosen.lossy, model, partial(observed, run), few, run.options, run.notes)
     if target_named(run.recipe.target).measured:
         run.lead = head_start(run.original, model, run.judge.timed(1)[0], run.options, run.prices)
     return model

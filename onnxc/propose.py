@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
-from typing import Any, get_args, get_type_hints
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
 from onnxc.codes.formats import FLOATS
 from onnxc.contract.candidates import Activation, Candidate, Refusal
 from onnxc.contract.context import Context
+from onnxc.contract.fields import configured
 from onnxc.contract.passes import ExactPass, FinishingPass, LossyPass, StructuralPass, TrainingPass
 from onnxc.cost import Prices
 from onnxc.errors import RecipeError
 from onnxc.model import Model
 from onnxc.problem import Problem
-from onnxc.recipe import PassRequest, Recipe, parse_fraction
+from onnxc.recipe import PassRequest, Recipe
 from onnxc.registry import load_passes
 from onnxc.samples.hooks import did_you_mean
 
@@ -42,13 +42,16 @@ class Chosen:
 def passes_of(recipe: Recipe) -> Chosen:
     """Instances of every pass that runs. RecipeError for an unknown pass, field or value."""
     known = load_passes()
-    asked = {request.name: request.fields for request in recipe.passes or ()}
-    for name in asked:
-        if name not in known:
-            raise RecipeError(f"unknown pass '{name}'; there are: {', '.join(sorted(known))}")
+    asked = dict[str, dict[str, Any]]()
+    for request in recipe.passes or ():
+        if request.name not in known:
+            raise RecipeError(f"unknown pass '{request.name}'; there are: {', '.join(sorted(known))}")
+        if request.name in asked:
+            raise RecipeError(f"pass '{request.name}' is named twice: name it once, with all of its fields")
+        asked[request.name] = request.fields
     chosen = Chosen([], [])
     for name, kind in known.items():
-        instance = configured(kind, name, asked.get(name, {}))
+        instance: Pass = configured(kind, name, asked.get(name, {}))
         if isinstance(instance, TrainingPass):
             continue  # it is no part of a plan: see with_training()
         if isinstance(instance, ExactPass):
@@ -80,46 +83,10 @@ def with_training(recipe: Recipe) -> Recipe:
             raise RecipeError(f"pass '{request.name}' and --recover are one: give one of them")
         instance = configured(kind, request.name, request.fields)
         assert isinstance(instance, TrainingPass)
-        if instance.minutes <= 0:
-            raise RecipeError(f"{request.name}:minutes={instance.minutes:g} is not above 0")
         minutes = instance.minutes
     if minutes == recipe.recover:
         return recipe
     return replace(recipe, passes=tuple(left) or None, recover=minutes)
-
-
-def configured(kind: type[Any], name: str, values: Mapping[str, Any]) -> Pass:
-    """An instance of a pass with the fields asked for, each of the field's own type."""
-    hints = get_type_hints(kind)
-    allowed = {each.name: hints[each.name] for each in fields(kind)}
-    arguments: dict[str, Any] = {}
-    for key, value in values.items():
-        if key not in allowed:
-            there = ", ".join(sorted(allowed)) or "no fields"
-            raise RecipeError(f"pass '{name}' has no field '{key}'; it has {there}")
-        arguments[key] = converted(value, allowed[key], f"{name}:{key}")
-    instance: Pass = kind(**arguments)
-    return instance
-
-
-def converted(value: Any, hint: Any, where: str) -> Any:
-    """``value`` as the field's type: numbers from text, and only listed words for a Literal."""
-    choices = get_args(hint)
-    if choices and all(isinstance(choice, str) for choice in choices):
-        if value not in choices:
-            raise RecipeError(f"{where}={value} is not one of {', '.join(choices)}")
-        return value
-    wanted = hint if isinstance(hint, type) else type(value)
-    if wanted is bool and isinstance(value, str):
-        if value.lower() not in ("true", "false"):
-            raise RecipeError(f"{where}={value} is neither true nor false")
-        return value.lower() == "true"
-    if wanted is float and str(value).endswith("%"):
-        return parse_fraction(value)
-    try:
-        return wanted(value)
-    except (TypeError, ValueError):
-        raise RecipeError(f"{where}={value} is not a {wanted.__name__}") from None
 
 
 @dataclass
@@ -176,8 +143,10 @@ def collect(lossy: list[tuple[LossyPass, bool]], context: Context) -> Proposals:
                 reason = "its weight or bias holds NaN or infinite values"
             if answer.mode not in FLOATS and kept & {answer.place, *answer.weights}:
                 reason = "it stays float, as asked for by name (--keep-float)"
-            if context.model.opset < instance.opset:
-                reason = f"it needs opset {instance.opset}, the model has {context.model.opset}"
+            if context.model.opset < (needed := instance.needed_opset()):
+                reason = f"it needs opset {needed}, the model has {context.model.opset}"
+                if context.recipe.passes is not None and not told:
+                    reason += f"; add raise-opset:version={needed} to --passes"
             if reason is not None:
                 found.refusals.append(Refusal(instance.name, answer.place, reason))
                 continue

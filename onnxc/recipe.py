@@ -154,6 +154,8 @@ def parse_passes(text: str) -> tuple[PassRequest, ...]:
             if not equals or not key:
                 raise RecipeError(f"'{pair}' in '{item}' is not field=value: write {name}:field=value")
             last = key.strip().replace("-", "_")
+            if last in fields:
+                raise RecipeError(f"'{item}' says {last} twice: give it one value")
             fields[last] = value.strip()
         requests.append(PassRequest(known_pass(name), fields))
     if not requests:

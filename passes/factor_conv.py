@@ -13,14 +13,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from onnxc.contract.context import Context
+from onnxc.contract.fields import Between
 from onnxc.contract.passes import Level, Offers, StructuralPass
 from onnxc.factors.convolution_units import ConvUnit
 from onnxc.factors.convolutions import Kernel, understood
 from onnxc.factors.factoring import Factoring
-from onnxc.factors.goals import Goal
+from onnxc.factors.goals import Goal, several
 from onnxc.factors.units import Unit
 
 
@@ -47,16 +48,20 @@ class FactorConv(StructuralPass):
     name: ClassVar[str] = "factor-conv"
     unasked: ClassVar[bool] = True
 
-    energy: float = 0.0
-    rank: int = 0
-    parameters: float = 0.0
+    energy: Annotated[float, Between(0, 1, open_low=True)] = 0.0
+    rank: Annotated[int, Between(1)] = 0
+    parameters: Annotated[float, Between(0, 1, open_low=True)] = 0.0
     form: Literal["auto", "tucker", "spatial", "channel"] = "auto"
     method: Literal["whitened", "plain"] = "whitened"
     refit: bool = True
 
+    def contradiction(self) -> str:
+        """More than one amount."""
+        return several(self.rank, self.energy, self.parameters)
+
     def levels(self, context: Context) -> Iterator[Level]:
         """Factored models, least cut first; exactly one where rank, energy or parameters are given."""
-        goal = Goal.told(self.name, self.rank, self.energy, self.parameters)
+        goal = Goal.told(self.rank, self.energy, self.parameters)
         found = self.factoring(context)
         if found.units or found.refused:
             yield from found.levels(goal)

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from onnxc.contract.context import Context
+from onnxc.contract.fields import Between
 from onnxc.contract.passes import Level, Offers, StructuralPass
 from onnxc.factors.factoring import Factoring
-from onnxc.factors.goals import Goal
+from onnxc.factors.goals import Goal, several
 from onnxc.factors.matrices import Matrix, together, understood
 from onnxc.factors.matrix_units import Group
 from onnxc.factors.units import Unit
@@ -47,18 +48,22 @@ class FactorMatmul(StructuralPass):
     name: ClassVar[str] = "factor-matmul"
     unasked: ClassVar[bool] = True
 
-    energy: float = 0.0
-    rank: int = 0
-    parameters: float = 0.0
+    energy: Annotated[float, Between(0, 1, open_low=True)] = 0.0
+    rank: Annotated[int, Between(1)] = 0
+    parameters: Annotated[float, Between(0, 1, open_low=True)] = 0.0
     method: Literal["whitened", "plain"] = "whitened"
     refit: bool = True
     share: bool = True
-    smallest: int = 0
+    smallest: Annotated[int, Between(0)] = 0
     only: Literal["all", "linears", "tables"] = "all"
+
+    def contradiction(self) -> str:
+        """More than one amount."""
+        return several(self.rank, self.energy, self.parameters)
 
     def levels(self, context: Context) -> Iterator[Level]:
         """Factored models, least cut first; exactly one where rank, energy or parameters are given."""
-        goal = Goal.told(self.name, self.rank, self.energy, self.parameters)
+        goal = Goal.told(self.rank, self.energy, self.parameters)
         found = self.factoring(context, max(self.smallest, context.target.smallest_linear if goal is None else 0))
         if found.units:
             yield from found.levels(goal)

@@ -12,20 +12,21 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from onnxc.contract.context import Context
+from onnxc.contract.fields import Between
 from onnxc.contract.passes import Level, Offer, Offers, StructuralPass
 from onnxc.coupling.pruning import Channels, Importance
 from onnxc.coupling.selection import allocate, evenly, uniform
-from onnxc.errors import RecipeError
 
 from .prune_weights import gradient_samples
 
 LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+Share = Annotated[float, Between(0, 1, open_low=True, open_high=True)]
 CAUTION = 0.1  # of its estimated cost has to be saved: later layers make good what earlier ones lost
 
 
@@ -54,23 +55,28 @@ class PruneChannels(StructuralPass):
 
     name: ClassVar[str] = "prune-channels"
     unasked: ClassVar[bool] = True
-    fraction: float = 0.0
-    macs: float = 0.0
-    parameters: float = 0.0
+    fraction: Share = 0.0
+    macs: Share = 0.0
+    parameters: Share = 0.0
     importance: Importance = "obs"
-    rounding: int = 16
+    rounding: Annotated[int, Between(1)] = 16
     heads: bool = True
     residual: bool = True
     refit: bool = True
 
+    def wanted(self) -> dict[str, float]:
+        """What to cut of what, as the fields say."""
+        asked = {"fraction": self.fraction, "macs": self.macs, "parameters": self.parameters}
+        return {word: value for word, value in asked.items() if value}
+
+    def contradiction(self) -> str:
+        """No amount, or more than one."""
+        ways = len(self.wanted())
+        return "" if ways == 1 else f"it needs one of fraction, macs and parameters, as {self.name}:macs=0.3"
+
     def levels(self, context: Context) -> Iterator[Level]:
         """Levels by multiply-adds, each cut from the whole model; told, the one that was asked for."""
-        asked = {"fraction": self.fraction, "macs": self.macs, "parameters": self.parameters}
-        wanted = {word: value for word, value in asked.items() if value}
-        if context.told and len(wanted) != 1:
-            raise RecipeError(f"{self.name} needs one of fraction, macs and parameters, as {self.name}:macs=0.3")
-        if any(not 0 < value < 1 for value in wanted.values()) or self.rounding < 1:
-            raise RecipeError(f"{self.name}: fraction, macs and parameters lie between 0 and 1, rounding is at least 1")
+        wanted = self.wanted()
         assert context.samples is not None
         kinds = [kind for kind, allowed in (("heads", self.heads), ("residual", self.residual)) if allowed]
         channels = Channels.of(context.model, context.samples, context.options, self.rounding, kinds)

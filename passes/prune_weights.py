@@ -11,11 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 
 from onnxc.contract.context import Context
+from onnxc.contract.fields import Between, Readable
 from onnxc.contract.passes import Level, StructuralPass
 from onnxc.data import Sample
 from onnxc.errors import RecipeError
@@ -41,16 +42,16 @@ class PruneWeights(StructuralPass):
     """
 
     name: ClassVar[str] = "prune-weights"
-    threshold: float = 0.0
-    fraction: float = 0.0
+    threshold: Annotated[float, Between(0, open_low=True)] = 0.0
+    fraction: Annotated[float, Between(0, 1, open_low=True, open_high=True)] = 0.0
     scope: Literal["site", "model"] = "site"
-    pattern: str = ""
+    pattern: Annotated[str, Readable(Pattern.parse)] = ""
     importance: Importance = "second-order"
     refit: bool = False
 
     def levels(self, context: Context) -> Iterable[Level]:
         """The model as told, or pruned more and more."""
-        pattern = self.checked_pattern(told=context.told)
+        pattern = Pattern.parse(self.pattern)
         found = [Job.of(weight, context, embeddings=self.threshold > 0) for weight in context.sites.weights]
         jobs = [job for job in found if job is not None]
         if self.importance == "gradient" and not self.threshold:
@@ -77,19 +78,14 @@ class PruneWeights(StructuralPass):
         notes = (blind,) if amount.solves and solved < len(jobs) else ()
         return Level(model, f"{zeros / total:.1%} of the {total:,} entries of {len(jobs)} weights are zero", notes)
 
-    def checked_pattern(self, *, told: bool) -> Pattern:
-        """The pattern; RecipeError where the fields contradict each other, or say nothing."""
-        try:
-            pattern = Pattern.parse(self.pattern)
-        except ValueError as error:
-            raise RecipeError(f"{self.name}:pattern: {error}") from None
-        if not 0 <= self.fraction < 1 or self.threshold < 0:
-            raise RecipeError(f"{self.name}: fraction must be from 0 to below 1, threshold not negative")
-        ways = [name for name, way in (("threshold", self.threshold), ("fraction", self.fraction)) if way > 0]
-        ways += [f"pattern={self.pattern}"] if pattern.of else []
-        if len(ways) != 1 and told:
-            raise RecipeError(f"{self.name}: say how much, by one of threshold, fraction and an N:M pattern")
-        return pattern
+    def contradiction(self) -> str:
+        """No amount, more than one, or fields that the amount leaves nothing to say."""
+        kept = Pattern.parse(self.pattern).of > 0
+        if sum(map(bool, (self.threshold, self.fraction, kept))) != 1:
+            return "say how much, by one of threshold, fraction and an N:M pattern"
+        if self.threshold and (self.pattern or self.scope != "site" or self.importance != "second-order"):
+            return "threshold says which weights go: it takes no scope, pattern or importance"
+        return "scope=model shares out a fraction: an N:M pattern has none" if kept and self.scope == "model" else ""
 
 
 def gradient_samples(name: str, context: Context) -> list[Sample]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import ml_dtypes
 import numpy as np
@@ -19,9 +19,9 @@ import numpy as np
 from onnxc.codes.formats import FULL, Format
 from onnxc.contract.candidates import Candidate, Refusal
 from onnxc.contract.context import Context
+from onnxc.contract.fields import OneOf
 from onnxc.contract.passes import LossyPass
 from onnxc.encoding import BlockCodes, block_bytes
-from onnxc.errors import RecipeError
 from onnxc.rewriting.rewriter import Rewriter
 from onnxc.sites import Site, matrix_axes
 
@@ -46,13 +46,11 @@ class QuantizeDecode(LossyPass):
     name: ClassVar[str] = "quantize-decode"
     opset: ClassVar[int] = 21
 
-    bits: int = 0
-    block: int = 0
+    bits: Annotated[int, OneOf(0, *BITS)] = 0
+    block: Annotated[int, OneOf(0, *BLOCKS)] = 0
 
     def propose(self, site: Site, context: Context) -> Iterable[Candidate | Refusal]:
         """Candidates for a linear."""
-        if self.bits not in (0, *BITS) or self.block not in (0, *BLOCKS):
-            raise RecipeError(f"{self.name}: bits is 4 or 8, block one of {', '.join(map(str, BLOCKS))}")
         if site.kind != "linear":
             return
         reason, block = self.impossible(site, context), self.fitting(site)

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from onnxc.contract.candidates import Activation, Candidate, Refusal
 from onnxc.contract.context import Context
+from onnxc.contract.fields import Between, Implies
 from onnxc.contract.passes import LossyPass
 from onnxc.model import Tensor
 from onnxc.rewriting.rewriter import Rewriter
@@ -36,14 +37,15 @@ class QuantizeStatic(LossyPass):
 
     Attributes:
         range: how a range is chosen from the histogram: mse, minmax, percentile or entropy.
-        percentile: share of the values inside the range, in percent, for range=percentile.
+        percentile: of the values so many percent are below the range's upper end, and as many above its lower end;
+            implies range=percentile.
     """
 
     name: ClassVar[str] = "quantize-static"
     opset: ClassVar[int] = 13  # scales per channel
 
     range: Literal["mse", "minmax", "percentile", "entropy"] = "mse"
-    percentile: float = 99.99
+    percentile: Annotated[float, Between(50, 100, open_low=True, percent=True), Implies("range", "percentile")] = 99.99
 
     def propose(self, site: Site, context: Context) -> Iterable[Candidate | Refusal]:
         """One int8 candidate for a linear, a convolution or a joint."""

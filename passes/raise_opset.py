@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import onnx
 from onnx import ModelProto, defs, version_converter
 
+from onnxc.contract.fields import Between, Readable
 from onnxc.contract.passes import ExactPass, Outcome
 from onnxc.data import generate
 from onnxc.errors import ModelError, OnnxcError
@@ -24,6 +25,15 @@ from .skeletons import adopt, through_skeleton
 
 # Same inputs and attributes, another meaning: the converter must see to these, and it skips bodies.
 _NEW_MEANING = {"Softmax", "LogSoftmax", "Hardmax", "BatchNormalization", "Dropout", "Upsample", "Resize"}
+OLDEST, NEWEST = 7, defs.onnx_opset_version()  # that ONNX Runtime promises to run; that the converter knows
+
+
+def operators(text: str) -> list[str]:
+    """The operators named in ``text``, separated by spaces; ValueError for one that there is none of."""
+    for word in text.split():
+        if not defs.has(word):
+            raise ValueError(f"there is no operator '{word}'; write some as MatMul Conv, or none")
+    return text.split()
 
 
 @dataclass(frozen=True)
@@ -34,6 +44,8 @@ class RaiseOpset(ExactPass):
     2. Left alone when no operator in it has codes per channel to gain. Refused when the converter fails, when outputs
        change (it has errors), or when a body of If, Loop or Scan
        holds an operator that changed in between: the converter does not look into bodies.
+    3. A pass that was told what to do, on a model too old for the operators it writes, has it raised to what these need
+       (onnxc/structure/raising.py).
 
     Attributes:
         version: the opset to reach; 13 is the lowest with scales per channel.
@@ -41,11 +53,11 @@ class RaiseOpset(ExactPass):
     """
 
     name: ClassVar[str] = "raise-opset"
-    version: int = 13
-    gaining: str = "MatMul Gemm Conv ConvTranspose Gather LSTM GRU RNN"
+    version: Annotated[int, Between(OLDEST, NEWEST)] = 13
+    gaining: Annotated[str, Readable(operators)] = "MatMul Gemm Conv ConvTranspose Gather LSTM GRU RNN"
 
     def _gains(self, model: Model) -> bool:
-        wanted = self.gaining.split()
+        wanted = operators(self.gaining)
         return not wanted or any(node.op in wanted for node in model.nodes())
 
     def run(self, model: Model) -> Outcome:
@@ -55,8 +67,12 @@ class RaiseOpset(ExactPass):
     def run_checked(self, model: Model, samples: Sequence[Sample] | None, options: Options) -> Outcome:
         """Edit ``model`` in place; ``samples`` are inputs to check it with, made up when there are none."""
         old = model.opset
-        if old >= self.version or not self._gains(model):
-            return Outcome()
+        asked = self != type(self)()
+        if old >= self.version:
+            return Outcome(0, (f"opset {old} was kept: it is {self.version} or newer",) if asked else ())
+        if not self._gains(model):
+            why = f"opset {old} was kept: the model has none of {self.gaining}; with gaining= it is raised all the same"
+            return Outcome(0, (why,) if asked else ())
         made = samples if samples is not None else lambda session: generate(model, session, count=3).take(3)
         try:
             if (operator := _changed_inside(model, self.version)) is not None:
@@ -64,7 +80,7 @@ class RaiseOpset(ExactPass):
             new = through_skeleton(model, self._convert)
             reason = Exactness(model, made, options).differs(new)
         except (OnnxcError, RuntimeError, ValueError, TypeError, IndexError) as error:
-            reason = " ".join(str(error).split())[:200]
+            reason = said(error)
         if reason is not None:
             return Outcome(0, (f"opset {old} was kept: converting it to {self.version} fails: {reason}",))
         if new.opset < self.version:
@@ -82,6 +98,11 @@ class RaiseOpset(ExactPass):
         converted: ModelProto = version_converter.convert_version(proto, self.version)
         converted.ir_version = max(converted.ir_version, _oldest_ir(converted))
         return converted
+
+
+def said(error: Exception) -> str:
+    """What an error says, of a failed assertion in C++ only what it is about."""
+    return " ".join(str(error).rpartition(" failed: ")[2].split())[:200]
 
 
 def _oldest_ir(proto: ModelProto) -> int:

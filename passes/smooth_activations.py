@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from onnxc.contract.context import Context
+from onnxc.contract.fields import Between, Implies
 from onnxc.contract.passes import Level, StructuralPass
 from onnxc.equalizing.inserting import inserted
 from onnxc.equalizing.smoothing import smoothed
@@ -34,20 +35,20 @@ class SmoothActivations(StructuralPass):
     5. It must not act without calibration data.
 
     Attributes:
-        alpha: how much of the outliers goes into the weights, 0 to 1, for every tensor; below 0: chosen by its effect
-            on outputs of samples that the factors do not come from, no change being one of the choices.
+        alpha: how much of the outliers goes into the weights, 0 to 1, for every tensor; -1: chosen by its effect on
+            outputs of samples that the factors do not come from, no change being one of the choices.
         aim: what is to be rounded with less error, activations or weights.
-        bits, block: of the weights for aim=weights; block 0 is one scale per output.
+        bits, block: of the weights for aim=weights, which they imply; block 0 is one scale per output.
         insert: multiply in front of the readers where nothing before takes the factors.
     """
 
     name: ClassVar[str] = "smooth-activations"
     automatic: ClassVar[bool] = True
 
-    alpha: float = -1.0
+    alpha: Annotated[float, Between(0, 1, beside=-1)] = -1.0
     aim: Literal["activations", "weights"] = "activations"
-    bits: int = 4
-    block: int = 64
+    bits: Annotated[int, Between(2, 8), Implies("aim", "weights")] = 4
+    block: Annotated[int, Between(0), Implies("aim", "weights")] = 64
     insert: bool = False
 
     def levels(self, context: Context) -> Iterable[Level]:

@@ -9,16 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from onnxc.codes.formats import DIMENSIONS, Format
 from onnxc.codes.layouts import layout_of
 from onnxc.codes.packing import possible
 from onnxc.contract.candidates import Candidate, Refusal
 from onnxc.contract.context import Context
+from onnxc.contract.fields import OneOf
 from onnxc.contract.passes import LossyPass
 from onnxc.encoding import stored_bytes
-from onnxc.errors import RecipeError
 from onnxc.sites import Weight
 
 from .store_low_bit import refused
@@ -39,12 +39,10 @@ class StoreCodebook(LossyPass):
 
     name: ClassVar[str] = "store-codebook"
 
-    dimension: int = 0
+    dimension: Annotated[int, OneOf(0, *DIMENSIONS)] = 0
 
     def store(self, weight: Weight, context: Context) -> Iterable[Candidate | Refusal]:
         """Candidates for a weight."""
-        if self.dimension and self.dimension not in DIMENSIONS:
-            raise RecipeError(f"{self.name}:dimension={self.dimension} is not one of {', '.join(map(str, DIMENSIONS))}")
         reason = refused(weight, context)
         if reason:
             yield Refusal(self.name, weight.name, reason)

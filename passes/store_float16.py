@@ -48,6 +48,10 @@ class StoreFloat16(LossyPass):
 
     type: Literal["float16", "bfloat16", "float8e4m3fn", "float8e5m2"] = "float16"
 
+    def needed_opset(self) -> int:
+        """The first that can cast the type."""
+        return FLOATS[self.type][1]
+
     def store(self, weight: Weight, context: Context) -> Iterable[Candidate | Refusal]:
         """One candidate for a weight."""
         reason, stored = self.refused(weight, context), float_bytes(weight, self.type)
@@ -60,9 +64,7 @@ class StoreFloat16(LossyPass):
 
     def refused(self, weight: Weight, context: Context) -> str | None:
         """Why a weight is not stored so, None where it may be."""
-        bits, opset, largest = FLOATS[self.type]
-        if context.model.opset < opset:
-            return f"{self.type} needs opset {opset}, the model has {context.model.opset}"
+        bits, _, largest = FLOATS[self.type]
         if not weight.shape:
             return "a single number"
         vector = max(weight.shape, default=0) == weight.elements

@@ -9,21 +9,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from onnxc.codes.formats import PLANES, WORDS, Format, fitting_block
 from onnxc.codes.packing import BLOCK_OPSET
 from onnxc.contract.candidates import Candidate, Refusal
 from onnxc.contract.context import Context
+from onnxc.contract.fields import Between, OneOf
 from onnxc.contract.passes import LossyPass
 from onnxc.encoding import stored_bytes
-from onnxc.errors import RecipeError
 from onnxc.sites import Weight
 
 BLOCKS = (0, 64, 32)
 LEVELS = (*PLANES, *WORDS)
 CHOICES = tuple(levels for levels in LEVELS if levels != 8)  # 9 take no more bytes; 8 are what others call 3 bits
 PLAIN = (3, *PLANES)  # levels for which blocks are not worth their bytes
+BLOCKED = tuple(levels for levels in LEVELS if levels not in PLAIN)
 
 
 @dataclass(frozen=True)
@@ -48,21 +49,23 @@ class StoreLowBit(LossyPass):
 
     name: ClassVar[str] = "store-low-bit"
 
-    levels: int = 0
-    block: int = -1
+    levels: Annotated[int, OneOf(0, *LEVELS)] = 0
+    block: Annotated[int, Between(0, beside=-1)] = -1
     rounding: Literal["gptq", "hqq", "nearest"] = "gptq"
-    zeros: float = 0.0
+    zeros: Annotated[float, Between(0.01, 0.99, beside=0)] = 0.0
+
+    def contradiction(self) -> str:
+        """Blocks and what has none."""
+        if self.zeros and self.block > 0:
+            return "zeros is a share of codes without blocks: it takes no block"
+        if self.rounding == "hqq" and (self.block == 0 or self.zeros):
+            return "rounding=hqq finds the zero points of blocks: it takes no block=0, no zeros"
+        if self.levels in PLAIN and (self.block > 0 or self.rounding == "hqq"):
+            return f"{self.levels} levels have no blocks: those of {', '.join(map(str, BLOCKED))} have"
+        return ""
 
     def store(self, weight: Weight, context: Context) -> Iterable[Candidate | Refusal]:
         """Candidates for a weight."""
-        if self.levels and self.levels not in LEVELS:
-            raise RecipeError(f"{self.name}:levels={self.levels} is not one of {', '.join(map(str, LEVELS))}")
-        if not 0 <= self.zeros < 1 or (self.zeros and self.block > 0):
-            raise RecipeError(f"{self.name}: zeros is a share below 1, of codes without blocks")
-        if self.rounding == "hqq" and (self.block == 0 or self.zeros):
-            raise RecipeError(
-                f"{self.name}:rounding=hqq finds the zero points of blocks: it takes no block=0, no zeros"
-            )
         reason = refused(weight, context)
         if reason:
             yield Refusal(self.name, weight.name, reason)

@@ -9,16 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from onnxc.codes.formats import FEWEST_OUTPUTS, TRELLISES, Format
 from onnxc.codes.layouts import layout_of
 from onnxc.codes.packing import possible
 from onnxc.contract.candidates import Candidate, Refusal
 from onnxc.contract.context import Context
+from onnxc.contract.fields import OneOf
 from onnxc.contract.passes import LossyPass
 from onnxc.encoding import stored_bytes
-from onnxc.errors import RecipeError
 from onnxc.sites import Weight
 
 from .store_codebook import groups_of
@@ -47,12 +47,10 @@ class StoreTrellis(LossyPass):
 
     name: ClassVar[str] = "store-trellis"
 
-    levels: int = 0
+    levels: Annotated[int, OneOf(0, *TRELLISES)] = 0
 
     def store(self, weight: Weight, context: Context) -> Iterable[Candidate | Refusal]:
         """Candidates for a weight."""
-        if self.levels and self.levels not in TRELLISES:
-            raise RecipeError(f"{self.name}:levels={self.levels} is not one of {', '.join(map(str, TRELLISES))}")
         reason = refused(weight, context)
         if not reason and weight.elements < LEAST and not context.told and context.recipe.passes is None:
             reason = "too small for a trellis to save more than its nodes take"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -71,3 +73,26 @@ def test_every_target_gives_a_model_that_runs(name: str, tmp_path: Path, monkeyp
         assert wanted.ways or not kinds
     elif "static" in wanted.ways:
         assert kinds == {np.dtype(np.int8 if wanted.signed else np.uint8)}
+
+
+def test_help_and_docs_name_every_target_and_what_it_decides() -> None:
+    """The table is the data: ways, activations, what int8 is estimated to gain, and where that comes from."""
+    page = (Path(__file__).parents[1] / "docs" / "how-it-decides.md").read_text(encoding="utf-8")
+    rows = {
+        row.split("`")[1]: [cell.strip() for cell in row.split("|")[2:-1]]
+        for row in page.split("\n")
+        if row[:3] == "| `"
+    }
+    assert list(rows) == list(TARGETS)
+    for name, this in TARGETS.items():
+        ranges, blocks, activations, gain, source = rows[name]
+        assert ("static" in ranges, "run time" in ranges) == ("static" in this.ways, "dynamic" in this.ways)
+        assert blocks == ("yes" if "decode" in this.ways else "no")
+        assert activations == ("int8, zero point 0" if this.signed else "uint8" if this.ways else "float")
+        assert gain == ("measured" if this.measured else f"{this.gain:.1f}" if this.ways else "")
+        label = source.partition("][")[2].rstrip("]")
+        assert this.measured or f"[{label}]: {this.source}\n" in page
+    help_text = subprocess.run(
+        [sys.executable, "-m", "onnxc", "optimize", "--help"], capture_output=True, check=True, text=True
+    )
+    assert all(name in help_text.stdout.partition("--target NAME  ")[2] for name in TARGETS)

@@ -16,6 +16,7 @@ from onnxc.command_line.verbs import (
     run_optimize,
     run_passes,
 )
+from onnxc.targets import TARGETS
 
 
 class Parser(argparse.ArgumentParser):
@@ -60,7 +61,7 @@ def _add_optimize(verbs: Any) -> None:
     )
     choice.add_argument("--work", metavar="DIR", help="keep the state of --recover here: if interrupted it goes on")
     _add_where(made)
-    made.add_argument("--target", help="what the model is to run on (cpu)")
+    _add_target(made)
     output = made.add_argument_group("output")
     output.add_argument("--report", metavar="FILE.json|.html", help="write the whole report, as data or as a page")
     output.add_argument("--external-data", action="store_true", help="weights in a file beside OUT")
@@ -72,7 +73,7 @@ def _add_frontier(verbs: Any) -> None:
     made = _verb(verbs, "frontier", run_frontier, "Write several models, from almost lossless to very small.")
     _add_compression(made, "DIR", "where models, table and plots go; a run that stopped goes on")
     _add_where(made)
-    made.add_argument("--target", help="what the models are to run on (cpu)")
+    _add_target(made)
     output = made.add_argument_group("output")
     output.add_argument("--external-data", action="store_true", help="weights in files beside the models")
     output.add_argument(
@@ -227,6 +228,14 @@ def _add_where(made: Parser) -> None:
     where.add_argument("--providers", metavar="A,B", help="execution providers of ONNX Runtime")
     where.add_argument("--threads", type=own_words(count), help="threads that measured sessions use (1)")
     where.add_argument("--custom-ops", metavar="LIB", action="append", help="library of custom operators")
+
+
+def _add_target(made: Parser) -> None:
+    made.add_argument(
+        "--target",
+        metavar="NAME",
+        help=f"what it is to run on, one of {', '.join(TARGETS)} (cpu); docs/how-it-decides.md says more",
+    )
 
 
 def _add_output(group: Any) -> None:

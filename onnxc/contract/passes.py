@@ -11,10 +11,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from onnxc.contract.candidates import Candidate, Refusal
 from onnxc.contract.context import Context
+from onnxc.contract.fields import Between, Configurable
 from onnxc.model import Model
 from onnxc.session import Options
 
@@ -32,7 +33,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class ExactPass(ABC):
+class ExactPass(Configurable, ABC):
     """A rewrite after which every output is equal to float rounding (rtol 1e-3, atol 1e-5)."""
 
     kind: ClassVar[str] = "exact"
@@ -48,7 +49,7 @@ class ExactPass(ABC):
 
 
 @dataclass(frozen=True)
-class FinishingPass(ABC):
+class FinishingPass(Configurable, ABC):
     """An exact rewrite of what is about to be delivered, after everything is decided."""
 
     kind: ClassVar[str] = "exact"
@@ -60,13 +61,13 @@ class FinishingPass(ABC):
 
 
 @dataclass(frozen=True)
-class TrainingPass(ABC):
+class TrainingPass(Configurable, ABC):
     """A pass that trains the chosen plan before it is measured; only where it is named, and for so many minutes."""
 
     kind: ClassVar[str] = "training"
     name: ClassVar[str]
 
-    minutes: float = 10.0
+    minutes: Annotated[float, Between(0, open_low=True)] = 10.0
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ class Offers:
 
 
 @dataclass(frozen=True)
-class StructuralPass(ABC):
+class StructuralPass(Configurable, ABC):
     """A pass that makes the graph or its weights smaller before anything is planned.
 
     Attributes:
@@ -140,7 +141,7 @@ class StructuralPass(ABC):
 
 
 @dataclass(frozen=True)
-class LossyPass(ABC):
+class LossyPass(Configurable, ABC):
     """A pass that changes numbers, one place at a time.
 
     Attributes:
@@ -150,6 +151,10 @@ class LossyPass(ABC):
     kind: ClassVar[str] = "lossy"
     name: ClassVar[str]
     opset: ClassVar[int] = 7
+
+    def needed_opset(self) -> int:
+        """``opset``, or what the fields make of it."""
+        return self.opset
 
     def propose(self, site: Site, context: Context) -> Iterable[Candidate | Refusal]:
         """Ways to compute ``site``, or why not."""

@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxc.contract.context import Stakes
-from onnxc.errors import RecipeError
 from onnxc.factors.low_rank import break_even, rounded
 
 
@@ -34,15 +33,8 @@ class Goal:
     caution: float = 1.0
 
     @classmethod
-    def told(cls, name: str, rank: int, energy: float, parameters: float) -> Goal | None:
-        """What a pass's fields say, None where they say nothing. RecipeError for values that make no sense."""
-        if sum(map(bool, (rank, energy, parameters))) > 1:
-            raise RecipeError(f"pass '{name}' takes one of rank, energy and parameters, not several")
-        if rank < 0:
-            raise RecipeError(f"{name}:rank={rank} is not a rank: write 1 or more")
-        for field_name, value in (("energy", energy), ("parameters", parameters)):
-            if not 0 <= value <= 1:
-                raise RecipeError(f"{name}:{field_name}={value} is not between 0 and 1")
+    def told(cls, rank: int, energy: float, parameters: float) -> Goal | None:
+        """What a pass's fields say, None where they say nothing."""
         return cls(rank, energy, parameters) if rank or energy or parameters else None
 
     @property
@@ -60,6 +52,12 @@ class Goal:
             - self.caution * self.stakes.cost(name) * (damage + self.stakes.damages.get(name, 0.0))
             for name in weights
         )
+
+
+def several(rank: int, energy: float, parameters: float) -> str:
+    """What is wrong with more than one of the three; empty where there is none or one."""
+    given = sum(map(bool, (rank, energy, parameters)))
+    return "it takes one of rank, energy and parameters, not several" if given > 1 else ""
 
 
 @dataclass(frozen=True)

@@ -20,13 +20,14 @@ import numpy as np
 import torch
 
 from onnxc.contract.context import Context
+from onnxc.contract.fields import configured
 from onnxc.contract.passes import Level, StructuralPass
 from onnxc.data import Calibration, Sample
 from onnxc.errors import ModelError
 from onnxc.file.shell import is_constant
 from onnxc.model import Model, Node
 from onnxc.observe import Observations
-from onnxc.propose import configured, passes_of
+from onnxc.propose import passes_of
 from onnxc.recipe import Recipe
 from onnxc.registry import load_passes
 from onnxc.session import Options

@@ -15,6 +15,7 @@ import pytest
 
 from onnxc import optimize
 from onnxc.contract.context import Context
+from onnxc.contract.fields import configured
 from onnxc.contract.passes import Level
 from onnxc.coupling.graph import Group
 from onnxc.coupling.pruning import Channels
@@ -201,13 +202,13 @@ def test_the_same_input_gives_the_same_bytes() -> None:
     [
         ({"importance": "norm"}, "needs one of fraction, macs and parameters"),
         ({"macs": 0.2, "fraction": 0.3}, "needs one of"),
-        ({"macs": 1.5}, "between 0 and 1"),
-        ({"fraction": 0.5, "rounding": 0}, "rounding is at least 1"),
+        ({"macs": 1.5}, "above 0 and below 1"),
+        ({"fraction": 0.5, "rounding": 0}, "rounding=0 must be at least 1"),
     ],
 )
 def test_wrong_fields_are_said_to_be(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(RecipeError, match=message):
-        only(PruneChannels(**fields).levels(trained("residual_cnn")))
+        configured(PruneChannels, PruneChannels.name, fields)
 
 
 def test_what_cannot_be_reached_is_said() -> None:

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from onnx import NodeProto
 
+from onnxc.contract.fields import configured
 from onnxc.errors import RecipeError
 from onnxc.passes.quantize_static import QuantizeStatic
-from onnxc.propose import configured
 from onnxc.sites import clip_range
 from tests.emission import Emission, Shape, emitted, model, node, proposed, random, samples, weight
 
