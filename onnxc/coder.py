@@ -28,7 +28,8 @@ class Coder:
     of 7 bits at most; the same weight behind a float site keeps 8.
 
     Attributes:
-        overflowing: weights that overflow at one of their sites, on any machine of that kind.
+        overflowing: weights and formats with codes of 8 bits that overflow at one of their sites, on any machine of
+            that kind.
     """
 
     def __init__(self, context: Context, proposals: Proposals) -> None:
@@ -36,7 +37,7 @@ class Coder:
         self.made: dict[tuple[str, str, bool], Codes] = {}
         self.damages: dict[str, dict[str, float]] = {}
         self.known: dict[tuple[str, str], float] = {}
-        self.overflowing: set[str] = set()
+        self.overflowing: set[tuple[str, str]] = set()
         self.factors = Factors(context.sites, context.observations)
         self.weights = {weight.name: weight for weight in context.sites.weights}
         self.ways = {name: [c.mode for c in found if c.mode not in FLOATS] for name, found in proposals.storage.items()}
@@ -56,7 +57,7 @@ class Coder:
         key = (name, mode, computed)
         if key not in self.made:
             codes = self.rounded(name, mode)
-            if computed and not isinstance(codes, BlockCodes) and self.overflow(name, codes):
+            if computed and not isinstance(codes, BlockCodes) and self.overflow(name, mode, codes):
                 codes = self.solved(name, mode, self.factors, narrow=True)
             self.made[key] = codes
         return self.made[key]
@@ -71,15 +72,20 @@ class Coder:
     def fitted(self, name: str, mode: str, factor: Given, target: NDArray[np.float32], *, computed: bool) -> Codes:
         """Codes for ``target`` [G, K, N] in the place of the weight, on inputs that were seen elsewhere; not kept."""
         codes = self.solved(name, mode, factor, target)
-        if computed and not isinstance(codes, BlockCodes) and self.overflow(name, codes):
+        if computed and not isinstance(codes, BlockCodes) and self.overflow(name, mode, codes):
             codes = self.solved(name, mode, factor, target, narrow=True)
         return codes
 
-    def overflow(self, name: str, codes: Codes) -> bool:
+    def overflow(self, name: str, mode: str, codes: Codes) -> bool:
         """Whether pair sums of a site that reads the weight overflow, noted, and this target adds them in 16 bits."""
         if not any(self.saturates(site, codes) for site in self.readers.get(name, [])):
             return False
-        self.overflowing.add(name)
+        self.overflowing.add((name, mode))
+        return self.narrows
+
+    @property
+    def narrows(self) -> bool:
+        """Whether weights that would overflow get codes of 7 bits: the target adds pairs in 16 bits."""
         expected = self.context.target.saturates
         return machine_saturates() if expected is None else expected
 

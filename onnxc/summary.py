@@ -28,7 +28,7 @@ from onnxc.validate import Comparison
 
 def summarize(planning: Planning, delivery: Delivery, notes: list[str]) -> Report:
     """Rows for every site and weight, refusals, totals, and the limits that are missed."""
-    context, proposals, codes = planning.context, planning.proposals, planning.coder
+    context, proposals = planning.context, planning.proposals
     problem, judge = planning.problem, planning.judge
     report = Report(generated=judge.samples.generated, data=judge.samples.description, notes=list(notes))
     report.bytes_before, report.bytes_after = judge.original.source_bytes, delivery.size
@@ -45,7 +45,6 @@ def summarize(planning: Planning, delivery: Delivery, notes: list[str]) -> Repor
         report.predicted_sqnr_db = -10 * log10(noise) if noise > 0 else None
         report.allowed_noise = planning.allowed + planning.before
         report.further = further(planning, plan)
-    int8 = [site for site in context.sites if site.name in plan.compute]
     for refusal in proposals.refusals:
         if refusal.place not in plan.compute:
             report.refuse(refusal.pass_name, refusal.reason, refusal.place)
@@ -53,15 +52,10 @@ def summarize(planning: Planning, delivery: Delivery, notes: list[str]) -> Repor
     if not context.target.measured:
         report.notes.append(
             f"this machine cannot run target '{context.target.name}': times are estimates from multiply-accumulates, "
-            f"its rules are those of {context.target.source}"
+            f"its rules are those of {context.target.source}; the time to load and memory are those of this CPU"
         )
-    narrow = sorted(name for name in codes.overflowing if any(s.weight and s.weight.name == name for s in int8))
-    if narrow:
-        shown = ", ".join(narrow[:3]) + (" ..." if len(narrow) > 3 else "")
-        report.notes.append(
-            f"{len(narrow)} weights would overflow 16-bit pair sums on processors without int8 dot products "
-            f"({shown}); where this machine is one of them they are stored with 7 bits"
-        )
+    if (note := saturation_note(planning, plan)) is not None:
+        report.notes.append(note)
     if any(a.dynamic for c in plan.compute.values() for a in c.reads):
         report.notes.append("ranges taken at run time span the whole batch: an answer may depend on who shares it")
     rounded = {name for each in static_activations(plan) for name in (each.tensor, each.source)}
@@ -69,12 +63,31 @@ def summarize(planning: Planning, delivery: Delivery, notes: list[str]) -> Repor
         report.notes.append(note)
     if report.changed and (note := ceiling(planning)):
         report.notes.append(note)
-    report.comparison = measured(judge, delivery)
+    report.comparison = measured(judge, delivery, kernels=context.target.measured)
     report.limits = {
         each.name: value for each in fields(judge.budget) if (value := getattr(judge.budget, each.name)) is not None
     }
     report.missed = missed(planning, delivery)
     return report
+
+
+def saturation_note(planning: Planning, plan: Plan) -> str | None:
+    """What was done about weights whose pair sums overflow 16 bits, None where none does or the target has no such
+    kernels: written with 7 bits, or a word on processors that need that.
+    """
+    coder, target = planning.coder, planning.context.target
+    computed = {name for name, readers in coder.readers.items() if any(site.name in plan.compute for site in readers)}
+    found = sorted(name for name in computed if (name, plan.stored.get(name, "")) in coder.overflowing)
+    if not found or target.saturates is False:
+        return None
+    shown = ", ".join(found[:3]) + (" ..." if len(found) > 3 else "")
+    weights = f"{len(found)} {'weight' if len(found) == 1 else 'weights'} ({shown})"
+    if coder.narrows:
+        return f"{weights} would overflow pair sums of 16 bits with codes of 8 bits: written with 7 bits, at most 63"
+    return (
+        f"{weights} would overflow pair sums of 16 bits on processors without int8 dot products, which this one is "
+        "not: for those use --target cpu-avx2, which writes 7 bits"
+    )
 
 
 def range_choice(planning: Planning) -> tuple[str, float]:
@@ -110,8 +123,10 @@ def missed(planning: Planning, delivery: Delivery) -> list[str]:
     return found
 
 
-def measured(judge: Judge, delivery: Delivery) -> Comparison | None:
-    """The figures of the delivered model: quality, score, size, speed, load cost and kernels."""
+def measured(judge: Judge, delivery: Delivery, *, kernels: bool = True) -> Comparison | None:
+    """The figures of the delivered model: quality, score, size, speed, load cost, and the ``kernels`` of this machine
+    where they are those of the target.
+    """
     if delivery.trial is None:
         return None
     trial = delivery.trial
@@ -124,6 +139,8 @@ def measured(judge: Judge, delivery: Delivery) -> Comparison | None:
     if judge.score is not None and trial.score is not None:
         result.score_reference, result.score_new = judge.score, trial.score
         result.drop = relative_drop(judge.score, trial.score)
+    if not kernels:
+        return result
     with tempfile.TemporaryDirectory(prefix="onnxc-", ignore_cleanup_errors=True) as folder:
         path = Path(folder, "new.onnx")
         trial.model.save(path)

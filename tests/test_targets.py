@@ -84,6 +84,10 @@ def test_every_target_gives_a_model_that_runs(name: str, tmp_path: Path, monkeyp
     wanted = TARGETS[name]
     assert any("estimates" in note for note in report.notes) == (not wanted.measured)
     assert (report.comparison.ratio is None) == (not wanted.measured)
+    assert bool(report.comparison.kernels_new) == wanted.measured  # kernels are those of this machine
+    said = {row.specification for row in report.rows if row.choice == "quantize-static"}
+    if "static" in wanted.ways:
+        assert f"int8, {'int8' if wanted.signed else 'uint8'} activations (mse)" in said
     made = onnx.load(tmp_path / "out.onnx")
     zeros = {each.name: onnx.numpy_helper.to_array(each) for each in made.graph.initializer}
     kinds = {zeros[node.input[2]].dtype for node in made.graph.node if node.op_type == "QuantizeLinear"}

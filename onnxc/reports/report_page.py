@@ -93,7 +93,11 @@ def _print_sites(rows: Sequence[SiteRow], console: Console, allowed: float | Non
             ]
         )
     print_table(
-        console, heading, cells, right=[1, 2, 3, 4, 5, 6, 7], title="Done (--report FILE.html or FILE.json has every site)"
+        console,
+        heading,
+        cells,
+        right=[1, 2, 3, 4, 5, 6, 7],
+        title="Done (--report FILE.html or FILE.json has every site)",
     )
 
 
