@@ -12,7 +12,7 @@ from onnxc.contract.candidates import Activation, Candidate
 from onnxc.contract.context import Context
 from onnxc.convergence import convergence_note
 from onnxc.deliver import Delivery
-from onnxc.explain import ceiling, computed, further, predicted_bytes, runner_up, stored, would_help
+from onnxc.explain import ceiling, computed, further, predicted_bytes, runner_up, stopped, stored, would_help
 from onnxc.judge import Judge
 from onnxc.kernels import leftover_weights, operators
 from onnxc.planning import Planning
@@ -33,6 +33,7 @@ def summarize(planning: Planning, delivery: Delivery, notes: list[str]) -> Repor
     report = Report(generated=judge.samples.generated, data=judge.samples.description, notes=list(notes))
     report.bytes_before, report.bytes_after = judge.original.source_bytes, delivery.size
     report.changed = delivery.trial is not None
+    report.unchanged = "" if report.changed else stopped(planning, delivery)
     plan = delivery.trial.plan if delivery.trial is not None else Plan()
     report.rows = rows(context, proposals, problem, plan)
     if plan.seconds > 0:
@@ -48,7 +49,7 @@ def summarize(planning: Planning, delivery: Delivery, notes: list[str]) -> Repor
     for refusal in proposals.refusals:
         if refusal.place not in plan.compute:
             report.refuse(refusal.pass_name, refusal.reason, refusal.place)
-    report.notes += delivery.rejected
+    report.notes += dict.fromkeys(delivery.rejected)
     if not context.target.measured:
         report.notes.append(
             f"this machine cannot run target '{context.target.name}': times are estimates from multiply-accumulates, "
