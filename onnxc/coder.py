@@ -12,7 +12,7 @@ from onnxc.codes.formats import FLOATS, INT8, is_small, parse_format
 from onnxc.codes.moments import Factors, Given, factor_key
 from onnxc.codes.saturation import as_matrix, machine_saturates, may_overflow, overflows
 from onnxc.codes.solve import as_groups, estimated, solved
-from onnxc.codes.sparse_packing import SPARSE_OPSET, smaller
+from onnxc.codes.sparse_packing import SPARSE_OPSET, Gaps, Mask, smaller
 from onnxc.contract.context import Context
 from onnxc.encoding import BlockCodes, Codes
 from onnxc.propose import Proposals
@@ -30,6 +30,7 @@ class Coder:
     Attributes:
         overflowing: weights and formats with codes of 8 bits that overflow at one of their sites, on any machine of
             that kind.
+        sparse: how those are stored of which only what is not zero is, by weight and format.
     """
 
     def __init__(self, context: Context, proposals: Proposals) -> None:
@@ -38,6 +39,7 @@ class Coder:
         self.damages: dict[str, dict[str, float]] = {}
         self.known: dict[tuple[str, str], float] = {}
         self.overflowing: set[tuple[str, str]] = set()
+        self.sparse: dict[tuple[str, str], str] = {}
         self.factors = Factors(context.sites, context.observations)
         self.weights = {weight.name: weight for weight in context.sites.weights}
         self.ways = {name: [c.mode for c in found if c.mode not in FLOATS] for name, found in proposals.storage.items()}
@@ -105,6 +107,9 @@ class Coder:
         codes = solved(self.weights[name], self.values(name), self.context, factors, chosen, levels, target)
         if self.context.model.opset >= SPARSE_OPSET and not isinstance(codes, BlockCodes):
             codes.packed = smaller(codes.values, codes.packed)
+        self.sparse.pop((name, mode), None)
+        if isinstance(codes.packed, Gaps | Mask):
+            self.sparse[name, mode] = codes.packed.told
         return codes
 
     def values(self, name: str) -> NDArray[np.float32]:

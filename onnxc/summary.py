@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import fields
+from dataclasses import fields, replace
 from math import log10
 from pathlib import Path
 
 from onnxc.codes.formats import INT8
 from onnxc.contract.candidates import Activation, Candidate
-from onnxc.contract.context import Context
 from onnxc.convergence import convergence_note
 from onnxc.deliver import Delivery
 from onnxc.explain import ceiling, computed, further, predicted_bytes, runner_up, stopped, stored, would_help
@@ -17,8 +16,7 @@ from onnxc.judge import Judge
 from onnxc.kernels import leftover_weights, operators
 from onnxc.planning import Planning
 from onnxc.predictions import predicted_noise
-from onnxc.problem import Plan, Problem
-from onnxc.propose import Proposals
+from onnxc.problem import Plan
 from onnxc.quality import Quality, relative_drop
 from onnxc.report import Report, SiteRow
 from onnxc.session import Session
@@ -35,7 +33,7 @@ def summarize(planning: Planning, delivery: Delivery, notes: list[str]) -> Repor
     report.changed = delivery.trial is not None
     report.unchanged = "" if report.changed else stopped(planning, delivery)
     plan = delivery.trial.plan if delivery.trial is not None else Plan()
-    report.rows = rows(context, proposals, problem, plan)
+    report.rows = rows(planning, plan)
     if plan.seconds > 0:
         report.predicted_speed = problem.prices.total * planning.lead / plan.seconds
     if delivery.trial is not None and planning.attempts:
@@ -153,10 +151,11 @@ def measured(judge: Judge, delivery: Delivery, *, kernels: bool = True) -> Compa
     return result
 
 
-def rows(context: Context, proposals: Proposals, problem: Problem, plan: Plan) -> list[SiteRow]:
+def rows(planning: Planning, plan: Plan) -> list[SiteRow]:
     """One row per site with a weight, then one per weight that no site reads."""
+    context, problem = planning.context, planning.problem
     reasons: dict[str, str] = {}
-    for refusal in proposals.refusals:
+    for refusal in planning.proposals.refusals:
         reasons.setdefault(refusal.place, refusal.reason)
     found, covered = [], set()
     for site in context.sites:
@@ -164,11 +163,11 @@ def rows(context: Context, proposals: Proposals, problem: Problem, plan: Plan) -
             continue
         first = site.weight.name not in covered
         covered.add(site.weight.name)
-        found.append(site_row(site, context, problem, plan, first, reasons))
+        found.append(site_row(site, planning, plan, first, reasons))
     for weight in context.sites.weights:
         if weight.name in covered or len(weight.shape) < 2:
             continue
-        storage = storage_of(weight.name, problem, plan)
+        storage = storage_of(weight.name, planning, plan)
         row = SiteRow(weight.name, str(weight.readers[0][0].op), weight.shape, weight.bytes, weight.bytes)
         row.reason, row.considered = reasons.get(weight.name, "stored as it was"), stored(problem, plan, weight)
         if storage is not None:
@@ -182,13 +181,12 @@ def rows(context: Context, proposals: Proposals, problem: Problem, plan: Plan) -
     return found
 
 
-def site_row(
-    site: Site, context: Context, problem: Problem, plan: Plan, first: bool, reasons: dict[str, str]
-) -> SiteRow:
+def site_row(site: Site, planning: Planning, plan: Plan, first: bool, reasons: dict[str, str]) -> SiteRow:
     """What was decided about one site; the bytes of a shared weight count at its first reader."""
     assert site.weight is not None
+    context, problem, sparse = planning.context, planning.problem, planning.coder.sparse
     candidate, coded = plan.compute.get(site.name), site.weight.name in plan.stored
-    storage = storage_of(site.weight.name, problem, plan)
+    storage = storage_of(site.weight.name, planning, plan)
     before = problem.prices.of(site.name, "float")
     row = SiteRow(site.name, site.operator, site.weight.shape)
     row.bytes_before = site.weight.bytes if first else 0
@@ -202,7 +200,7 @@ def site_row(
     row.milliseconds_after = row.milliseconds_before
     if candidate is not None:
         row.choice, row.specification = candidate.pass_name, candidate.specification
-        if storage is not None and storage.mode != INT8.name:
+        if storage is not None and (storage.mode != INT8.name or (site.weight.name, INT8.name) in sparse):
             row.specification += f"; {storage.specification}"
         after = problem.prices.of(site.name, candidate.mode)
         row.milliseconds_after = after * 1e3 if after is not None else row.milliseconds_after
@@ -219,7 +217,11 @@ def site_row(
     return row
 
 
-def storage_of(weight: str, problem: Problem, plan: Plan) -> Candidate | None:
-    """How the plan stores a weight, None where it stays float32 or has no candidate of its own."""
-    ways = problem.storage.get(weight, ())
-    return next((way for way in ways if way.mode == plan.stored.get(weight)), None)
+def storage_of(weight: str, planning: Planning, plan: Plan) -> Candidate | None:
+    """How the plan stores a weight, None where it stays float32 or has no candidate of its own. Where only what is not
+    zero is stored, that is said: the levels alone tell nothing of the bytes.
+    """
+    ways = planning.problem.storage.get(weight, ())
+    found = next((way for way in ways if way.mode == plan.stored.get(weight)), None)
+    sparse = planning.coder.sparse.get((weight, found.mode)) if found is not None else None
+    return replace(found, specification=f"{found.specification}, {sparse}") if found is not None and sparse else found
