@@ -12,7 +12,7 @@ from onnxc.codes.formats import FLOATS, INT8, is_small, parse_format
 from onnxc.codes.moments import Factors, Given, factor_key
 from onnxc.codes.saturation import as_matrix, machine_saturates, may_overflow, overflows
 from onnxc.codes.solve import as_groups, estimated, solved
-from onnxc.codes.sparse_packing import SPARSE_OPSET, smaller
+from onnxc.codes.sparse_packing import SPARSE_OPSET, Gaps, Mask, smaller
 from onnxc.contract.context import Context
 from onnxc.encoding import BlockCodes, Codes
 from onnxc.propose import Proposals
@@ -28,7 +28,9 @@ class Coder:
     of 7 bits at most; the same weight behind a float site keeps 8.
 
     Attributes:
-        overflowing: weights that overflow at one of their sites, on any machine of that kind.
+        overflowing: weights and formats with codes of 8 bits that overflow at one of their sites, on any machine of
+            that kind.
+        sparse: how those are stored of which only what is not zero is, by weight and format.
     """
 
     def __init__(self, context: Context, proposals: Proposals) -> None:
@@ -36,7 +38,8 @@ class Coder:
         self.made: dict[tuple[str, str, bool], Codes] = {}
         self.damages: dict[str, dict[str, float]] = {}
         self.known: dict[tuple[str, str], float] = {}
-        self.overflowing: set[str] = set()
+        self.overflowing: set[tuple[str, str]] = set()
+        self.sparse: dict[tuple[str, str], str] = {}
         self.factors = Factors(context.sites, context.observations)
         self.weights = {weight.name: weight for weight in context.sites.weights}
         self.ways = {name: [c.mode for c in found if c.mode not in FLOATS] for name, found in proposals.storage.items()}
@@ -56,7 +59,7 @@ class Coder:
         key = (name, mode, computed)
         if key not in self.made:
             codes = self.rounded(name, mode)
-            if computed and not isinstance(codes, BlockCodes) and self.overflow(name, codes):
+            if computed and not isinstance(codes, BlockCodes) and self.overflow(name, mode, codes):
                 codes = self.solved(name, mode, self.factors, narrow=True)
             self.made[key] = codes
         return self.made[key]
@@ -71,15 +74,20 @@ class Coder:
     def fitted(self, name: str, mode: str, factor: Given, target: NDArray[np.float32], *, computed: bool) -> Codes:
         """Codes for ``target`` [G, K, N] in the place of the weight, on inputs that were seen elsewhere; not kept."""
         codes = self.solved(name, mode, factor, target)
-        if computed and not isinstance(codes, BlockCodes) and self.overflow(name, codes):
+        if computed and not isinstance(codes, BlockCodes) and self.overflow(name, mode, codes):
             codes = self.solved(name, mode, factor, target, narrow=True)
         return codes
 
-    def overflow(self, name: str, codes: Codes) -> bool:
+    def overflow(self, name: str, mode: str, codes: Codes) -> bool:
         """Whether pair sums of a site that reads the weight overflow, noted, and this target adds them in 16 bits."""
         if not any(self.saturates(site, codes) for site in self.readers.get(name, [])):
             return False
-        self.overflowing.add(name)
+        self.overflowing.add((name, mode))
+        return self.narrows
+
+    @property
+    def narrows(self) -> bool:
+        """Whether weights that would overflow get codes of 7 bits: the target adds pairs in 16 bits."""
         expected = self.context.target.saturates
         return machine_saturates() if expected is None else expected
 
@@ -99,6 +107,9 @@ class Coder:
         codes = solved(self.weights[name], self.values(name), self.context, factors, chosen, levels, target)
         if self.context.model.opset >= SPARSE_OPSET and not isinstance(codes, BlockCodes):
             codes.packed = smaller(codes.values, codes.packed)
+        self.sparse.pop((name, mode), None)
+        if isinstance(codes.packed, Gaps | Mask):
+            self.sparse[name, mode] = codes.packed.told
         return codes
 
     def values(self, name: str) -> NDArray[np.float32]:

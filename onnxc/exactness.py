@@ -137,14 +137,22 @@ class Exactness:
 
 def file_bytes(model: Model) -> int:
     """About the size of the file, without writing it; exact for the difference between like weights."""
-    return len(model.proto(weights=False).SerializeToString()) + weight_bytes(model)
+    apart = [each for each in large_constants(model) if each.edited() or each.mapped() is not None]
+    return len(model.proto(weights=False).SerializeToString()) + sum(each.nbytes for each in apart)
 
 
 def weight_bytes(model: Model) -> int:
-    """Bytes of the initializers and Constants that are stored outside the graph's structure (over 4 KB)."""
+    """Bytes of the initializers and Constants over 4 KB, dense."""
+    return sum(each.nbytes for each in large_constants(model))
+
+
+def large_constants(model: Model) -> list[Constant]:
+    """The initializers and Constants over 4 KB. The structure holds those that are typed or sparse fields in the file,
+    not those that are raw or new.
+    """
     held = [tensor for graph in model.graphs() for tensor in graph.weights]
     held += [value for node in model.nodes() for value in node.attrs.values() if isinstance(value, Constant)]
-    return sum(tensor.nbytes for tensor in held if tensor.dtype != object and tensor.nbytes > _STRUCTURE_BYTES)
+    return [tensor for tensor in held if tensor.dtype != object and tensor.nbytes > _STRUCTURE_BYTES]
 
 
 def difference(wanted: Any, got: Any) -> str | None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 from onnxc.codes.formats import FLOATS, INT8
 from onnxc.contract.candidates import Candidate
+from onnxc.deliver import Delivery
 from onnxc.limits import worth
 from onnxc.planner import plan
 from onnxc.planning import Planning
@@ -122,10 +123,26 @@ def further(planning: Planning, found: Plan) -> str:
             f"float, was not taken: {nearest.missed}"
         )
     if found.key == plan(problem).key:
-        return "why not further: every weight and site is in the smallest and fastest form that pays"
+        named = ", of the passes that were asked for" if planning.context.recipe.passes is not None else ""
+        return f"why not further: every weight and site is in the smallest and fastest form that pays{named}"
     if problem.most_bytes is not None or problem.most_seconds is not None:
         return "why not further: the limits that were asked for are met"
     return "why not further: no plan that was tried is smaller or faster"
+
+
+def stopped(planning: Planning, delivery: Delivery) -> str:
+    """Where the input itself is delivered: the floor that the nearest plan missed, or what the gate said of the best
+    one; "" where no plan would have changed anything.
+    """
+    judged = [each for each in planning.attempts if each.missed or each.plan.compute or each.plan.stored]
+    if any(each.missed is None for each in judged) and delivery.rejected:
+        return delivery.rejected[0]
+    missed = [each for each in judged if each.missed]
+    if not missed:
+        return ""
+    nearest = max(missed, key=lambda each: (each.score or 0.0, each.sqnr_db))
+    share = predicted_bytes(planning, nearest.plan) / planning.judge.original.source_bytes
+    return f"the nearest plan, with about {share:.1%} of the bytes, was not taken: {nearest.missed}"
 
 
 def ceiling(planning: Planning) -> str:

@@ -122,7 +122,7 @@ class Report:
         limits: the limits that were asked for, by name.
         missed: the limits and floors that were not met, as sentences; empty when all were.
         notes: sentences that the user should read.
-        changed: whether the model was changed at all.
+        changed: whether the model was changed at all; unchanged: what kept every plan from being taken, where not.
         generated: whether the inputs were generated.
         data: what the samples were.
         seconds: how long it took.
@@ -147,6 +147,7 @@ class Report:
     missed: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     changed: bool = True
+    unchanged: str = ""
     generated: bool = False
     data: str = ""
     seconds: float = 0.0
@@ -181,12 +182,15 @@ class Report:
                 "inputs were generated: with real data (--calib) convolutions can run in int8, activation "
                 "ranges are known and top-1 answers are judged"
             )
-        return found + self.notes + ([self.further] if self.further else [])
+        notes = [note for note in self.notes if not self.unchanged.endswith(note)]
+        return found + notes + ([self.further] if self.further else [])
 
     def why_unchanged(self) -> str:
         """The sentence for a model that was left as it is."""
         if not self.rows:
             return "nothing to compress: the model has no float weights that onnxc can store or compute smaller"
+        if self.unchanged:
+            return f"nothing was changed: {self.unchanged}"
         if self.refusals:
             main = max(self.refusals, key=lambda row: row.count)
             return f"nothing was changed; the most frequent reason: {main.reason} (e.g. '{main.examples[0]}')"

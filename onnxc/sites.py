@@ -369,7 +369,8 @@ def multiplications(site: Site, shapes: Mapping[str, tuple[int, ...]], sites: Si
     if site.weight is None or site.kind == "embedding":
         return 0
     elements, rank = site.weight.elements, len(site.weight.shape)
-    result, source = shape_of(site.node.outputs[0]), shape_of(site.input)
+    source = shape_of(site.input)
+    result = shape_of(site.result) or shape_of(site.node.outputs[0])  # of one shape; what is absorbed is not observed
     if site.kind == "recurrent":
         return None if source is None else elements * prod(source[:2])
     if site.operator == "ConvTranspose":

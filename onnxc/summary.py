@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import fields
+from dataclasses import fields, replace
 from math import log10
 from pathlib import Path
 
 from onnxc.codes.formats import INT8
 from onnxc.contract.candidates import Activation, Candidate
-from onnxc.contract.context import Context
 from onnxc.convergence import convergence_note
 from onnxc.deliver import Delivery
-from onnxc.explain import ceiling, computed, further, predicted_bytes, runner_up, stored, would_help
+from onnxc.explain import ceiling, computed, further, predicted_bytes, runner_up, stopped, stored, would_help
 from onnxc.judge import Judge
 from onnxc.kernels import leftover_weights, operators
 from onnxc.planning import Planning
 from onnxc.predictions import predicted_noise
-from onnxc.problem import Plan, Problem
-from onnxc.propose import Proposals
+from onnxc.problem import Plan
 from onnxc.quality import Quality, relative_drop
 from onnxc.report import Report, SiteRow
 from onnxc.session import Session
@@ -28,13 +26,14 @@ from onnxc.validate import Comparison
 
 def summarize(planning: Planning, delivery: Delivery, notes: list[str]) -> Report:
     """Rows for every site and weight, refusals, totals, and the limits that are missed."""
-    context, proposals, codes = planning.context, planning.proposals, planning.coder
+    context, proposals = planning.context, planning.proposals
     problem, judge = planning.problem, planning.judge
     report = Report(generated=judge.samples.generated, data=judge.samples.description, notes=list(notes))
     report.bytes_before, report.bytes_after = judge.original.source_bytes, delivery.size
     report.changed = delivery.trial is not None
+    report.unchanged = "" if report.changed else stopped(planning, delivery)
     plan = delivery.trial.plan if delivery.trial is not None else Plan()
-    report.rows = rows(context, proposals, problem, plan)
+    report.rows = rows(planning, plan)
     if plan.seconds > 0:
         report.predicted_speed = problem.prices.total * planning.lead / plan.seconds
     if delivery.trial is not None and planning.attempts:
@@ -45,23 +44,17 @@ def summarize(planning: Planning, delivery: Delivery, notes: list[str]) -> Repor
         report.predicted_sqnr_db = -10 * log10(noise) if noise > 0 else None
         report.allowed_noise = planning.allowed + planning.before
         report.further = further(planning, plan)
-    int8 = [site for site in context.sites if site.name in plan.compute]
     for refusal in proposals.refusals:
         if refusal.place not in plan.compute:
             report.refuse(refusal.pass_name, refusal.reason, refusal.place)
-    report.notes += delivery.rejected
+    report.notes += dict.fromkeys(delivery.rejected)
     if not context.target.measured:
         report.notes.append(
             f"this machine cannot run target '{context.target.name}': times are estimates from multiply-accumulates, "
-            f"its rules are those of {context.target.source}"
+            f"its rules are those of {context.target.source}; the time to load and memory are those of this CPU"
         )
-    narrow = sorted(name for name in codes.overflowing if any(s.weight and s.weight.name == name for s in int8))
-    if narrow:
-        shown = ", ".join(narrow[:3]) + (" ..." if len(narrow) > 3 else "")
-        report.notes.append(
-            f"{len(narrow)} weights would overflow 16-bit pair sums on processors without int8 dot products "
-            f"({shown}); where this machine is one of them they are stored with 7 bits"
-        )
+    if (note := saturation_note(planning, plan)) is not None:
+        report.notes.append(note)
     if any(a.dynamic for c in plan.compute.values() for a in c.reads):
         report.notes.append("ranges taken at run time span the whole batch: an answer may depend on who shares it")
     rounded = {name for each in static_activations(plan) for name in (each.tensor, each.source)}
@@ -69,12 +62,31 @@ def summarize(planning: Planning, delivery: Delivery, notes: list[str]) -> Repor
         report.notes.append(note)
     if report.changed and (note := ceiling(planning)):
         report.notes.append(note)
-    report.comparison = measured(judge, delivery)
+    report.comparison = measured(judge, delivery, kernels=context.target.measured)
     report.limits = {
         each.name: value for each in fields(judge.budget) if (value := getattr(judge.budget, each.name)) is not None
     }
     report.missed = missed(planning, delivery)
     return report
+
+
+def saturation_note(planning: Planning, plan: Plan) -> str | None:
+    """What was done about weights whose pair sums overflow 16 bits, None where none does or the target has no such
+    kernels: written with 7 bits, or a word on processors that need that.
+    """
+    coder, target = planning.coder, planning.context.target
+    computed = {name for name, readers in coder.readers.items() if any(site.name in plan.compute for site in readers)}
+    found = sorted(name for name in computed if (name, plan.stored.get(name, "")) in coder.overflowing)
+    if not found or target.saturates is False:
+        return None
+    shown = ", ".join(found[:3]) + (" ..." if len(found) > 3 else "")
+    weights = f"{len(found)} {'weight' if len(found) == 1 else 'weights'} ({shown})"
+    if coder.narrows:
+        return f"{weights} would overflow pair sums of 16 bits with codes of 8 bits: written with 7 bits, at most 63"
+    return (
+        f"{weights} would overflow pair sums of 16 bits on processors without int8 dot products, which this one is "
+        "not: for those use --target cpu-avx2, which writes 7 bits"
+    )
 
 
 def range_choice(planning: Planning) -> tuple[str, float]:
@@ -110,8 +122,10 @@ def missed(planning: Planning, delivery: Delivery) -> list[str]:
     return found
 
 
-def measured(judge: Judge, delivery: Delivery) -> Comparison | None:
-    """The figures of the delivered model: quality, score, size, speed, load cost and kernels."""
+def measured(judge: Judge, delivery: Delivery, *, kernels: bool = True) -> Comparison | None:
+    """The figures of the delivered model: quality, score, size, speed, load cost, and the ``kernels`` of this machine
+    where they are those of the target.
+    """
     if delivery.trial is None:
         return None
     trial = delivery.trial
@@ -124,6 +138,8 @@ def measured(judge: Judge, delivery: Delivery) -> Comparison | None:
     if judge.score is not None and trial.score is not None:
         result.score_reference, result.score_new = judge.score, trial.score
         result.drop = relative_drop(judge.score, trial.score)
+    if not kernels:
+        return result
     with tempfile.TemporaryDirectory(prefix="onnxc-", ignore_cleanup_errors=True) as folder:
         path = Path(folder, "new.onnx")
         trial.model.save(path)
@@ -135,10 +151,11 @@ def measured(judge: Judge, delivery: Delivery) -> Comparison | None:
     return result
 
 
-def rows(context: Context, proposals: Proposals, problem: Problem, plan: Plan) -> list[SiteRow]:
+def rows(planning: Planning, plan: Plan) -> list[SiteRow]:
     """One row per site with a weight, then one per weight that no site reads."""
+    context, problem = planning.context, planning.problem
     reasons: dict[str, str] = {}
-    for refusal in proposals.refusals:
+    for refusal in planning.proposals.refusals:
         reasons.setdefault(refusal.place, refusal.reason)
     found, covered = [], set()
     for site in context.sites:
@@ -146,11 +163,11 @@ def rows(context: Context, proposals: Proposals, problem: Problem, plan: Plan) -
             continue
         first = site.weight.name not in covered
         covered.add(site.weight.name)
-        found.append(site_row(site, context, problem, plan, first, reasons))
+        found.append(site_row(site, planning, plan, first, reasons))
     for weight in context.sites.weights:
         if weight.name in covered or len(weight.shape) < 2:
             continue
-        storage = storage_of(weight.name, problem, plan)
+        storage = storage_of(weight.name, planning, plan)
         row = SiteRow(weight.name, str(weight.readers[0][0].op), weight.shape, weight.bytes, weight.bytes)
         row.reason, row.considered = reasons.get(weight.name, "stored as it was"), stored(problem, plan, weight)
         if storage is not None:
@@ -164,13 +181,12 @@ def rows(context: Context, proposals: Proposals, problem: Problem, plan: Plan) -
     return found
 
 
-def site_row(
-    site: Site, context: Context, problem: Problem, plan: Plan, first: bool, reasons: dict[str, str]
-) -> SiteRow:
+def site_row(site: Site, planning: Planning, plan: Plan, first: bool, reasons: dict[str, str]) -> SiteRow:
     """What was decided about one site; the bytes of a shared weight count at its first reader."""
     assert site.weight is not None
+    context, problem, sparse = planning.context, planning.problem, planning.coder.sparse
     candidate, coded = plan.compute.get(site.name), site.weight.name in plan.stored
-    storage = storage_of(site.weight.name, problem, plan)
+    storage = storage_of(site.weight.name, planning, plan)
     before = problem.prices.of(site.name, "float")
     row = SiteRow(site.name, site.operator, site.weight.shape)
     row.bytes_before = site.weight.bytes if first else 0
@@ -184,7 +200,7 @@ def site_row(
     row.milliseconds_after = row.milliseconds_before
     if candidate is not None:
         row.choice, row.specification = candidate.pass_name, candidate.specification
-        if storage is not None and storage.mode != INT8.name:
+        if storage is not None and (storage.mode != INT8.name or (site.weight.name, INT8.name) in sparse):
             row.specification += f"; {storage.specification}"
         after = problem.prices.of(site.name, candidate.mode)
         row.milliseconds_after = after * 1e3 if after is not None else row.milliseconds_after
@@ -201,7 +217,11 @@ def site_row(
     return row
 
 
-def storage_of(weight: str, problem: Problem, plan: Plan) -> Candidate | None:
-    """How the plan stores a weight, None where it stays float32 or has no candidate of its own."""
-    ways = problem.storage.get(weight, ())
-    return next((way for way in ways if way.mode == plan.stored.get(weight)), None)
+def storage_of(weight: str, planning: Planning, plan: Plan) -> Candidate | None:
+    """How the plan stores a weight, None where it stays float32 or has no candidate of its own. Where only what is not
+    zero is stored, that is said: the levels alone tell nothing of the bytes.
+    """
+    ways = planning.problem.storage.get(weight, ())
+    found = next((way for way in ways if way.mode == plan.stored.get(weight)), None)
+    sparse = planning.coder.sparse.get((weight, found.mode)) if found is not None else None
+    return replace(found, specification=f"{found.specification}, {sparse}") if found is not None and sparse else found

@@ -166,7 +166,9 @@ def compare(
                 new_model, able, samples, outputs, budget, options, factors, evaluation, result.score_reference
             )
             search.say = progress
-            result.smallest = search.found(len(missing) + len(pairs) - len(able), speed=speed)
+            result.smallest = found = search.found(len(missing) + len(pairs) - len(able), speed=speed)
+            if result.ratio is not None and found.ratio is not None:
+                found.speed = result.ratio.median * found.ratio.median
     return result
 
 

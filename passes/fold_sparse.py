@@ -85,8 +85,9 @@ def told_of(folded: int, dense: int, before: int, after: int, limits: dict[str, 
     if not folded and not dense:
         return ()
     pays = ", ".join(f"{kind} from {share(found)} zeros on" for kind, found in sorted(limits.items()))
-    done = f"{folded} weights as sparse tensors, {before:,} -> {after:,} bytes" if folded else "no weight is sparse"
-    left = f", {dense} stay dense" if dense else ""
+    tensors = "1 tensor is stored sparse" if folded == 1 else f"{folded} tensors are stored sparse"
+    done = f"{tensors}, {before:,} -> {after:,} bytes" if folded else "no tensor is stored sparse"
+    left = f", {dense} {'stays' if dense == 1 else 'stay'} dense" if dense else ""
     return (f"{done}{left}" + (f"; a sparse tensor is smaller for {pays}" if pays else ""),)
 
 

@@ -66,7 +66,7 @@ class QuantizeStatic(LossyPass):
             "compute",
             site.name,
             "static",
-            f"int8, uint8 activations ({self.range})",
+            f"int8, {'int8' if context.target.signed else 'uint8'} activations ({self.range})",
             reads,
             writes,
             apply=lambda rewriter: apply(rewriter, site, reads, writes),

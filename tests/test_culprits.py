@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -12,7 +12,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import onnxc
-from onnxc import cli
+from onnxc import cli, validate
+from onnxc.culprits import smallest as culprits_smallest
 from onnxc.culprits.costs import kept_bytes
 from onnxc.culprits.local_damage import site_damage
 from onnxc.culprits.matching import matched
@@ -21,9 +22,10 @@ from onnxc.culprits.scales import units
 from onnxc.culprits.smallest import SmallestSet
 from onnxc.errors import RecipeError
 from onnxc.model import Model
+from onnxc.passes.fold_sparse import FoldSparse
 from onnxc.recipe import Budget, PassRequest, Recipe, load_recipe, recipe_text
 from onnxc.reference import ReferenceOutputs
-from onnxc.session import Options, Session
+from onnxc.session import Options, Ratio, Session
 from onnxc.validate import compare
 from tests.unpriced import pretend_everything_pays
 
@@ -117,6 +119,36 @@ def test_it_says_so_where_the_sites_are_not_to_blame() -> None:
     found = smallest(other)
     assert found.sites == []
     assert "what hurts lies elsewhere" in found.sentence
+
+
+@pytest.mark.parametrize(("original", "slower"), [(0.5, True), (2.0, False)])
+def test_it_says_where_the_result_is_slower_than_the_original(
+    original: float, slower: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second model is ``original`` times as fast as the first, the one with sites in float 0.8 times as fast."""
+    measured = Ratio(original, original, original, 1.0, 1.0)
+    monkeypatch.setattr(validate, "measure_ratio", lambda *_, **__: measured)
+    monkeypatch.setattr(culprits_smallest, "measure_ratio", lambda *_, **__: Ratio(0.8, 0.8, 0.8, 1.0, 1.0))
+    models = Model.load(tower()), Model.load(coarse(3))
+    found = compare(*models, INPUTS, bisect=True, load=False, kernels=False).smallest
+    assert found is not None
+    assert found.speed == pytest.approx(0.8 * original)
+    assert "0.80 times as fast" in found.sentence
+    assert found.sentence.endswith("; slower than the original, 0.40 times as fast as that") is slower
+
+
+@pytest.mark.parametrize("form", ["constant", "initializer"])
+def test_sparse_weights_in_float_cost_what_the_file_grows_by(form: Literal["constant", "initializer"]) -> None:
+    """Dense weights are not for nothing where the model has them as sparse initializers."""
+    dense = proto([helper.make_node("MatMul", ["x", "w"], ["y"], "layer")], {"w": WEIGHTS[0]})
+    few = np.where(np.abs(WEIGHTS[0]) > 0.2, WEIGHTS[0], 0)
+    sparse = Model.load(proto([helper.make_node("MatMul", ["x", "w"], ["y"], "layer")], {"w": few}))
+    assert FoldSparse(form=form).finish(sparse, told=True).changed == 1
+    new = Model.load(sparse.proto())
+    pairs, _ = matched(Model.load(dense), new)
+    grown = len(restored(new, pairs, {}).serialized()) - len(new.serialized())
+    assert grown > 5_000
+    assert kept_bytes(new, pairs, {})["layer"] == pytest.approx(grown, abs=20)
 
 
 def test_a_metric_decides_too() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,8 +12,9 @@ import pytest
 
 import onnxc
 from onnxc.cost import Prices
+from onnxc.deliver import Delivery
 from onnxc.errors import UsageError
-from onnxc.explain import ceiling, computed, further, runner_up, stored
+from onnxc.explain import ceiling, computed, further, runner_up, stopped, stored
 from onnxc.judge import Judge
 from onnxc.overheads import Overheads
 from onnxc.passes.quantize_static import QuantizeStatic
@@ -97,9 +99,13 @@ def test_why_not_further() -> None:
     best = plan(problem)
     judge = SimpleNamespace(original=SimpleNamespace(source_bytes=100_000))
     overheads = Overheads()
+    free, named = (SimpleNamespace(recipe=Recipe(passes=each)) for each in (None, parse_passes("store-int8")))
     planning: Any = SimpleNamespace(problem=problem, attempts=[], overheads=overheads, judge=judge, lead=1.0)
+    planning.context = free
     overheads.learn(problem, best, 1000 + stored_bytes(problem, best.stored))
-    assert "smallest and fastest form that pays" in further(planning, best)
+    assert further(planning, best).endswith("smallest and fastest form that pays")
+    planning.context = named
+    assert further(planning, best).endswith("smallest and fastest form that pays, of the passes that were asked for")
     assert "no plan that was tried" in further(planning, Plan(seconds=3e-3))
     missed = "output 'y' has an SQNR of 18.2 dB, below 20 dB"
     planning.attempts = [Attempt(Plan(seconds=4e-3), 60.0, None, "not ahead"), Attempt(best, 18.2, None, missed)]
@@ -107,6 +113,44 @@ def test_why_not_further() -> None:
     assert said.endswith(f"was not taken: {missed}")
     share = (1000 + sum(way.bytes for ways in problem.storage.values() for way in ways)) / 100_000
     assert f"about {share:.1%} of the bytes and {3e-3 / best.seconds:.2f} times as fast" in said
+
+
+def test_what_stopped_every_plan() -> None:
+    """The floor that the nearest one missed; the gate, where one held them; nothing, where there was no plan."""
+    problem = linears()
+    judge = SimpleNamespace(original=SimpleNamespace(source_bytes=100_000))
+    planning: Any = SimpleNamespace(problem=problem, attempts=[], judge=judge)
+    best, gate = plan(problem), "the plan with 2 sites in int8 runs 0.80 times as fast as the input"
+    delivery = Delivery(None, 100_000, None, ["the plan with 0 sites in int8 takes 100,000 bytes"])
+    floats = Attempt(Plan(), 200.0, None, None, 100_000)
+    planning.attempts = [floats]
+    assert stopped(planning, delivery) == ""
+    planning.attempts += [Attempt(best, each, None, f"{each} dB, below 20 dB", 27_000) for each in (18.0, 19.0, 17.0)]
+    assert stopped(planning, delivery) == (
+        "the nearest plan, with about 27.0% of the bytes, was not taken: 19.0 dB, below 20 dB"
+    )
+    planning.attempts.append(Attempt(best, 21.0, None, None, 40_000))
+    assert stopped(planning, replace(delivery, rejected=[gate, *delivery.rejected])) == gate
+
+
+@pytest.mark.parametrize(
+    ("passes", "floor"),
+    [
+        ("raise-opset:version=21,quantize-decode:bits=4", "top-1 answers changed, more than the 0 allowed"),
+        ("store-low-bit:levels=3:zeros=65%", "dB, below 20 dB"),
+    ],
+)
+def test_the_headline_names_the_floor(passes: str, floor: str, tmp_path: Path) -> None:
+    """What vectors were refused for is not why nothing was changed; the floor is told once."""
+    models = ROOT / "models"
+    report = onnxc.optimize(
+        models / "sklearn_mlp.onnx", tmp_path / "out.onnx", calib=models / "data" / "sklearn_mlp_calib.npz",
+        passes=passes, prices=tmp_path / "prices.json",
+    )  # fmt: skip
+    assert not report.changed
+    assert report.sentences[0].startswith("nothing was changed: the nearest plan, with about ")
+    assert report.sentences[0].endswith(floor)
+    assert len([each for each in report.sentences if each.endswith(floor)]) == 1
 
 
 def test_the_report_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from onnxc.errors import ModelError
+from onnxc.exactness import file_bytes
 from onnxc.file import storage
 from onnxc.model import Model
 
@@ -324,3 +325,17 @@ def test_narrow_types_of_any_size(tmp_path: Path) -> None:
             assert again.graph.weights[1].values.dtype == dtype
             assert again.graph.weights[1].values.tolist() == values.tolist()
             assert again.serialized() == (tmp_path / "m.onnx").read_bytes()
+
+
+STORED = sorted((Path(__file__).parents[1] / "models").glob("*.onnx"))
+
+
+@pytest.mark.parametrize("stored", STORED, ids=[each.stem for each in STORED])
+def test_the_size_of_a_file_is_known_before_it_is_written(stored: Path) -> None:
+    """Of weights in raw and in typed fields (sklearn-onnx writes those), unedited and edited."""
+    model = Model.load(stored)
+    assert file_bytes(model) == pytest.approx(stored.stat().st_size, abs=200)
+    for graph in model.graphs():
+        for tensor in graph.weights:
+            tensor.values = np.array(tensor.values)
+    assert file_bytes(model) == pytest.approx(len(model.serialized()), abs=200)

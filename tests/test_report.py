@@ -90,7 +90,7 @@ def test_many_sites_are_grouped_on_the_page_and_whole_in_json() -> None:
     made = report(40)
     text = page(made)
     assert "conv7" not in text
-    assert "| Conv     |    40 | 5.90 MB | 1.48 MB |" in text
+    assert "| Conv     |    40 | 5.90 MB | 1.48 MB | 72.4 M |" in text
     assert len(json.loads(made.to_json())["rows"]) == 41
 
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import onnx
 import pytest
@@ -9,14 +13,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from onnxc import coder
 from onnxc.coder import Coder
 from onnxc.codes.saturation import as_matrix, machine_saturates, may_overflow, overflows
 from onnxc.encoding import Codes, round_to_nearest
 from onnxc.passes.quantize_dynamic import QuantizeDynamic
 from onnxc.passes.quantize_static import QuantizeStatic
+from onnxc.problem import Plan
 from onnxc.session import Session
 from onnxc.sites import Site
-from onnxc.targets import TARGETS
+from onnxc.summary import saturation_note
+from onnxc.targets import TARGETS, target
 from tests.emission import emitted, model, node, proposed, random, samples, weight
 
 
@@ -123,7 +130,7 @@ def test_a_crafted_site_gets_seven_bits_only_where_that_helps() -> None:
     context, found = proposed(proto, data, QuantizeStatic())
     book = Coder(context, found)
     made = book.of({"w": "int8", "v": "int8"}, found.compute)
-    assert book.overflowing == {"w"}
+    assert book.overflowing == {("w", "int8")}
     assert made["w"].levels == (63 if machine_saturates() else 127)
     assert made["v"].levels == 127
     assert emitted(proto, data, QuantizeStatic()).sqnr_db > 30
@@ -133,5 +140,32 @@ def test_without_rows_the_worst_case_decides() -> None:
     """No data was seen: codes that can overflow get 7 bits where the machine saturates."""
     proto = model([node("MatMul", "x w", "y")], {"x": ["n", 96]}, {"y": None}, {"w": weight(96, 128)})
     found = emitted(proto, samples(x=[64, 96]), QuantizeDynamic())
-    assert found.codes.overflowing == {"w"}
+    assert found.codes.overflowing == {("w", "int8")}
     assert found.sqnr_db > 33
+
+
+@pytest.mark.parametrize(
+    ("name", "here", "says"),
+    [
+        ("cpu", True, "written with 7 bits, at most 63"),
+        ("cpu", False, "on processors without int8 dot products, which this one is not"),
+        ("cpu-avx2", False, "written with 7 bits, at most 63"),
+        ("tensorrt", True, None),
+    ],
+)
+def test_the_report_says_what_was_done_about_it(
+    name: str, here: bool, says: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seven bits, a warning, or nothing where the target's kernels do not saturate; only of codes that are written."""
+    monkeypatch.setattr(coder, "machine_saturates", lambda: here)
+    proto = model([node("MatMul", "x w", "y")], {"x": ["n", 96]}, {"y": None}, {"w": weight(96, 128)})
+    context, found = proposed(proto, samples(x=[64, 96]), QuantizeDynamic())
+    book = Coder(replace(context, target=target(name)), found)
+    planning: Any = SimpleNamespace(coder=book, context=book.context)
+    chosen = Plan({"y_node": found.compute["y_node"][0]}, {"w": "int8"})
+    assert saturation_note(planning, chosen) is None  # no codes were made
+    made = book.of(chosen.stored, chosen.compute)["w"]
+    said = saturation_note(planning, chosen)
+    assert (said is None) if says is None else (said is not None and said.startswith("1 weight (w) ") and says in said)
+    assert np.abs(made.values).max() == (63 if says is not None and "63" in says else 127)
+    assert saturation_note(planning, Plan({}, {"w": "int8"})) is None  # computed in float

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -11,12 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
+import onnxc
 from onnxc.codes.packing import PackedDigits
 from onnxc.codes.sheets import Piece, Sheet, emit_together
 from onnxc.codes.sparse_packing import LARGEST, Gaps, Mask, SparseCodes, expected_bytes, forms, smaller, smallest_sparse
 from onnxc.kernels import leftover_weights, operators
 from onnxc.model import Model
 from onnxc.session import Session
+from tests.unpriced import pretend_everything_pays
 
 random = np.random.default_rng(0)
 FOUR_BITS = np.array([value for value in range(-7, 8) if value], np.int8)
@@ -163,3 +166,19 @@ def test_packed_codes_stay_unless_zeros_are_many() -> None:
         packed = PackedDigits(16, (codes + 8).astype(np.uint8), Piece.of(codes.shape))
         assert isinstance(smaller(codes, packed), Gaps) == wins
     assert smaller(sparse(0.1, EIGHT_BITS, 64, 64), None) is None
+
+
+@pytest.mark.parametrize(("zeros", "says"), [(0.97, ", stored by gaps"), (0.0, "int8 codes, unfolded at load")])
+def test_the_report_says_that_only_what_is_not_zero_is_stored(
+    zeros: float, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend_everything_pays(monkeypatch)
+    values = sparse(zeros, EIGHT_BITS, 256, 256).astype(np.float32) / 100
+    node = helper.make_node("MatMul", ["x", "w"], ["y"], name="linear")
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 256]) for name in "xy"]
+    graph = helper.make_graph([node], "g", ends[:1], ends[1:], [numpy_helper.from_array(values, "w")])
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    report = onnxc.optimize(proto, passes="store-int8", prices=tmp_path / "prices.json")
+    (row,) = [row for row in report.rows if row.changed]
+    assert row.specification.endswith(says)
+    assert (row.bytes_after < 0.15 * 65_536) is (zeros > 0.9)

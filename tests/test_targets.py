@@ -13,8 +13,13 @@ import pytest
 import onnxc
 from onnxc import deliver
 from onnxc.errors import UsageError
+from onnxc.passes.quantize_static import QuantizeStatic
+from onnxc.price import MACS_PER_SECOND, estimated
+from onnxc.profiling import FLOAT
 from onnxc.session import Ratio
+from onnxc.sites import multiplications
 from onnxc.targets import ABSORBED, MOVED_THROUGH, TARGETS, target
+from tests.emission import model, node, proposed, samples, weight
 
 
 def test_unknown_targets_name_those_there_are() -> None:
@@ -51,6 +56,21 @@ class TestEachTarget:
         assert "axis" not in older.attributes
 
 
+def test_an_absorbed_activation_hides_no_multiplications() -> None:
+    """Two equal convolutions, a Relu behind the first, any batch: of one the Relu's result is observed, of the other
+    its own; their multiplications and estimated times are the same.
+    """
+    nodes = [node("Conv", "x w", "a", pads=[1] * 4), node("Relu", "a", "r"), node("Conv", "r v", "y", pads=[1] * 4)]
+    weights = {"w": weight(8, 8, 3, 3), "v": weight(8, 8, 3, 3)}
+    proto = model(nodes, {"x": ["n", 8, 10, 10]}, {"y": None}, weights)
+    context, found = proposed(proto, samples(2, x=[1, 8, 10, 10]), QuantizeStatic())
+    sites = [site for site in context.sites if site.weight is not None]
+    counts = [multiplications(site, context.observations.shapes, context.sites) for site in sites]
+    assert counts == [8 * 8 * 9 * 100] * 2
+    prices = estimated(context, found)
+    assert prices.sites["a_node"][FLOAT] == prices.sites["y_node"][FLOAT] > 8 * 8 * 9 * 100 / MACS_PER_SECOND
+
+
 @pytest.mark.parametrize("name", sorted(TARGETS))
 def test_every_target_gives_a_model_that_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Placement differs, the answers hold; what this machine cannot run is said to be estimated."""
@@ -66,6 +86,10 @@ def test_every_target_gives_a_model_that_runs(name: str, tmp_path: Path, monkeyp
     wanted = TARGETS[name]
     assert any("estimates" in note for note in report.notes) == (not wanted.measured)
     assert (report.comparison.ratio is None) == (not wanted.measured)
+    assert bool(report.comparison.kernels_new) == wanted.measured  # kernels are those of this machine
+    said = {row.specification for row in report.rows if row.choice == "quantize-static"}
+    if "static" in wanted.ways:
+        assert f"int8, {'int8' if wanted.signed else 'uint8'} activations (mse)" in said
     made = onnx.load(tmp_path / "out.onnx")
     zeros = {each.name: onnx.numpy_helper.to_array(each) for each in made.graph.initializer}
     kinds = {zeros[node.input[2]].dtype for node in made.graph.node if node.op_type == "QuantizeLinear"}

@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -146,6 +146,7 @@ class Gaps:
         raw: values as they are, not as digits of a palette.
     """
 
+    told: ClassVar[str] = "stored by gaps"
     codes: SparseCodes
     longest: int
     together: int = 0
@@ -215,6 +216,7 @@ class Mask:
         codes: what is stored; raw: values as they are, not as digits of a palette.
     """
 
+    told: ClassVar[str] = "stored by a mask"
     codes: SparseCodes
     raw: bool = False
 

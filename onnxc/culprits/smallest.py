@@ -15,7 +15,7 @@ from onnxc.culprits.matching import Pair
 from onnxc.culprits.restoring import restored, switched
 from onnxc.culprits.scales import Factors
 from onnxc.data import Calibration
-from onnxc.exactness import file_bytes
+from onnxc.exactness import SLOWEST, file_bytes
 from onnxc.model import Model
 from onnxc.quality import Quality, floor_met
 from onnxc.recipe import Budget
@@ -52,6 +52,7 @@ class SmallestSet:
         before, after: the new model, and the same with ``sites`` in float.
         added_bytes: of the file.
         ratio: the new model's time over that with ``sites`` in float; None where it was not measured.
+        speed: how many times as fast as the original it then is; None where it was not measured.
         models: how many were built and judged.
     """
 
@@ -62,6 +63,7 @@ class SmallestSet:
     after: Verdict
     added_bytes: int = 0
     ratio: Ratio | None = None
+    speed: float | None = None
     models: int = 0
 
     @property
@@ -84,7 +86,10 @@ class SmallestSet:
         if self.ratio is not None:
             gain.append(f"{self.ratio.median:.2f} times as fast")
         these = "this 1" if few == 1 else f"these {few}"
-        return f"leave {these} of {self.candidates} in float: {', '.join(gain)}"
+        found = f"leave {these} of {self.candidates} in float: {', '.join(gain)}"
+        if self.speed is not None and self.speed < SLOWEST:
+            found += f"; slower than the original, {self.speed:.2f} times as fast as that"
+        return found
 
 
 @dataclass

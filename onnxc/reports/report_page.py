@@ -73,7 +73,7 @@ def _print_sites(rows: Sequence[SiteRow], console: Console, allowed: float | Non
     groups: defaultdict[tuple[str, str, str], list[SiteRow]] = defaultdict(list)
     for row in rows:
         groups[row.operator, row.choice, row.specification].append(row)
-    heading = ["operator", "sites", "bytes", "after", "ms", "after", "worst SQNR", "done", "example"]
+    heading = ["operator", "sites", "bytes", "after", "MACs", "ms", "after", "worst SQNR", "done", "example"]
     cells = []
     for (operator, choice, specification), members in groups.items():
         before, after = (sum(row.bytes_before for row in members), sum(row.bytes_after for row in members))
@@ -84,6 +84,7 @@ def _print_sites(rows: Sequence[SiteRow], console: Console, allowed: float | Non
                 str(len(members)),
                 amount(before) if before else "",
                 amount(after) if before else "",
+                operations(sum(row.macs or 0 for row in members)),
                 milliseconds(_total([row.milliseconds_before for row in members])),
                 milliseconds(_total([row.milliseconds_after for row in members])),
                 decibels(min(damage, default=None)),
@@ -92,7 +93,11 @@ def _print_sites(rows: Sequence[SiteRow], console: Console, allowed: float | Non
             ]
         )
     print_table(
-        console, heading, cells, right=[1, 2, 3, 4, 5, 6], title="Done (--report FILE.html or FILE.json has every site)"
+        console,
+        heading,
+        cells,
+        right=[1, 2, 3, 4, 5, 6, 7],
+        title="Done (--report FILE.html or FILE.json has every site)",
     )
 
 

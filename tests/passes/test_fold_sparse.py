@@ -183,9 +183,18 @@ def test_pruned_as_told_and_stored_sparse(tmp_path: Path) -> None:
     (note,) = [note for note in report.notes if note.startswith("fold-sparse: ")]
     dense, small = (int(text.replace(",", "")) for text in re.findall(r"([\d,]+) (?:->|bytes)", note))
     assert small < dense
+    assert f"fold-sparse: {len(folded)} tensors are stored sparse, " in note
     for node in folded:
         values = after[node.output[0]]
         assert (values == 0).mean() > break_even(values.shape, 4) - 0.02
+
+
+def test_one_tensor_is_told_as_one() -> None:
+    """Whatever it is: weights and zero points are tensors."""
+    _, (note,) = finished(linear(sparse(0.9, 64, 300)))
+    assert note.startswith("1 tensor is stored sparse, 76,800 -> ")
+    _, (note,) = finished(linear(sparse(0.2, 64, 300)))
+    assert note.startswith("no tensor is stored sparse, 1 stays dense; ")
 
 
 @pytest.mark.parametrize("form", ["initializer", "constant"])

@@ -144,5 +144,5 @@ def test_large_codes_do_not_overflow_whatever_the_machine() -> None:
             values = np.abs(random.standard_normal(list(tensor.dims))).astype(np.float32) * 0.05 + 0.1
             tensor.raw_data = values.tobytes()
     found = emitted(proto, samples(x=[STEPS, BATCH, INPUTS]), LSTM, ops="ort")
-    assert found.codes.overflowing == {"r", "w"}
+    assert found.codes.overflowing == {("r", "int8"), ("w", "int8")}
     assert found.sqnr_db > 25
