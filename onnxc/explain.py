@@ -150,7 +150,7 @@ def ceiling(planning: Planning) -> str:
     "" where nothing was timed, or nothing but float applies.
     """
     prices = planning.problem.prices
-    times = {name: prices.sites[name] for name, found in planning.problem.compute.items() if found}
+    times = {name: prices.sites[name] for name, found in planning.problem.compute.items() if found and name in prices.sites}
     times = {name: each for name, each in times.items() if each.get(FLOAT, 0.0) > 0}
     if not times or not planning.context.target.measured:
         return ""
