@@ -33,6 +33,7 @@ KINDS = {
     "RNN": "recurrent",
 }
 RECURRENT_INPUTS = (1, 2)
+SPARSE = 0.25  # share of zeros from which on a weight was pruned: by 30 %, in rounded shares of its blocks, and more
 SEVERAL = ("Add", "Concat")  # joints of which every input is an activation
 
 
@@ -70,6 +71,11 @@ class Weight:
     def zeros(self) -> int:
         """How many of its entries are zero."""
         return self.elements - int(np.count_nonzero(self.tensor.values))
+
+    @property
+    def sparse(self) -> bool:
+        """Whether it was pruned: its zeros are to stay."""
+        return self.zeros >= max(SPARSE * self.elements, 1)
 
     @cached_property
     def waves(self) -> Waves | None:

@@ -31,7 +31,8 @@ class StoreCodebook(LossyPass):
 
     1. Every float32 weight whose output channels the dimension divides: 4, 2 or 1 bit a weight.
     2. At equal bits a codebook fits the weights' distribution better than even steps, and needs no blocks.
-    3. It must not act on small weights, where the codebook takes more than it saves, nor on vectors.
+    3. It must not act on small weights, where the codebook takes more than it saves, nor on vectors; nor, unless it
+       was asked for by name, on weights that were pruned: a code word stands for zeros only beside what it was made of.
 
     Attributes:
         dimension: only this one; 0: the planner chooses.
@@ -45,7 +46,7 @@ class StoreCodebook(LossyPass):
         """Candidates for a weight."""
         if self.dimension and self.dimension not in DIMENSIONS:
             raise RecipeError(f"{self.name}:dimension={self.dimension} is not one of {', '.join(map(str, DIMENSIONS))}")
-        reason = refused(weight, context)
+        reason = refused(weight, context) or loses_zeros(weight, context)
         if reason:
             yield Refusal(self.name, weight.name, reason)
             return
@@ -59,6 +60,13 @@ class StoreCodebook(LossyPass):
                 yield Candidate(self.name, "storage", weight.name, chosen.name, chosen.words, bytes=size)
         if not offered:
             yield Refusal(self.name, weight.name, "too small for a codebook, or no dimension divides its channels")
+
+
+def loses_zeros(weight: Weight, context: Context) -> str | None:
+    """Why a weight is not stored in codes that zeros may get lost in, None where it may be."""
+    if not weight.sparse or context.told or context.recipe.passes is not None:
+        return None
+    return "it was pruned: some of its zeros would be no zeros any more"
 
 
 def groups_of(weight: Weight) -> int:
