@@ -75,7 +75,7 @@ class Weight:
     @property
     def sparse(self) -> bool:
         """Whether it was pruned: its zeros are to stay."""
-        return self.zeros >= max(SPARSE * self.elements, 1)
+        return pruned(np.asarray(self.tensor.values))
 
     @cached_property
     def waves(self) -> Waves | None:
@@ -156,6 +156,11 @@ class Sites:
 
     def __iter__(self) -> Iterator[Site]:
         return iter(self.sites)
+
+
+def pruned(values: NDArray[np.floating]) -> bool:
+    """Whether so many entries are zero that somebody made them so."""
+    return bool(values.size and values.size - np.count_nonzero(values) >= max(SPARSE * values.size, 1))
 
 
 def name_nodes(model: Model) -> None:

@@ -12,6 +12,8 @@ from onnxc.contract.context import Stakes
 from onnxc.errors import RecipeError
 from onnxc.factors.low_rank import break_even, rounded
 
+DENSE = "it was pruned, and factors have no zeros"
+
 
 @dataclass(frozen=True)
 class Goal:

@@ -111,6 +111,22 @@ def test_unasked_nothing_takes_zeros(pruned: Path, tmp_path: Path) -> None:
         assert (name, "it was pruned: some of its zeros would be no zeros any more") in reasons
 
 
+def test_channels_that_are_cut_leave_the_zeros_of_others(pruned: Path, tmp_path: Path) -> None:
+    """What reads fewer channels is solved again, but for its zeros."""
+    stored(pruned, "prune-channels:fraction=25%", tmp_path / "cut.onnx")
+    before, after = (matrices(path) for path in (pruned, tmp_path / "cut.onnx"))
+    assert sum(each.size for each in after) < 0.85 * sum(each.size for each in before)
+    for matrix in (each for each in after if min(each.shape) > 1):
+        assert (matrix == 0).mean() > 0.4
+
+
+@pytest.mark.parametrize("passes", ["factor-matmul", "factor-conv"])
+def test_factors_take_no_zeros_unless_told(pruned: Path, passes: str, tmp_path: Path) -> None:
+    stored(pruned, passes, tmp_path / "factored.onnx")
+    found, kept = zeros_kept(pruned, tmp_path / "factored.onnx")
+    assert kept == found
+
+
 @pytest.mark.parametrize("rounding", ["gptq", "hqq"])
 @pytest.mark.parametrize(("levels", "limit"), [(levels, limit) for levels in (16, 9, 6, 4, 3) for limit in (127, 63)])
 def test_a_block_with_a_zero_has_one_and_others_are_as_they_were(rounding: str, levels: int, limit: int) -> None:
