@@ -105,7 +105,7 @@ class Coder:
         levels = rules.safe_weight_levels if narrow else rules.weight_levels
         chosen = parse_format(mode)
         codes = solved(self.weights[name], self.values(name), self.context, factors, chosen, levels, target)
-        if self.context.model.opset >= SPARSE_OPSET and not isinstance(codes, BlockCodes):
+        if self.context.model.opset >= SPARSE_OPSET and not isinstance(codes, BlockCodes) and not rules.plain:
             codes.packed = smaller(codes.values, codes.packed)
         self.sparse.pop((name, mode), None)
         if isinstance(codes.packed, Gaps | Mask):

@@ -211,7 +211,7 @@ def opened(
     if judge.resized:
         session.run(judge.timed(1)[0])  # now rather than after the work
     judge.prepare(session)
-    return Run(original, recipe, chosen, options, samples, judge, prices, say, [])
+    return Run(original, recipe, chosen, options, samples, judge, prices, say, list(chosen.notes))
 
 
 def check_output(source: str | Path | onnx.ModelProto, output: Path) -> None:

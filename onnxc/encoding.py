@@ -123,17 +123,19 @@ def float_bytes(weight: Weight, kind: str = HALF) -> int:
     return bits // 8 * weight.elements + FLOAT_BYTES + len(weight.name) + (0 if bits > 8 else 60 + 3 * len(weight.name))
 
 
-def stored_bytes(weight: Weight, chosen: Format = INT8, *, groups: int = 1) -> int:
+def stored_bytes(weight: Weight, chosen: Format = INT8, *, groups: int = 1, plain: bool = False) -> int:
     """Bytes of ``weight`` as codes in the file: codes, scales, and its share of the nodes that unfold them.
 
     Args:
-        groups: of the convolution that reads it.
+        groups: of the convolution that reads it; plain: codes lie in the file as they are.
     """
     channels = weight.shape[weight.channel_axis] if weight.channel_axis is not None else 1
     others = 2 * channels + UNFOLD_BYTES + 6 * len(weight.name)
     layout, size = layout_of(weight.shape, weight.channel_axis, groups), prod(weight.shape)
     if chosen != INT8:
         size = packed_bytes(chosen, layout)
+    elif plain:
+        return size + others + 2 * channels
     elif weight.waves is not None:
         size = weight.waves.bytes
     if chosen.even:

@@ -149,9 +149,8 @@ def ceiling(planning: Planning) -> str:
     """The speed that no plan exceeds, as every site's fastest form was measured: what is left then has no other form.
     "" where nothing was timed, or nothing but float applies.
     """
-    prices = planning.problem.prices
-    times = {name: prices.sites[name] for name, found in planning.problem.compute.items() if found and name in prices.sites}
-    times = {name: each for name, each in times.items() if each.get(FLOAT, 0.0) > 0}
+    prices, able = planning.problem.prices, planning.problem.compute
+    times = {name: each for name, each in prices.sites.items() if able.get(name) and each.get(FLOAT, 0.0) > 0}
     if not times or not planning.context.target.measured:
         return ""
     gains = sum(each[FLOAT] - min(each.values()) for each in times.values())

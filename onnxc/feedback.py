@@ -110,7 +110,7 @@ def solving_key(context: Context) -> str:
 
 def build_solved(plan: Plan, solved: Solved, context: Context) -> Model:
     """The model of ``plan`` with what was found."""
-    return written(context.model, plan, solved.codes, solved.shifts).model
+    return written(context.model, plan, solved.codes, solved.shifts, target=context.target).model
 
 
 def solve(plan: Plan, context: Context, coder: Coder) -> Solved:
@@ -127,7 +127,7 @@ def solve(plan: Plan, context: Context, coder: Coder) -> Solved:
     for name, unit in units.items():
         weight = coder.weights[unit.name]
         start[name] = round_to_nearest(coder.values(name), weight.channel_axis, context.target.weight_levels)
-    rewriter = written(context.model, plan, start, plain=True)
+    rewriter = written(context.model, plan, start, plain=True, target=context.target)
     samples = Fitted(context.samples)
     walks = [Walk(each, samples, context.options, context.sites.types) for each in (rewriter.model, context.model)]
     for stage in staged(units, context, coder):

@@ -98,7 +98,7 @@ def smoothed(points: Sequence[tuple[float, float]]) -> float:
 
 def build(model: Model, plan: Plan, codes: Coder) -> Model:
     """``model`` with ``plan`` applied, a copy."""
-    return written(model, plan, codes.of(plan.stored, plan.compute)).model
+    return written(model, plan, codes.of(plan.stored, plan.compute), target=codes.context.target).model
 
 
 @dataclass

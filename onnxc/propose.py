@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxc.codes.formats import FLOATS
+from onnxc.codes.formats import FLOATS, HALF, INT8
 from onnxc.contract.candidates import Activation, Candidate, Refusal
 from onnxc.contract.context import Context
 from onnxc.contract.fields import configured
@@ -19,6 +19,7 @@ from onnxc.problem import Problem
 from onnxc.recipe import PassRequest, Recipe
 from onnxc.registry import load_passes
 from onnxc.samples.hooks import did_you_mean
+from onnxc.targets import TARGETS
 
 Pass = ExactPass | StructuralPass | LossyPass | FinishingPass | TrainingPass
 CHUNK = 1 << 20  # elements looked at in one go
@@ -30,6 +31,7 @@ class Chosen:
 
     Attributes:
         unasked: structural passes that may be tried where they pay, since nothing was named.
+        notes: sentences on passes that do not run.
     """
 
     exact: list[ExactPass]
@@ -37,6 +39,7 @@ class Chosen:
     structural: list[tuple[StructuralPass, bool]] = field(default_factory=list)
     finishing: list[tuple[FinishingPass, bool]] = field(default_factory=list)
     unasked: list[StructuralPass] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 def passes_of(recipe: Recipe) -> Chosen:
@@ -63,6 +66,9 @@ def passes_of(recipe: Recipe) -> Chosen:
                 chosen.unasked.append(instance)
         elif recipe.passes is None or name in asked:
             if isinstance(instance, FinishingPass):
+                if instance.packs and recipe.target in TARGETS and TARGETS[recipe.target].plain:
+                    chosen.notes.append(f"{name}: refused: the target '{recipe.target}' reads weights as initializers")
+                    continue
                 chosen.finishing.append((instance, bool(asked.get(name))))
             else:
                 chosen.lossy.append((instance, bool(asked.get(name))))
@@ -143,6 +149,7 @@ def collect(lossy: list[tuple[LossyPass, bool]], context: Context) -> Proposals:
                 reason = "its weight or bias holds NaN or infinite values"
             if answer.mode not in FLOATS and kept & {answer.place, *answer.weights}:
                 reason = "it stays float, as asked for by name (--keep-float)"
+            reason = not_plain(answer, context) or reason
             if context.model.opset < (needed := instance.needed_opset()):
                 reason = f"it needs opset {needed}, the model has {context.model.opset}"
                 if context.recipe.passes is not None and not told:
@@ -159,6 +166,35 @@ def collect(lossy: list[tuple[LossyPass, bool]], context: Context) -> Proposals:
             if told and answer.mode not in FLOATS:
                 found.told.add(answer.place)
     return found
+
+
+def not_plain(answer: Candidate, context: Context) -> str | None:
+    """Why a target that wants codes as plain int8 initializers cannot read what ``answer`` writes, None if it can."""
+    target = context.target
+    if not target.plain:
+        return None
+    where = f"the target '{target.name}'"
+    if answer.kind == "compute":
+        if answer.mode not in target.ways:
+            return f"{where} has no operators for it"
+        sites = [site for site in context.sites if site.name == answer.place]
+        if any(site.transposed for site in sites):
+            return f"{where} reads a weight in codes as an initializer, not through a Transpose"
+        read = [site.weight for site in sites if site.weight is not None]
+    else:
+        read = [weight for weight in context.sites.weights if weight.name == answer.place]
+        if answer.mode in FLOATS:
+            vector = any(max(weight.shape, default=0) == weight.elements for weight in read)
+            if vector and target.float_biases:
+                return f"{where} reads biases as float32 initializers"
+            return None if answer.mode == HALF else f"{where} reads floats of 16 or 32 bits, no {answer.mode}"
+        if answer.mode != INT8.name:
+            return f"{where} reads codes as int8 initializers: nothing unfolds there"
+    readers = [(node.op, place) for weight in read for node, place in weight.readers]
+    others = sorted({operator for operator, place in readers if operator not in target.plain or place != 1})
+    return (
+        f"{where} reads codes as weights of {', '.join(sorted(target.plain))}, not of {others[0]}" if others else None
+    )
 
 
 def kept_float(context: Context) -> set[str]:

@@ -33,6 +33,7 @@ KINDS = {
     "RNN": "recurrent",
 }
 RECURRENT_INPUTS = (1, 2)
+SPARSE = 0.25  # share of zeros from which on a weight was pruned: by 30 %, in rounded shares of its blocks, and more
 SEVERAL = ("Add", "Concat")  # joints of which every input is an activation
 
 
@@ -70,6 +71,11 @@ class Weight:
     def zeros(self) -> int:
         """How many of its entries are zero."""
         return self.elements - int(np.count_nonzero(self.tensor.values))
+
+    @property
+    def sparse(self) -> bool:
+        """Whether it was pruned: its zeros are to stay."""
+        return pruned(np.asarray(self.tensor.values))
 
     @cached_property
     def waves(self) -> Waves | None:
@@ -150,6 +156,11 @@ class Sites:
 
     def __iter__(self) -> Iterator[Site]:
         return iter(self.sites)
+
+
+def pruned(values: NDArray[np.floating]) -> bool:
+    """Whether so many entries are zero that somebody made them so."""
+    return bool(values.size and values.size - np.count_nonzero(values) >= max(SPARSE * values.size, 1))
 
 
 def name_nodes(model: Model) -> None:

@@ -22,6 +22,7 @@ from onnxc.report import Report, SiteRow
 from onnxc.session import Session
 from onnxc.sites import Site, multiplications
 from onnxc.validate import Comparison
+from onnxc.zeros import zeros_lost
 
 
 def summarize(planning: Planning, delivery: Delivery, notes: list[str]) -> Report:
@@ -60,6 +61,10 @@ def summarize(planning: Planning, delivery: Delivery, notes: list[str]) -> Repor
     rounded = {name for each in static_activations(plan) for name in (each.tensor, each.source)}
     if (note := convergence_note(context.observations, rounded, *range_choice(planning))) is not None:
         report.notes.append(note)
+    if delivery.trial is not None:
+        sample = judge.samples.take(1)[0]
+        if (note := zeros_lost(context, plan, delivery.trial.model, sample, judge.options)) is not None:
+            report.notes.append(note)
     if report.changed and (note := ceiling(planning)):
         report.notes.append(note)
     report.comparison = measured(judge, delivery, kernels=context.target.measured)

@@ -38,6 +38,10 @@ class Target:
         ways: how sites may compute on codes there: with static ranges, with ranges taken at run time, or only weights
             are codes (decode).
         signed: activations are int8 around zero, as TensorRT wants them; otherwise uint8 with any zero point.
+        float_biases: biases of int8 operators stay float32 initializers; otherwise they are int32 codes.
+        plain: operators whose weights may be codes, where only int8 initializers may be, with float32 initializers as
+            scales, that nothing but DequantizeLinear reads; a weight of any other is a float. Empty: any weight may be
+            codes, in any form that standard operators unfold at load.
         saturates: whether pair sums are added in 16 bits there; None: as on the machine that compresses.
         measured: whether the machine that compresses can run it.
         gain: estimated speed of int8 over float, where it cannot.
@@ -59,27 +63,42 @@ class Target:
     opset: int = 13
     ways: frozenset[str] = frozenset({"static", "dynamic", "decode"})
     signed: bool = False
+    float_biases: bool = False
+    plain: frozenset[str] = frozenset()
     saturates: bool | None = None
     measured: bool = True
     gain: float = 1.0
     source: str = "docs/cpu-facts.md"
 
 
+CPU = Target("cpu")
 PROVIDERS = "https://onnxruntime.ai/docs/execution-providers/"
 QUANTIZATION = "https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html"
 STATIC, NONE = frozenset({"static"}), frozenset[str]()
+# Stored codes unfold by constant folding, one of the basic optimizations: ONNX Runtime runs these before it gives parts
+# of a graph to providers, and they "apply to all the execution providers"
+# (https://onnxruntime.ai/docs/performance/model-optimizations/graph-optimizations.html). So packed weights, and scales
+# of biases made at load, hold for every target here that is ONNX Runtime, and so do int32 biases: its quantizer writes
+# them for all of its providers, OpenVINO's among them. TensorRT also reads ONNX by a parser of its own.
 TARGETS: dict[str, Target] = {
     each.name: each
     for each in (
-        Target("cpu"),
+        CPU,
         Target("cpu-avx2", saturates=True),
         Target("arm", saturates=False, measured=False, gain=2.0, source=QUANTIZATION),
         # the CUDA provider has no int8 kernels for Q/DQ graphs: weights are stored small, arithmetic stays float
         Target("cuda", ways=NONE, measured=False, source=f"{PROVIDERS}CUDA-ExecutionProvider.html"),
+        # Its parser takes DequantizeLinear of int8 with zero points 0, no Q of uint8, no DynamicQuantizeLinear
+        # (https://github.com/onnx/onnx-tensorrt/blob/main/docs/operators.md), refuses int32 biases: "only activation
+        # types allowed as input to this layer" (https://github.com/onnx/onnx-tensorrt/issues/850,
+        # https://github.com/microsoft/onnxruntime/issues/14229), and reads codes of weights as constants that a DQ
+        # stands between "and the linear operator that uses them" (quantized-types-explicit-quantization.html there).
         Target(
             "tensorrt",
             ways=STATIC,
             signed=True,
+            float_biases=True,
+            plain=frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"}),
             saturates=False,
             measured=False,
             gain=2.0,

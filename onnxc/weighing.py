@@ -45,7 +45,7 @@ class Scales:
         """Bytes of the file of ``plan``."""
         if plan.key not in self.known:
             codes = {name: self.codes(name, mode) for name, mode in plan.stored.items() if mode not in FLOATS}
-            made = written(self.coder.context.model, plan, codes).model
+            made = written(self.coder.context.model, plan, codes, target=self.coder.context.target).model
             for each, told in self.finishing:
                 each.finish(made, told=told)
             self.known[plan.key] = file_bytes(made) + RECEIPT

@@ -14,6 +14,7 @@ from onnxc.model import Model
 from onnxc.problem import Plan
 from onnxc.rewriting.bounds import keep_fused
 from onnxc.rewriting.rewriter import Rewriter
+from onnxc.targets import CPU, Target
 
 
 def written(
@@ -23,17 +24,19 @@ def written(
     shifts: Mapping[str, NDArray[np.float64]] | None = None,
     *,
     plain: bool = False,
+    target: Target = CPU,
 ) -> Rewriter:
     """``plan`` applied to a copy of ``model``. The order of sites is the file's, so names come out the same.
 
     Args:
         shifts: name of a bias -> [N], what is taken out of it.
         plain: nothing is packed, so that codes can be changed afterwards.
+        target: what the model is for.
     """
     copy = model.copy()
     short = sorted(codes, key=lambda name: (len(name), name))  # what weights share is named after the first of them
-    floats = set() if plain else set(codes) - read_as_codes(copy, plan)
-    rewriter = Rewriter(copy, {name: codes[name] for name in short}, plain=plain, floats=floats)
+    floats = set() if plain or target.plain else set(codes) - read_as_codes(copy, plan)
+    rewriter = Rewriter(copy, {name: codes[name] for name in short}, plain=plain, floats=floats, target=target)
     for candidate in plan.compute.values():
         if candidate.apply is not None:
             candidate.apply(rewriter)

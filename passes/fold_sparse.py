@@ -36,6 +36,7 @@ class FoldSparse(FinishingPass):
     """
 
     name: ClassVar[str] = "fold-sparse"
+    packs: ClassVar[bool] = True
     form: Literal["constant", "initializer"] = "constant"
 
     def finish(self, model: Model, *, told: bool = False) -> Outcome:

@@ -31,7 +31,8 @@ class StoreCodebook(LossyPass):
 
     1. Every float32 weight whose output channels the dimension divides: 4, 2 or 1 bit a weight.
     2. At equal bits a codebook fits the weights' distribution better than even steps, and needs no blocks.
-    3. It must not act on small weights, where the codebook takes more than it saves, nor on vectors.
+    3. It must not act on small weights, where the codebook takes more than it saves, nor on vectors; nor, unless it
+       was asked for by name, on weights that were pruned: a code word stands for zeros only beside what it was made of.
 
     Attributes:
         dimension: only this one; 0: the planner chooses.
@@ -43,7 +44,7 @@ class StoreCodebook(LossyPass):
 
     def store(self, weight: Weight, context: Context) -> Iterable[Candidate | Refusal]:
         """Candidates for a weight."""
-        reason = refused(weight, context)
+        reason = refused(weight, context) or loses_zeros(weight, context)
         if reason:
             yield Refusal(self.name, weight.name, reason)
             return
@@ -57,6 +58,13 @@ class StoreCodebook(LossyPass):
                 yield Candidate(self.name, "storage", weight.name, chosen.name, chosen.words, bytes=size)
         if not offered:
             yield Refusal(self.name, weight.name, "too small for a codebook, or no dimension divides its channels")
+
+
+def loses_zeros(weight: Weight, context: Context) -> str | None:
+    """Why a weight is not stored in codes that zeros may get lost in, None where it may be."""
+    if not weight.sparse or context.told or context.recipe.passes is not None:
+        return None
+    return "it was pruned: some of its zeros would be no zeros any more"
 
 
 def groups_of(weight: Weight) -> int:

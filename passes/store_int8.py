@@ -31,11 +31,13 @@ class StoreInt8(LossyPass):
 
     def store(self, weight: Weight, context: Context) -> Iterable[Candidate | Refusal]:
         """One candidate for a weight."""
-        stored = stored_bytes(weight)
+        plain = bool(context.target.plain)
+        stored = stored_bytes(weight, plain=plain)
         if max(weight.shape, default=0) == weight.elements:
             yield Refusal(self.name, weight.name, "a vector: few bytes, much accuracy")
         elif stored >= weight.bytes and not context.told:
             yield Refusal(self.name, weight.name, "too small: the unfolding nodes would take more bytes")
         else:
             how = "sampled waves, computed at load" if weight.waves is not None else "int8 codes, unfolded at load"
+            how = "int8 codes behind DequantizeLinear" if plain else how
             yield Candidate(self.name, "storage", weight.name, "int8", how, bytes=stored)

@@ -21,7 +21,7 @@ from onnxc.contract.passes import LossyPass
 from onnxc.encoding import stored_bytes
 from onnxc.sites import Weight
 
-from .store_codebook import groups_of
+from .store_codebook import groups_of, loses_zeros
 from .store_low_bit import refused
 
 LEAST = 1 << 17  # numbers that a weight has
@@ -38,8 +38,8 @@ class StoreTrellis(LossyPass):
        MiniLM got to 10.5 % of its bytes instead of 13 to 14.6, a text recognizer to 12.2 instead of 14.8. Unless it was
        asked for by name only weights of 131,072 numbers or more: a smaller one saves less than three kilobytes more
        than other formats do, which its nodes take.
-    4. It must not act on vectors, nor where a group has fewer than 16 output channels: paths run along them. Zeros of
-       a pruned weight do not stay zeros.
+    4. It must not act on vectors, nor where a group has fewer than 16 output channels: paths run along them; nor,
+       unless it was asked for by name, on weights that were pruned: their zeros do not stay zeros.
 
     Attributes:
         levels: only so many; 0: the planner chooses.
@@ -51,7 +51,7 @@ class StoreTrellis(LossyPass):
 
     def store(self, weight: Weight, context: Context) -> Iterable[Candidate | Refusal]:
         """Candidates for a weight."""
-        reason = refused(weight, context)
+        reason = refused(weight, context) or loses_zeros(weight, context)
         if not reason and weight.elements < LEAST and not context.told and context.recipe.passes is None:
             reason = "too small for a trellis to save more than its nodes take"
         if reason:

@@ -29,7 +29,7 @@ LAYERS = """
     written
     coder propose
     overheads
-    planner
+    planner zeros
     predictions
     islands
     problem

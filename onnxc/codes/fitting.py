@@ -57,7 +57,7 @@ def block_grid(
     matrix: Matrix, levels: int, block: int, importance: Matrix, limit: int, rounding: str = "gptq"
 ) -> BlockGrid:
     """Steps and offsets with the least weighted squared error for every block of W [G, K, N], in units of codes, or
-    those of HQQ.
+    those of HQQ. A block in which the weight has zeros has a zero.
 
     Args:
         importance: [G, K]; limit: the largest magnitude of a value.
@@ -80,11 +80,12 @@ def block_grid_of(matrix: Matrix, levels: int, block: int, importance: Matrix, l
     blocks = matrix.reshape(groups, depth // block, block, outputs)
     weights = importance.reshape(groups, depth // block, block, 1)
     low, high = np.minimum(blocks.min(2), 0.0), np.maximum(blocks.max(2), 0.0)
+    zeros = (blocks == 0).any(2)
     least = np.full(low.shape, np.inf, np.float32)
     steps, offsets = np.zeros(low.shape, np.uint8), np.zeros(low.shape, np.int8)
     for shrink in SHRINKS:
         bottom, top = np.maximum(low * shrink, -limit), np.minimum(high * shrink, limit)
-        step, offset = stored_blocks(levels, limit, (top - bottom) / (levels - 1), bottom)
+        step, offset = stored_blocks(levels, limit, (top - bottom) / (levels - 1), bottom, zeros)
         error = (weights * (blocks - block_values(blocks, levels, step, offset)) ** 2).sum(2)
         better = error < least
         least = np.where(better, error, least)

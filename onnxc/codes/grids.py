@@ -139,15 +139,24 @@ def step_scale(levels: int, steps: NDArray[Any]) -> Matrix:
     return np.asarray(step_unit(levels) / np.maximum(steps.astype(np.float32), np.float32(1.0)), np.float32)
 
 
-def stored_blocks(levels: int, limit: int, scale: Matrix, bottom: Matrix) -> tuple[NDArray[np.uint8], NDArray[np.int8]]:
+def stored_blocks(
+    levels: int, limit: int, scale: Matrix, bottom: Matrix, zeros: NDArray[np.bool_]
+) -> tuple[NDArray[np.uint8], NDArray[np.int8]]:
     """Steps and offsets as they are stored, of blocks whose lowest digit stands for ``bottom`` and whose digits are
     ``scale`` apart [G, K / block, N]: the outermost codes stay within ``limit``, since kernels could overflow.
+
+    Args:
+        zeros: the blocks of which one digit has to stand for zero: the weight has zeros there, which stay.
     """
-    lowest = lowest_digit(levels)
-    steps = np.clip(np.rint(scale * step_unit(levels)), 1, np.floor((2 * limit - 1) * 255 / 254)).astype(np.uint8)
+    lowest, most_steps = lowest_digit(levels), np.full(scale.shape, np.floor((2 * limit - 1) * 255 / 254), np.float32)
+    below = np.clip(np.rint(-bottom / np.maximum(scale, np.float32(1e-30))), 0, levels - 1)  # digits lower than zero's
+    reach = np.maximum(below, levels - 1 - below)  # both ends are rounded on their own: one code is left for that
+    most_steps = np.where(zeros, np.maximum(np.floor((limit - 1) / reach * step_unit(levels)), 1), most_steps)
+    steps = np.clip(np.rint(scale * step_unit(levels)), 1, most_steps).astype(np.uint8)
     wide = step_scale(levels, steps)
     least, most = -limit - np.rint(lowest / wide), limit - np.rint((lowest + levels - 1) / wide)
-    return steps, np.clip(np.rint(bottom - lowest / wide), least, most).astype(np.int8)
+    free = np.clip(np.rint(bottom - lowest / wide), least, most)
+    return steps, np.where(zeros, -np.rint((below + lowest) / wide), free).astype(np.int8)
 
 
 def block_values(blocks: Matrix, levels: int, steps: NDArray[Any], offsets: NDArray[Any]) -> Matrix:

@@ -141,7 +141,7 @@ def half_quadratic_grid(matrix: Matrix, plain: BlockGrid, limit: int) -> BlockGr
     rows = np.ascontiguousarray(blocks.swapaxes(2, 3)).reshape(-1, block)
     found = hqq(rows, levels, whole_zero=False)
     scale, zero = (each.reshape(groups, -1, outputs) for each in (found.scale, found.zero))
-    steps, offsets = stored_blocks(levels, limit, scale, -zero * scale)
+    steps, offsets = stored_blocks(levels, limit, scale, -zero * scale, (blocks == 0).any(2))
     own, other = (
         (np.abs(blocks - block_values(blocks, levels, *each)) ** np.float32(NORM)).sum(2, dtype=np.float64)
         for each in ((steps, offsets), (plain.steps, plain.offsets))

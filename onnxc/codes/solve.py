@@ -57,8 +57,9 @@ def solved(
     axis = weight.channel_axis
     if axis is None or (factor is None and chosen == INT8 and weight.waves is None):
         return round_to_nearest(values, axis, levels, smallest)
-    if chosen == INT8 and weight.waves is not None and context.model.opset >= WAVES_OPSET:
-        return of_waves(weight.waves, values, axis, levels, smallest, factor)
+    waves = weight.waves if not context.target.plain else None  # computed at load
+    if chosen == INT8 and waves is not None and context.model.opset >= WAVES_OPSET:
+        return of_waves(waves, values, axis, levels, smallest, factor)
     groups = len(factor.order) if factor is not None else 1
     matrix = as_groups(values, axis, groups)
     moment = factor.moment if factor is not None else None
@@ -202,7 +203,7 @@ def estimated(
 def smallest_scale(weight: Weight, context: Context) -> Matrix | None:
     """[channels], the least scales with which every bias behind ``weight`` fits int32; None where any will do."""
     smallest = None
-    for site in context.sites:
+    for site in context.sites if not context.target.float_biases else ():
         seen = context.observations.ranges.get(site.input.name) if site.weight is weight else None
         if seen is None or site.bias is None or weight.channel_axis is None:
             continue

@@ -50,10 +50,15 @@ class ExactPass(Configurable, ABC):
 
 @dataclass(frozen=True)
 class FinishingPass(Configurable, ABC):
-    """An exact rewrite of what is about to be delivered, after everything is decided."""
+    """An exact rewrite of what is about to be delivered, after everything is decided.
+
+    Attributes:
+        packs: what it writes is no initializer any more; not every target reads that.
+    """
 
     kind: ClassVar[str] = "exact"
     name: ClassVar[str]
+    packs: ClassVar[bool] = False
 
     @abstractmethod
     def finish(self, model: Model, *, told: bool = False) -> Outcome:

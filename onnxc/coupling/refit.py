@@ -32,6 +32,7 @@ from onnxc.coupling.consumers import (
 from onnxc.coupling.graph import Reader
 from onnxc.model import Model
 from onnxc.session import Options
+from onnxc.sites import pruned
 
 RIDGES = (1e-3, 1e-2, 1e-1, 1.0)  # of the mean of H's diagonal
 
@@ -199,12 +200,21 @@ def squares(moments: Moments, *, free: bool) -> tuple[Wide, Wide]:
 
 
 def fit(own: Wide, wanted: Wide, start: Wide, ridge: float) -> Wide:
-    """W' [G, K', N'] of the least squares problem, with ``ridge`` on its distance from ``start``."""
+    """W' [G, K', N'] of the least squares problem, with ``ridge`` on its distance from ``start``; zeros of one that was
+    pruned stay.
+    """
     depth = own.shape[1]
     damped = own.copy()
     mean = np.maximum(np.trace(own, axis1=1, axis2=2) / depth, 1e-12)
     damped[:, np.arange(depth), np.arange(depth)] += ridge * mean[:, None]
-    return np.asarray(start + np.linalg.solve(damped, wanted - own @ start))
+    left = wanted - own @ start
+    if not pruned(start):
+        return np.asarray(start + np.linalg.solve(damped, left))
+    found = start.copy()
+    for group, output in np.ndindex(start.shape[0], start.shape[2]):
+        stays = np.flatnonzero(start[group, :, output])
+        found[group, stays, output] += np.linalg.solve(damped[group][np.ix_(stays, stays)], left[group, stays, output])
+    return found
 
 
 def held_out(matrix: Wide, own: Wide, wanted: Wide) -> float:

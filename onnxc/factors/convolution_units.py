@@ -14,7 +14,7 @@ from onnxc.bodies import run_once
 from onnxc.factors import low_rank
 from onnxc.factors.common import Met, constant, met, placed, posed
 from onnxc.factors.convolutions import Form, Kernel, Ranks, Way
-from onnxc.factors.goals import Goal, Loss
+from onnxc.factors.goals import DENSE, Goal, Loss
 from onnxc.factors.kernel_rank import Spatial, Tucker, damage, kernel_of, lost, matrix_of
 from onnxc.factors.low_rank import rounded
 from onnxc.factors.units import Job, Stats, Unit
@@ -130,6 +130,8 @@ class ConvUnit(Unit):
         if goal.automatic and kernel.channels == 1:
             what = "a depthwise convolution" if kernel.groups > 1 else "a convolution of one channel"
             return f"{what}: two of them are slower than one"
+        if goal.automatic and kernel.weight.sparse:
+            return DENSE
         if goal.automatic and kernel.weight.elements < self.target.smallest_linear:
             return "too small to pay"
         return None

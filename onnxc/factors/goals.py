@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from onnxc.contract.context import Stakes
 from onnxc.factors.low_rank import break_even, rounded
 
+DENSE = "it was pruned, and factors have no zeros"
+
 
 @dataclass(frozen=True)
 class Goal:

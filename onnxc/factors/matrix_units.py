@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from onnxc.factors import low_rank
 from onnxc.factors.common import Met, constant, met, placed, posed
-from onnxc.factors.goals import Curve, Goal, Loss, rank_of
+from onnxc.factors.goals import DENSE, Curve, Goal, Loss, rank_of
 from onnxc.factors.low_rank import Decomposition, break_even, regularized
 from onnxc.factors.matrices import Matrix, Reader
 from onnxc.factors.units import Job, Stats, Unit
@@ -87,6 +87,8 @@ class Group(Unit):
 
     def rank(self, curve: Curve, shape: tuple[int, int], goal: Goal, members: Sequence[Matrix]) -> int | str:
         """The rank of a matrix [K, N] with ``curve``, which ``members`` are side by side, or why there is none."""
+        if goal.automatic and any(member.weight.sparse for member in members):
+            return DENSE
         names, target = [member.weight.name for member in members], self.target
         return rank_of(curve, *shape, goal, speed=target.rank_share, step=target.rank_step, weights=names)
 

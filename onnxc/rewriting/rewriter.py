@@ -18,6 +18,7 @@ from onnxc.encoding import Codes
 from onnxc.model import Constant, Graph, Model, Node, Tensor
 from onnxc.rewriting.biases import CodedBiases
 from onnxc.rewriting.weights import CodedWeights
+from onnxc.targets import CPU, Target
 
 
 @dataclass(eq=False)
@@ -28,6 +29,7 @@ class Rewriter:
         model: the copy; codes: weight name -> its codes.
         plain: nothing is packed, so that codes can be changed after they were written.
         floats: weights that no operator is expected to read as codes.
+        target: what the model is for: says how biases and codes may lie in it.
         nodes, tensors: of all graphs of the model, by name.
         sheet: where nodes that unfold stored weights are written.
         weights: the tensors that coded weights become.
@@ -37,6 +39,7 @@ class Rewriter:
     codes: dict[str, Codes]
     plain: bool = False
     floats: Collection[str] = ()
+    target: Target = CPU
     nodes: dict[str, Node] = field(default_factory=dict, init=False)
     tensors: dict[str, Tensor] = field(default_factory=dict, init=False)
     sheet: Sheet = field(init=False)
@@ -51,7 +54,8 @@ class Rewriter:
 
     def __post_init__(self) -> None:
         self.sheet = Sheet(self.model)
-        self.weights = CodedWeights(self.model, self.codes, self.sheet, self.plain, self.floats)
+        plain = self.plain or bool(self.target.plain)
+        self.weights = CodedWeights(self.model, self.codes, self.sheet, plain, self.floats)
         self._biases = CodedBiases(self.weights)
         for graph in self.model.graphs():
             for tensor in graph.inputs:
@@ -74,17 +78,26 @@ class Rewriter:
         return self._makers.get(tensor, self.model.graph)
 
     def unfold(self, weight: str) -> None:
-        """Let every remaining reader of ``weight`` read Cast(codes) * scale, which ONNX Runtime folds at load."""
-        tensor = self.tensors[weight]
+        """Let every remaining reader of ``weight`` read Cast(codes) * scale, which ONNX Runtime folds at load; where
+        the target wants plain codes, DequantizeLinear(codes).
+        """
+        tensor, weights = self.tensors[weight], self.weights
         if tensor.outputs:
-            self.model.redirect(tensor, self.weights.unfolded(weight))
+            self.model.redirect(tensor, (weights.dequantized if self.target.plain else weights.unfolded)(weight))
 
     def shorten(self, types: Mapping[str, str]) -> None:
         """Let every remaining reader of these weights read a Cast of a smaller float, which ONNX Runtime folds at load.
 
-        Those of one type unfold together; 8-bit ones have a scale per channel.
+        Those of one type unfold together, where the target does not want initializers; 8-bit ones have a scale per
+        channel.
         """
         left = {name: kind for name, kind in types.items() if self.tensors[name].outputs}
+        if self.target.plain:
+            for name in left:
+                values = np.asarray(self.model.values(self.tensors[name])).astype(np.float16)
+                half = self.model.constant(f"{name}_half", values)
+                self.model.redirect(self.tensors[name], self.sheet.cast(half, f"{name}_unfolded"))
+            return
         forms: dict[str, Packed] = {}
         for name, kind in left.items():
             forms[f"{name}_unfolded"] = PackedFloats.of(np.asarray(self.model.values(self.tensors[name])), kind)
@@ -146,7 +159,11 @@ class Rewriter:
         return next((str(pair.name) for pair in pairs if pair.outputs), tensor)
 
     def bias(self, tensor: Tensor, weight: str, activation: Activation, graph: Graph | None = None) -> Tensor:
-        """The bias [N] as DequantizeLinear(int32, scale of the input times scale of the weight), in ``graph``."""
+        """The bias [N] as DequantizeLinear(int32, scale of the input times scale of the weight), in ``graph``; itself
+        where the target wants floats.
+        """
+        if self.target.float_biases:
+            return tensor
         step = self._steps.get(activation.tensor)
         return self._biases.dequantized(tensor, weight, activation, step[0] if step else None, graph)
 
