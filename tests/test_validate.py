@@ -118,6 +118,7 @@ def test_outputs_are_spilled_when_they_are_large(monkeypatch: pytest.MonkeyPatch
         ([("ArgMax", ["x"], {"axis": 1})], 17, None),
         ([("MatMul", ["x", "w"], {}), ("Relu", ["t0"], {})], 17, "no"),
         ([("Add", ["x", "b"], {})], 17, "no"),
+        ([("MatMul", ["x", "w"], {}), ("MatMul", ["x", "w"], {}), ("Add", ["t0", "t1"], {})], 17, "no"),  # hidden state
     ],
 )
 def test_class_scores(nodes: list[tuple[str, list[str], dict[str, int]]], opset: int, axis: object) -> None:
