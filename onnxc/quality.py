@@ -127,6 +127,19 @@ def floor_met(
     return None
 
 
+def differing(quality: Quality, *, scored: bool) -> list[str]:
+    """A sentence for every output whose integers, flags or texts differ in more than 2 % of the places; ``scored``:
+    the user's metric judged the model.
+    """
+    found = list[str]()
+    for each in quality.outputs:
+        if each.equal is None or each.equal >= 1 - FLOOR_CHANGED:
+            continue
+        floor = "" if scored or each.judged else "; no floor holds for them beside floats: --eval can judge them"
+        found.append(f"output '{each.name}': {1 - each.equal:.1%} of its discrete values differ{floor}")
+    return found
+
+
 def relative_drop(reference: float, new: float) -> float:
     """(reference - new) / |reference|, at least 0: a score above the original's counts as the original's."""
     return max(0.0, (reference - new) / abs(reference))

@@ -13,7 +13,7 @@ from onnxc.answers import class_scores
 from onnxc.errors import DataError, HookError
 from onnxc.kernels import fused
 from onnxc.model import Model
-from onnxc.quality import OutputError, Quality, floor_met, relative_drop
+from onnxc.quality import OutputError, Quality, differing, floor_met, relative_drop
 from onnxc.recipe import Budget
 from onnxc.reference import ReferenceOutputs
 from onnxc.session import Options, Session
@@ -170,6 +170,25 @@ def test_sequences_of_maps_and_labels_of_a_classifier() -> None:
     assert (labels.changed, labels.judged, labels.equal, labels.sqnr_db) == (2, 2, 0.0, None)
     assert (maps.changed, maps.judged) == (2, 2)
     assert maps.sqnr_db == pytest.approx(10 * math.log10((14 + 41) / (4 + 16)))
+
+
+@pytest.mark.parametrize(("flip", "differ"), [(1.0, 0), (2.0, 50)])
+def test_integers_beside_floats_that_differ_are_named(flip: float, differ: int) -> None:
+    def detector(flip: float) -> Session:
+        nodes = [
+            helper.make_node("Mul", ["x", "f"], ["y"]),
+            helper.make_node("TopK", ["y", "k"], ["best", "label"], axis=1),
+        ]
+        weights = {"f": np.array([1, flip, 1, 1], np.float32), "k": np.array([1])}
+        return Session(model(nodes, {"y": TensorProto.FLOAT, "label": TensorProto.INT64}, weights))
+
+    data = samples([1, 2, 3, 0], [5, 4, 0, 0], [0, 0, 9, 0], [0, 0, 0, 9])
+    quality = ReferenceOutputs(detector(1), data).judge(detector(flip))
+    found = differing(quality, scored=False)
+    assert len(found) == (differ > 0)
+    assert all(each.startswith(f"output 'label': {differ}.0% of its discrete values differ") for each in found)
+    assert all("--eval" in each for each in found)
+    assert [each for each in differing(quality, scored=True) if "--eval" in each] == []
 
 
 def test_a_model_with_discrete_outputs_only_is_judged_by_them_on_generated_inputs_too() -> None:
