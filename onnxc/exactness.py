@@ -137,7 +137,7 @@ class Exactness:
 
 def file_bytes(model: Model) -> int:
     """About the size of the file, without writing it; exact for the difference between like weights."""
-    return len(model.proto(weights=False).SerializeToString()) + weight_bytes(model)
+    return len(model.proto(weights=False, named=False).SerializeToString()) + weight_bytes(model)
 
 
 def weight_bytes(model: Model) -> int:

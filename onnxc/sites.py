@@ -153,7 +153,9 @@ class Sites:
 
 
 def name_nodes(model: Model) -> None:
-    """Give every node and every tensor a name of its own, so that plans, reports and profiles can speak of it."""
+    """Give every node and every tensor a name of its own, so that plans, reports and profiles can speak of it. Names of
+    nodes that had none are marked: files do without them.
+    """
     seen: set[str] = set()
     for node in model.nodes():
         wanted = node.name or f"{node.op}_{node.outputs[0].name if node.outputs else ''}"
@@ -161,6 +163,7 @@ def name_nodes(model: Model) -> None:
         while name in seen:
             count += 1
             name = f"{wanted}_{count}"
+        node.given = "" if node.name and node.name != node.given else name
         node.name = name
         seen.add(name)
     owners: dict[str, Tensor] = {}
