@@ -168,9 +168,16 @@ def name_nodes(model: Model) -> None:
         seen.add(name)
     owners: dict[str, Tensor] = {}
     for graph in model.graphs():  # two branches may use one name for two tensors; ours go by name
-        for tensor in graph.tensors_inside():
+        defaults = set(overridable(graph))
+        for tensor in (each for each in graph.tensors_inside() if each not in defaults):
             if owners.setdefault(tensor.name, tensor) is not tensor:
                 tensor.name = model.unique(tensor.name)
+
+
+def overridable(graph: Graph) -> list[Constant]:
+    """Initializers that are inputs too: a caller may feed others, so they are defaults and stay as they are."""
+    inputs = {tensor.name for tensor in graph.inputs}
+    return [tensor for tensor in graph.weights if tensor.name in inputs]
 
 
 def is_float(tensor: Tensor) -> bool:
