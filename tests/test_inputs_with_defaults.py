@@ -30,7 +30,9 @@ def test_a_default_stays_and_the_rest_is_compressed(
     random = np.random.default_rng(0)
     other = random.standard_normal((64, 64), np.float32)
     data = [{"x": random.standard_normal((8, 64), np.float32)} for _ in range(4)]
-    calib = None if given == "generated" else [each | ({default: other} if given == "sometimes" else {}) for each in data]
+    calib = (
+        None if given == "generated" else [each | ({default: other} if given == "sometimes" else {}) for each in data]
+    )
     if given == "sometimes":
         assert calib is not None
         del calib[2][default]

@@ -84,6 +84,29 @@ def test_non_finite_entries_must_match() -> None:
     assert "NaN or infinite" in missed
 
 
+def test_outputs_without_a_finite_entry_say_so() -> None:
+    root = Session(model([helper.make_node("Log", ["x"], ["y"])], {"y": TensorProto.FLOAT}))
+    found = ReferenceOutputs(root, samples([-1, -2, 0, -4])).judge(root)
+    assert (found.outputs[0].sqnr_db, found.outputs[0].nowhere_finite, found.has_floats) == (None, True, False)
+    assert floor_met(found, Budget(), generated=False) is None
+    assert differing(found, scored=False) == [
+        "output 'y' is not a number anywhere, in both models: it could not be judged"
+    ]
+    assert ReferenceOutputs(root, samples([-1, 2, 0, -4])).judge(root).outputs[0].sqnr_db == 200
+
+
+@pytest.mark.parametrize(("value", "damage"), [(np.inf, 0.25), (np.nan, math.nan)])
+def test_sites_are_judged_by_what_is_finite(value: float, damage: float) -> None:
+    """One column of four, or every one, is not finite."""
+    weight = np.ones((4, 4), np.float32)
+    weight[0, : 1 if np.isinf(value) else 4] = value
+    names = {"y": TensorProto.FLOAT}
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["y"])]
+    old, new = (Model.load(model(nodes, names, {"w": each})) for each in (weight, 1.5 * weight))
+    damages, _ = site_damage(old, new, samples([1, 2, 3, 4]), {})
+    assert damages[0].damage == pytest.approx(damage, nan_ok=True)
+
+
 def test_a_changed_shape_is_a_failure_with_a_sentence() -> None:
     shorter = Session(
         model(
