@@ -1,4 +1,4 @@
-"""Sequences and optionals as inputs: made up in the declared shape of their elements, as --shape and inspect know it."""
+"""Sequences and optionals as inputs: made up in the declared shape of their elements, known to --shape and inspect."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ def as_run(
         )
     made: list[Sample] = []
     for start in range(len(samples)):
-        sample = dict(samples[start])
+        sample: dict[str, Any] = dict(samples[start])
         for name, value in sample.items():
             if name not in known:
                 continue
