@@ -16,8 +16,9 @@ _LABELS = frozenset({"ArgMax", "ArrayFeatureExtractor", "LabelEncoder"})
 def class_scores(model: Model) -> dict[str, int | None]:
     """Outputs whose answers matter: name -> axis of the classes; None where the entries are the answers.
 
-    Class scores come from Softmax or LogSoftmax, from a last Gemm or MatMul (and Add), or from a classifier
-    of ai.onnx.ml; answers from ArgMax or a classifier's labels; also through Identity, Cast, Reshape.
+    Class scores come from Softmax or LogSoftmax, from a last Gemm or MatMul (and Add of a constant bias: a sum with
+    activations is a hidden state), or from a classifier of ai.onnx.ml; answers from ArgMax or a classifier's labels;
+    also through Identity, Cast, Reshape.
     """
     found: dict[str, int | None] = {}
     for output in model.graph.outputs:
@@ -29,7 +30,7 @@ def class_scores(model: Model) -> dict[str, int | None]:
             found[output.name] = -1 if reshaped else axis
         elif node.op in _LABELS or (node.op in _CLASSIFIERS and tensor is node.outputs[0]):
             found[output.name] = None
-        elif node.op in _SCORES | _CLASSIFIERS or (node.op == "Add" and _adds_to_product(node)):
+        elif node.op in _SCORES | _CLASSIFIERS or (node.op == "Add" and _adds_bias(node)):
             found[output.name] = -1
     return found
 
@@ -46,5 +47,14 @@ def _producer(tensor: Tensor) -> tuple[Node | None, Tensor, bool]:
     return None, tensor, reshaped
 
 
-def _adds_to_product(node: Node) -> bool:
-    return any(tensor.inputs and tensor.inputs[0].op == "MatMul" for tensor in node.inputs)
+def _adds_bias(node: Node) -> bool:
+    """Whether an Add is the one of a linear layer: of a product and a constant."""
+    pairs = ((node.inputs[0], node.inputs[1]), (node.inputs[1], node.inputs[0]))
+    return any(a.inputs and a.inputs[0].op == "MatMul" and _is_constant(b) for a, b in pairs)
+
+
+def _is_constant(tensor: Tensor) -> bool:
+    """An initializer or a Constant node's output, also through changes of type and shape."""
+    while tensor.inputs and tensor.inputs[0].op in _PASSING | {"DequantizeLinear"}:
+        tensor = tensor.inputs[0].inputs[0]
+    return tensor.inputs[0].op == "Constant" if tensor.inputs else tensor.is_constant()

@@ -209,7 +209,7 @@ def write(
     """
     model = original if delivery.trial is None else delivery.trial.model
     if output is None:
-        return model.proto()
+        return model.proto(named=False)
     source = original.path
     if delivery.trial is None and source is not None and source.stat().st_size == original.source_bytes:
         content = source.read_bytes()

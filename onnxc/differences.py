@@ -22,7 +22,7 @@ class Tally:
 
     def __init__(self, name: str, is_answer: bool, axis: int | None) -> None:
         self.name, self.is_answer, self.axis = name, is_answer, axis
-        self.samples = self.entries = self.equal = self.discrete = self.changed = self.judged = 0
+        self.samples = self.entries = self.strange = self.equal = self.discrete = self.changed = self.judged = 0
         self.signal = self.noise = self.new_power = self.product = self.absolute = self.largest = 0.0
         self.problem: str | None = None
 
@@ -48,6 +48,7 @@ class Tally:
         finite = np.isfinite(old)
         if not finite.all() or not np.isfinite(new).all():
             same = np.array_equal(old[~finite], new[~finite], equal_nan=True)
+            self.strange += int((~finite).sum())
             old, new = old[finite], new[finite]
             if not same or not np.isfinite(new).all():
                 self.problem = f"output '{self.name}' differs from the original's in where it is NaN or infinite"
@@ -73,7 +74,8 @@ class Tally:
 
     def result(self, count_all: bool) -> OutputError:
         """The figures; ``count_all`` makes every discrete entry an answer."""
-        numeric = self.entries > 0 or not self.discrete
+        strange = self.strange > 0 == self.entries and not self.problem
+        numeric = self.entries > 0 or not (self.discrete or strange)
         if (self.is_answer and self.axis is None) or count_all:
             self.judged += self.discrete
             self.changed += self.discrete - self.equal
@@ -90,6 +92,7 @@ class Tally:
             changed=self.changed,
             judged=self.judged,
             problem=self.problem,
+            nowhere_finite=strange,
         )
 
     def sqnr(self) -> float:

@@ -138,7 +138,7 @@ class Exactness:
 def file_bytes(model: Model) -> int:
     """About the size of the file, without writing it; exact for the difference between like weights."""
     apart = [each for each in large_constants(model) if each.edited() or each.mapped() is not None]
-    return len(model.proto(weights=False).SerializeToString()) + sum(each.nbytes for each in apart)
+    return len(model.proto(weights=False, named=False).SerializeToString()) + sum(each.nbytes for each in apart)
 
 
 def weight_bytes(model: Model) -> int:

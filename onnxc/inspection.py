@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from onnx import ValueInfoProto
 
 from onnxc.bodies import hidden, paths
 from onnxc.codes.formats import FLOATS
 from onnxc.contract.context import Context
 from onnxc.data import generate
 from onnxc.errors import DataError, InputError, ModelError
+from onnxc.file.containers import contained
 from onnxc.model import Constant, Model
 from onnxc.observe import Observations, Watch
 from onnxc.propose import collect, passes_of
@@ -74,8 +76,8 @@ def inspect(path: str | Path, *, recipe: Recipe = Recipe()) -> Inspection:
         bytes=model.source_bytes,
         opsets=dict(model.opsets),
         ir_version=model.ir_version,
-        inputs=[_shown(tensor) for tensor in graph.inputs],
-        outputs=[_shown(tensor) for tensor in graph.outputs],
+        inputs=[_shown(tensor, graph.input_info.get(tensor)) for tensor in graph.inputs],
+        outputs=[_shown(tensor, graph.output_info.get(tensor)) for tensor in graph.outputs],
         operators=Counter(str(node.op) for node in model.nodes()),
         weight_bytes=sum(
             tensor.nbytes for each in model.graphs() for tensor in each.tensors_inside() if isinstance(tensor, Constant)
@@ -123,10 +125,14 @@ def inspect(path: str | Path, *, recipe: Recipe = Recipe()) -> Inspection:
     return result
 
 
-def _shown(tensor: Any) -> tuple[str, str, str]:
-    kind = "" if tensor.dtype is None else str(np.dtype(tensor.dtype))
-    axes = [str(axis) if axis is not None else "?" for axis in tensor.shape or ()]
-    return str(tensor.name), kind, "x".join(axes)
+def _shown(tensor: Any, info: ValueInfoProto | None) -> tuple[str, str, str]:
+    """Name, type and shape; of a sequence or optional those of what it holds."""
+    dtype, shape, words = tensor.dtype, tensor.shape, ""
+    if info is not None and tensor.type not in ("tensor_type", "sparse_tensor_type"):
+        words, dtype, shape = contained(info)
+    kind = "" if dtype is None else str(np.dtype(dtype))
+    axes = [str(axis) if axis is not None else "?" for axis in shape or ()]
+    return str(tensor.name), (words + kind).strip(), "x".join(axes)
 
 
 def _shapes(model: Model, found: Sites, recipe: Recipe, result: Inspection) -> dict[str, tuple[int, ...]]:

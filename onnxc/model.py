@@ -156,12 +156,13 @@ class Model:
         editing.mark_kept(model)
         return model
 
-    def save(self, path: str | Path, *, external_data: bool = False) -> int:
+    def save(self, path: str | Path, *, external_data: bool = False, named: bool = False) -> int:
         """Write the model: the file appears whole or not at all.
 
         Args:
             path: where to.
             external_data: put large initializers into a file beside it; models over 2 GB always do.
+            named: with the names that name_nodes() gave to nodes without one.
 
         Returns:
             Bytes written, external data included.
@@ -170,37 +171,37 @@ class Model:
             ModelError: it cannot be written; what was there is unharmed.
         """
         weights = Weights()
-        message = self._message(weights)
+        message = self._message(weights, named=named)
         external_data = external_data or weights.size + len(message.SerializeToString()) > storage.PROTOBUF_LIMIT
         return storage.save(message, weights, Path(path), external_data=external_data)
 
-    def serialized(self) -> bytes:
+    def serialized(self, *, named: bool = True) -> bytes:
         """The bytes that ``save`` writes, all weights inside.
 
         Raises:
             ModelError: they are over 2 GB.
         """
         weights = Weights()
-        chunks, size = weights.lower(self._message(weights).SerializeToString(deterministic=True))
+        chunks, size = weights.lower(self._message(weights, named=named).SerializeToString(deterministic=True))
         if size > storage.PROTOBUF_LIMIT:
             raise ModelError(f"the model has {size} bytes, more than one message can hold (2 GB)")
         return b"".join(chunks)
 
     def digest(self) -> str:
-        """SHA-256 (hex) of the bytes that ``save`` writes, of any size."""
+        """SHA-256 (hex) of the bytes that ``save`` writes with all names, of any size."""
         weights, made = Weights(), hashlib.sha256()
         for chunk in weights.lower(self._message(weights).SerializeToString(deterministic=True))[0]:
             made.update(chunk)
         return made.hexdigest()
 
-    def proto(self, *, weights: bool = True) -> ModelProto:
+    def proto(self, *, weights: bool = True, named: bool = True) -> ModelProto:
         """The model as a message; ``weights=False`` leaves out the data of all tensors over 4 KB."""
         if weights:
-            message: ModelProto = ModelProto.FromString(self.serialized())
+            message: ModelProto = ModelProto.FromString(self.serialized(named=named))
             return message
-        return self._message(Weights(), data=False)
+        return self._message(Weights(), data=False, named=named)
 
-    def _message(self, weights: Weights, *, data: bool = True) -> ModelProto:
+    def _message(self, weights: Weights, *, data: bool = True, named: bool = True) -> ModelProto:
         """The model with tokens for large data."""
         out = ModelProto()
         out.CopyFrom(self._header)
@@ -221,7 +222,7 @@ class Model:
         if out.ir_version != ir_version:
             out.ir_version = ir_version
         if self.graph.origin is not None or self.graph.nodes or self.graph.weights or self.graph.inputs:
-            exporter = Exporter(weights, homeless, constant_inputs=ir_version < 4, data=data)
+            exporter = Exporter(weights, homeless, constant_inputs=ir_version < 4, data=data, named=named)
             exporter.graph(self.graph, out.graph, main=True)
         return out
 

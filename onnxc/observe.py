@@ -260,7 +260,7 @@ class Watch:
         """Name -> its values in this sample: one, or in bodies as many as were made."""
         wanted = [*self.outer, *(tensor.name for tensor in self.inner.outputs.values())]
         results = self.session.run(sample, wanted) if wanted else {}
-        found = {name: [np.asarray(sample[name])] for name in self.given}
+        found = {name: [np.asarray(sample[name])] for name in self.given if name in sample}
         found |= {name: [np.asarray(results[name])] for name in self.outer}
         return found | {name: self.inner.values(name, results) for name in self.inner.outputs}
 

@@ -342,9 +342,10 @@ class Planning:
         self.problem.storage = {**ways, **kept}
         if kept and not self.samples.generated:
             which = f"{len(kept)} weights ({', '.join(sorted(kept)[:3])}{' ...' if len(kept) > 3 else ''})"
-            self.notes.append(
-                f"no sample shows what {which} do, so they keep 8 bits: samples that need them allow fewer"
-            )
+            why, help_ = f"no sample shows what {which} do", ": samples that need them allow fewer"
+            if not self.judge.reference.hears:
+                why, help_ = f"no output is a quantity in which rounding {which} could be heard", ""
+            self.notes.append(f"{why}, so they keep 8 bits{help_}")
 
     def heard(self, first: Trial, activations: Sequence[Activation], weights: Collection[str]) -> Finding:
         """The noise of every rounding, ranges that are better, and the damage of the codes that were heard."""

@@ -19,6 +19,7 @@ from onnxc.problem import Problem
 from onnxc.recipe import PassRequest, Recipe
 from onnxc.registry import load_passes
 from onnxc.samples.hooks import did_you_mean
+from onnxc.sites import is_float, overridable
 from onnxc.targets import TARGETS
 
 Pass = ExactPass | StructuralPass | LossyPass | FinishingPass | TrainingPass
@@ -136,6 +137,11 @@ def collect(lossy: list[tuple[LossyPass, bool]], context: Context) -> Proposals:
     found = Proposals({}, {}, [], set())
     weights, sites = not_finite(context)
     kept = kept_float(context)
+    for tensor in overridable(context.model.graph):
+        if is_float(tensor) and len(tensor.shape) > 1:
+            found.refusals.append(
+                Refusal("every pass", tensor.name, "it is an input with a default: callers may override it")
+            )
     for instance, told in lossy:
         own = replace(context, told=told)
         answers = [a for site in context.sites for a in instance.propose(site, own)]

@@ -27,7 +27,7 @@ class OutputError:
     """How one output differs over all samples.
 
     Attributes:
-        sqnr_db: signal to quantization noise ratio; None for indices, labels, booleans and strings.
+        sqnr_db: signal to quantization noise ratio; None for what is no quantity, and where nothing is finite.
         max_error, mean_error: of |ref - new| over the finite entries; None as sqnr_db.
         cosine: similarity of all entries taken as one vector; None as sqnr_db.
         equal: fraction of equal entries; None for quantities.
@@ -35,6 +35,7 @@ class OutputError:
         is_class_scores: whether its largest entry is an answer.
         samples, changed, judged: samples compared; answers that changed, out of those judged.
         problem: what makes the outputs incomparable, None if nothing does.
+        nowhere_finite: of numbers, all NaN or infinite in both models, so that nothing can be told of it.
     """
 
     name: str
@@ -49,6 +50,7 @@ class OutputError:
     changed: int = 0
     judged: int = 0
     problem: str | None = None
+    nowhere_finite: bool = False
 
 
 @dataclass
@@ -125,6 +127,21 @@ def floor_met(
     if quality.changed > allowed:
         return f"{quality.changed} of {quality.judged} top-1 answers changed, more than the {allowed} allowed"
     return None
+
+
+def differing(quality: Quality, *, scored: bool) -> list[str]:
+    """A sentence for every output whose integers, flags or texts differ in more than 2 % of the places, and for every
+    one that holds no number; ``scored``: the user's metric judged the model.
+    """
+    found = list[str]()
+    for each in quality.outputs:
+        if each.nowhere_finite:
+            found.append(f"output '{each.name}' is not a number anywhere, in both models: it could not be judged")
+        if each.equal is None or each.equal >= 1 - FLOOR_CHANGED:
+            continue
+        floor = "" if scored or each.judged else "; no floor holds for them beside floats: --eval can judge them"
+        found.append(f"output '{each.name}': {1 - each.equal:.1%} of its discrete values differ{floor}")
+    return found
 
 
 def relative_drop(reference: float, new: float) -> float:

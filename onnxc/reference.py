@@ -32,7 +32,8 @@ class ReferenceOutputs:
         apart: positions of samples that nothing was fitted to: by what they show the outputs must be as good.
         parts: what the outputs join: parts that are not heard beside louder ones are judged as outputs.
 
-    Outputs stay in memory up to 256 MB, then go to temporary files.
+    ``hears`` tells whether any output is a float tensor, in which roundings are heard in proportion: labels alone jump,
+    or do not. Outputs stay in memory up to 256 MB, then go to temporary files.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class ReferenceOutputs:
         self.names = [each.name for each in session.outputs]
         self.inputs = [each.name for each in session.inputs]
         self.answers = dict(answers or {})
+        self.hears = False
         self.samples = samples
         self._folder: Path | None = None
         self._kept: list[list[list[np.ndarray | Path]]] = []
@@ -54,6 +56,7 @@ class ReferenceOutputs:
         loudness = None if parts is None or not parts.leaves else Loudness(parts)
         for sample in samples:
             results = session.run(sample)
+            self.hears |= any(getattr(value, "dtype", np.dtype(object)).kind == "f" for value in results.values())
             arrays = [as_arrays(results[name]) for name in self.names]
             held += sum(array.nbytes for each in arrays for array in each)
             spill = held > _SPILL_BYTES

@@ -332,7 +332,7 @@ def _loadable(source: Source, folder: Path) -> str | bytes:
         return serialized
     path = folder / "copy" / "model.onnx"
     path.parent.mkdir()
-    source.save(path, external_data=True)
+    source.save(path, external_data=True, named=True)  # profiles speak of nodes by name
     return str(path)
 
 

@@ -17,7 +17,7 @@ from onnxc.kernels import leftover_weights, operators
 from onnxc.planning import Planning
 from onnxc.predictions import predicted_noise
 from onnxc.problem import Plan
-from onnxc.quality import Quality, relative_drop
+from onnxc.quality import Quality, differing, relative_drop
 from onnxc.report import Report, SiteRow
 from onnxc.session import Session
 from onnxc.sites import Site, multiplications
@@ -68,6 +68,8 @@ def summarize(planning: Planning, delivery: Delivery, notes: list[str]) -> Repor
     if report.changed and (note := ceiling(planning)):
         report.notes.append(note)
     report.comparison = measured(judge, delivery, kernels=context.target.measured)
+    if report.comparison is not None:
+        report.notes += differing(report.comparison, scored=judge.score is not None)
     report.limits = {
         each.name: value for each in fields(judge.budget) if (value := getattr(judge.budget, each.name)) is not None
     }

@@ -262,3 +262,17 @@ def test_a_branch_that_no_sample_takes_keeps_its_answers(taken: bool, tmp_path: 
     assert found[not taken] > 35
     assert [note for note in report.notes if "no sample shows what 1 weights" in note]
     assert out.stat().st_size < 0.25 * source.stat().st_size
+
+
+def test_labels_alone_hear_no_rounding(tmp_path: Path) -> None:
+    """All samples use all weights: it is that labels jump, or do not."""
+    b = builders.Builder(4)
+    hidden = b.add("Relu", b.add("MatMul", "x", b.weight(64, 256)))
+    b.add("ArgMax", b.add("MatMul", hidden, b.weight(256, 16)), out="y", axis=1, keepdims=0)
+    source = tmp_path / "in.onnx"
+    onnx.save(b.model([builders.X], [("y", TensorProto.INT64, ["n"])]), source)
+    random = np.random.default_rng(0)
+    data = [{"x": random.standard_normal((8, 64), np.float32)} for _ in range(16)]
+    report = optimize(source, tmp_path / "out.onnx", calib=data, prices=tmp_path / "prices.json")
+    assert [note for note in report.notes if note.startswith("no output is a quantity in which rounding 2 weights")]
+    assert not [note for note in report.notes if "no sample shows" in note]

@@ -13,6 +13,7 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from onnxc.errors import ModelError
 from onnxc.model import Constant, Model, Variable
+from onnxc.sites import name_nodes
 
 INFO = helper.make_tensor_value_info
 FLOAT = TensorProto.FLOAT
@@ -292,6 +293,17 @@ class TestEditing:
         ]
         node = model.insert("Relu", [model.graph.inputs[0]], ["h"])
         assert (node.name, node.outputs[0].name) == ("h_1", "h_1")
+
+    def test_files_do_without_the_names_that_nodes_were_given(self) -> None:
+        nodes = [helper.make_node("Relu", ["x"], ["h"], "mine"), helper.make_node("Relu", ["h"], ["y"])]
+        model = Model.load(build(nodes))
+        before = len(model.serialized())
+        name_nodes(model)
+        copy = model.copy()
+        assert [node.name for node in copy.graph.nodes] == ["mine", "Relu_y"]
+        assert [node.name for node in copy.proto().graph.node] == ["mine", "Relu_y"]
+        assert [node.name for node in copy.proto(named=False).graph.node] == ["mine", ""]
+        assert len(copy.serialized(named=False)) == before == len(copy.serialized()) - 2 - len("Relu_y")
 
     def test_new_domain_is_imported(self) -> None:
         model = Model.load(build([helper.make_node("Relu", ["x"], ["y"])]))

@@ -133,6 +133,7 @@ def test_units() -> None:
     ]  # fmt: skip
     assert [percent(v) for v in (0.25, 0.98765, 1.0, None)] == ["25 %", "98.77 %", "100 %", ""]
     assert [decibels(v) for v in (200.0, -math.inf, 31.26, None)] == ["equal", "incomparable", "31.3 dB", ""]
+    assert decibels(math.nan) == "not a number in both"
     assert [operations(n) for n in (0, 640, 1_810_000, 4.2e9)] == ["", "640", "1.81 M", "4.2 G"]
 
 

@@ -13,7 +13,7 @@ from onnxc.answers import class_scores
 from onnxc.errors import DataError, HookError
 from onnxc.kernels import fused
 from onnxc.model import Model
-from onnxc.quality import OutputError, Quality, floor_met, relative_drop
+from onnxc.quality import OutputError, Quality, differing, floor_met, relative_drop
 from onnxc.recipe import Budget
 from onnxc.reference import ReferenceOutputs
 from onnxc.session import Options, Session
@@ -84,6 +84,29 @@ def test_non_finite_entries_must_match() -> None:
     assert "NaN or infinite" in missed
 
 
+def test_outputs_without_a_finite_entry_say_so() -> None:
+    root = Session(model([helper.make_node("Log", ["x"], ["y"])], {"y": TensorProto.FLOAT}))
+    found = ReferenceOutputs(root, samples([-1, -2, 0, -4])).judge(root)
+    assert (found.outputs[0].sqnr_db, found.outputs[0].nowhere_finite, found.has_floats) == (None, True, False)
+    assert floor_met(found, Budget(), generated=False) is None
+    assert differing(found, scored=False) == [
+        "output 'y' is not a number anywhere, in both models: it could not be judged"
+    ]
+    assert ReferenceOutputs(root, samples([-1, 2, 0, -4])).judge(root).outputs[0].sqnr_db == 200
+
+
+@pytest.mark.parametrize(("value", "damage"), [(np.inf, 0.25), (np.nan, math.nan)])
+def test_sites_are_judged_by_what_is_finite(value: float, damage: float) -> None:
+    """One column of four, or every one, is not finite."""
+    weight = np.ones((4, 4), np.float32)
+    weight[0, : 1 if np.isinf(value) else 4] = value
+    names = {"y": TensorProto.FLOAT}
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["y"])]
+    old, new = (Model.load(model(nodes, names, {"w": each})) for each in (weight, 1.5 * weight))
+    damages, _ = site_damage(old, new, samples([1, 2, 3, 4]), {})
+    assert damages[0].damage == pytest.approx(damage, nan_ok=True)
+
+
 def test_a_changed_shape_is_a_failure_with_a_sentence() -> None:
     shorter = Session(
         model(
@@ -118,6 +141,7 @@ def test_outputs_are_spilled_when_they_are_large(monkeypatch: pytest.MonkeyPatch
         ([("ArgMax", ["x"], {"axis": 1})], 17, None),
         ([("MatMul", ["x", "w"], {}), ("Relu", ["t0"], {})], 17, "no"),
         ([("Add", ["x", "b"], {})], 17, "no"),
+        ([("MatMul", ["x", "w"], {}), ("MatMul", ["x", "w"], {}), ("Add", ["t0", "t1"], {})], 17, "no"),  # hidden state
     ],
 )
 def test_class_scores(nodes: list[tuple[str, list[str], dict[str, int]]], opset: int, axis: object) -> None:
@@ -169,6 +193,25 @@ def test_sequences_of_maps_and_labels_of_a_classifier() -> None:
     assert (labels.changed, labels.judged, labels.equal, labels.sqnr_db) == (2, 2, 0.0, None)
     assert (maps.changed, maps.judged) == (2, 2)
     assert maps.sqnr_db == pytest.approx(10 * math.log10((14 + 41) / (4 + 16)))
+
+
+@pytest.mark.parametrize(("flip", "differ"), [(1.0, 0), (2.0, 50)])
+def test_integers_beside_floats_that_differ_are_named(flip: float, differ: int) -> None:
+    def detector(flip: float) -> Session:
+        nodes = [
+            helper.make_node("Mul", ["x", "f"], ["y"]),
+            helper.make_node("TopK", ["y", "k"], ["best", "label"], axis=1),
+        ]
+        weights = {"f": np.array([1, flip, 1, 1], np.float32), "k": np.array([1])}
+        return Session(model(nodes, {"y": TensorProto.FLOAT, "label": TensorProto.INT64}, weights))
+
+    data = samples([1, 2, 3, 0], [5, 4, 0, 0], [0, 0, 9, 0], [0, 0, 0, 9])
+    quality = ReferenceOutputs(detector(1), data).judge(detector(flip))
+    found = differing(quality, scored=False)
+    assert len(found) == (differ > 0)
+    assert all(each.startswith(f"output 'label': {differ}.0% of its discrete values differ") for each in found)
+    assert all("--eval" in each for each in found)
+    assert [each for each in differing(quality, scored=True) if "--eval" in each] == []
 
 
 def test_a_model_with_discrete_outputs_only_is_judged_by_them_on_generated_inputs_too() -> None:

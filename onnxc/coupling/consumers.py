@@ -26,6 +26,7 @@ FEWEST_ROWS = 4096
 ROWS_PER_INPUT = 8  # sampled rows for every input of a weight, within the two limits
 ROW_ELEMENTS = 1 << 25  # of the rows of one sample
 WIDEST = 6144  # inputs of a weight above which its second moment takes too much memory
+LARGEST = 1e15  # of a value: the squares of as many as are looked at, added up, stay far below what float32 holds
 
 
 @dataclass(eq=False)
@@ -225,7 +226,14 @@ class Moments:
 
 
 def second_moments(found: Array, wanted: Array | None = None) -> Moments:
-    """Of rows [R, G, K], and with outputs [R, G, N] that are wanted of them."""
+    """Of rows [R, G, K], and with outputs [R, G, N] that are wanted of them; rows that are not finite, or whose squares
+    are not, say nothing to a solver and are left out.
+    """
+    sound = np.abs(found).max((1, 2), initial=0.0) < LARGEST  # not of NaN
+    if wanted is not None:
+        sound &= np.abs(wanted).max((1, 2), initial=0.0) < LARGEST
+    if not sound.all():
+        found, wanted = found[sound], None if wanted is None else wanted[sound]
     first = np.concatenate([found, np.ones((*found.shape[:2], 1), np.float32)], 2).transpose(1, 0, 2)
     own: Any = np.matmul(first.swapaxes(1, 2), first)  # float32 until they are added up
     if wanted is None:

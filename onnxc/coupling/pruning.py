@@ -82,7 +82,10 @@ class Channels:
         allowed = {"channels", "hidden", *kinds}
         groups: list[Group] = []
         refused: list[Group] = []
+        strange = not_finite(model)
         for group in coupling.groups():
+            if not group.pinned and strange & {name for name, _ in group.members}:
+                group.pinned = "a weight that holds them has NaN or infinite values"
             if not group.pinned and group.kind not in allowed:
                 group.pinned = f"{group.kind} were not asked for"
             if not group.pinned and len(steps(group, rounding)) < 2:
@@ -146,12 +149,7 @@ class Channels:
             effects: for "gradient", the importance of every unit of every group.
             stakes: an error counts what it costs there, and groups of which nothing was measured are refused.
         """
-        weights: dict[str, NDArray[np.generic]] = {
-            tensor.name: tensor.values
-            for node in self.model.graph.nodes
-            for tensor in node.inputs
-            if isinstance(tensor, Constant) and tensor.dtype is not None and np.dtype(tensor.dtype).kind == "f"
-        }
+        weights = float_weights(self.model)
         self.damages = [by_norm(group, weights) for group in self.groups]
         if importance == "norm" or self.samples.generated:
             return
@@ -264,6 +262,21 @@ class Channels:
             more = f" and {len(unique) - SHOWN} more" if len(unique) > SHOWN else ""
             told.append(f"channels of {', '.join(unique[:SHOWN])}{more} stay: {reason}")
         return tuple(told)
+
+
+def float_weights(model: Model) -> dict[str, NDArray[np.generic]]:
+    """The float constants that the nodes of the main graph read, by name."""
+    return {
+        tensor.name: tensor.values
+        for node in model.graph.nodes
+        for tensor in node.inputs
+        if isinstance(tensor, Constant) and tensor.dtype is not None and np.dtype(tensor.dtype).kind == "f"
+    }
+
+
+def not_finite(model: Model) -> set[str]:
+    """Names of those that hold NaN or infinite values: no error can be told of what they make."""
+    return {name for name, values in float_weights(model).items() if not np.isfinite(values).all()}
 
 
 def whole(group: Group, coupling: Coupling) -> str:

@@ -135,15 +135,15 @@ def both_moments(
         )
         for pair in pairs:
             quota = quota_of(pair.old, count)
-            wanted = np.matmul(rows(pair.old, old[source[1]], quota, number).transpose(1, 0, 2), pair.target).transpose(
-                1, 0, 2
-            )
+            read = rows(pair.old, old[source[1]], quota, number).transpose(1, 0, 2)
+            with np.errstate(over="ignore", invalid="ignore"):  # rows that are not finite are left out below
+                wanted = np.matmul(read, pair.target).transpose(1, 0, 2)
             if pair.stream is not None and np.shape(old[pair.stream])[0] == np.shape(old[source[1]])[0]:
                 drift = output_rows(pair.old, old[pair.stream], quota, number)
                 drift = drift if pair.outputs is None else drift[:, :, pair.outputs]
-                drift = drift - output_rows(pair.new, new[pair.stream], quota, number)
-                if drift.shape == wanted.shape:
-                    wanted = wanted + drift
+                with np.errstate(over="ignore", invalid="ignore"):
+                    drift = drift - output_rows(pair.new, new[pair.stream], quota, number)
+                    wanted = wanted + drift if drift.shape == wanted.shape else wanted
             moments = second_moments(rows(pair.new, new[source[0]], quota, number), wanted)
             found.setdefault((pair.new.reader, number % 2), Moments.like(moments)).add(moments)
     result = {}

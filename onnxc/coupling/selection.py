@@ -70,7 +70,7 @@ def problem(group: Group, consumer: Consumer, moments: Moments, weight: float = 
     """The second-order problem of one consumer, whose relative error counts ``weight``."""
     units = group.members[consumer.reader.weight, consumer.reader.axis][consumer.channels]
     if not moments.own[:, -1, -1].all():
-        raise DataError(f"the samples hold nothing that meets '{consumer.reader.weight}'")
+        raise DataError(f"the samples hold nothing finite that meets '{consumer.reader.weight}'")
     if consumer.bias is not None:
         moment = centred(moments)
     else:

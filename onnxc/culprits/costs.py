@@ -32,9 +32,10 @@ def kept_seconds(reference: Model, new: Model, sample: Mapping[str, np.ndarray],
     Kernels of the new model are given to the site whose node or tensor their names begin with; a site to which none
     can be given is absent.
     """
-    named = reference.copy()
+    named, fresh = reference.copy(), new.copy()
     name_nodes(named)
+    name_nodes(fresh)  # files leave out names of nodes that had none: they are made anew from the same tensors
     found = find(named, target("cpu"))
-    spent = profile({FLOAT: lambda: named, NEW: lambda: new}, found, sample, options, SECONDS)
+    spent = profile({FLOAT: lambda: named, NEW: lambda: fresh}, found, sample, options, SECONDS)
     before, after = spent.sites[FLOAT], spent.sites[NEW]
     return {name: seconds - after[name] for name, seconds in before.items() if name in after}

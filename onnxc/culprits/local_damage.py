@@ -26,7 +26,8 @@ class SiteDamage:
 
     Attributes:
         site, operator: the original's node.
-        damage: sum |y - y'|^2 / sum |y|^2 over the samples.
+        damage: sum |y - y'|^2 / sum |y|^2 over the samples, of what is finite; infinite where the two models differ in
+            what is, NaN where nothing is.
         keep_bytes: what the new model's file would grow by, were this site as in the original.
         keep_milliseconds: what a run would take longer; None where kernels cannot be told apart.
     """
@@ -62,7 +63,7 @@ def site_damage(
                 damages |= alone(reference, new, pair, samples, factors, options)
     known = [SiteDamage(p.site, p.operator, value) for p in pairs if (value := damages[p.target]) is not None]
     missing += [pair.site for pair in pairs if damages[pair.target] is None]
-    return sorted(known, key=lambda each: -each.damage), missing
+    return sorted(known, key=lambda each: math.inf if math.isnan(each.damage) else -each.damage), missing
 
 
 def alone(
@@ -97,6 +98,7 @@ def damage_of(
     pieces = Session(parts, options)
     needed = {each.name for each in pieces.inputs}
     noise, signal, other = dict.fromkeys(targets, 0.0), dict.fromkeys(targets, 0.0), set[str]()
+    numbers = dict.fromkeys(targets, not samples)
     for sample in samples:
         values: dict[str, Any] = {**sample, **whole.run(sample, shown)}
         feeds = {renamed.get(name, name): scaled(values[name], factors, name) for name in values}
@@ -107,10 +109,17 @@ def damage_of(
                 other.add(name)
                 continue
             fresh = fresh / factors[name] if name in factors else fresh
-            error = (old - fresh).ravel()
+            finite = np.isfinite(old)
+            if not np.array_equal(finite, np.isfinite(fresh)):
+                noise[name] = math.inf
+                continue
+            error = old[finite] - fresh[finite]
             noise[name] += float(np.dot(error, error))
-            signal[name] += float(np.dot(old.ravel(), old.ravel()))
-    return {name: None if name in other else noise[name] / (signal[name] or 1.0) for name in targets}
+            signal[name] += float(np.dot(old[finite], old[finite]))
+            numbers[name] |= bool(finite.any()) or not finite.size
+    damages = {name: noise[name] / (signal[name] or 1.0) for name in targets}
+    unknown = {name: math.nan for name in targets if not numbers[name] and not noise[name]}
+    return {name: None if name in other else value for name, value in (damages | unknown).items()}
 
 
 def rounded(tensor: Tensor) -> Tensor:

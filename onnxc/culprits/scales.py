@@ -37,7 +37,8 @@ def factors_between(
         before, after = (session.run(sample, list(places)) for session in sessions)
         for name in list(sums):
             x, y = np.asarray(before[name]), np.asarray(after[name])
-            if x.shape != y.shape or x.ndim < 2 or x.dtype.kind != "f" or y.dtype.kind != "f":
+            floats = x.dtype.kind == "f" == y.dtype.kind and np.isfinite(x).all() and np.isfinite(y).all()
+            if x.shape != y.shape or x.ndim < 2 or not floats:
                 del sums[name]
                 continue
             for axis in list(sums[name]):

@@ -252,7 +252,7 @@ def copy(graph: Graph, twins: dict[Tensor, Tensor]) -> Graph:
         attrs = {name: value_of(value) for name, value in node.attrs.items()}
         inputs, outputs = [twin(item) for item in node.inputs], [twin(item) for item in node.outputs]
         new = type(node)(node.op, node.name, attrs, inputs, outputs, node.domain)
-        new.origin, new.kept = node.origin, node.kept
+        new.origin, new.kept, new.given = node.origin, node.kept, node.given
         other.nodes.append(new)
     other.inputs = [twin(item) for item in graph.inputs]
     other.outputs = [twin(item) for item in graph.outputs]

@@ -74,13 +74,17 @@ class Exporter:
             graph takes them.
         constant_inputs: whether initializers are listed as inputs, as files before IR version 4 do.
         data: False leaves out the data of large weights.
+        named: False leaves out the names that name_nodes() gave.
     """
 
-    def __init__(self, weights: Weights, homeless: Sequence[Constant], *, constant_inputs: bool, data: bool) -> None:
+    def __init__(
+        self, weights: Weights, homeless: Sequence[Constant], *, constant_inputs: bool, data: bool, named: bool
+    ) -> None:
         self._weights = weights
         self._homeless = dict.fromkeys(homeless)
         self._constant_inputs = constant_inputs
         self._data = data
+        self._named = named
 
     def graph(self, graph: Graph, out: GraphProto, *, main: bool = False) -> None:
         """Fill an empty GraphProto."""
@@ -172,7 +176,8 @@ class Exporter:
         names = [tensor.name for tensor in node.outputs]
         if list(out.output) != names:
             out.output[:] = names
-        for field, value in (("op_type", node.op), ("name", node.name), ("domain", node.domain or "")):
+        name = node.name if self._named or node.name != node.given else ""
+        for field, value in (("op_type", node.op), ("name", name), ("domain", node.domain or "")):
             if getattr(out, field) != value:
                 setattr(out, field, value)
         if [attribute.name for attribute in out.attribute] != list(node.attrs):

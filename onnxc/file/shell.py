@@ -29,6 +29,7 @@ class NodeShell:
     Attributes:
         origin: the message of the file, tensors and graphs of its attributes left out; None for a new node.
         kept: in the file nobody read what it makes, so that ``tidy`` leaves it alone.
+        given: the name that name_nodes() made for a node without one: files are written without it.
     """
 
     op: str
@@ -39,6 +40,7 @@ class NodeShell:
     outputs: list[Tensor]
     origin: NodeProto | None = None
     kept: bool = False
+    given: str = ""
     __eq__ = object.__eq__
     __hash__ = object.__hash__
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import isnan
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from onnxc.kernels import fused
-from onnxc.reports.figures import amount, decibels, percent
+from onnxc.reports.figures import UNHEARD, amount, decibels, percent
 from onnxc.reports.tables import print_sentences, print_table
 
 if TYPE_CHECKING:
@@ -47,6 +48,8 @@ def total_rows(result: Comparison, before: int = 0, after: int = 0) -> list[list
     if result.has_floats:
         worst = f"worst output '{result.worst}'" if len(result.outputs) > 1 else ""
         rows.append(["SQNR", "", decibels(result.sqnr_db), worst])
+    elif any(each.nowhere_finite for each in result.outputs):
+        rows.append(["SQNR", "", UNHEARD, ""])
     if result.agreement is not None:
         changed = f"{result.changed} of {result.judged} changed"
         rows.append(["top-1 answers", "", percent(result.agreement), changed])
@@ -76,7 +79,7 @@ def print_outputs(outputs: Sequence[OutputError], console: Console) -> None:
     rows = [
         [
             each.name,
-            decibels(each.sqnr_db),
+            UNHEARD if each.nowhere_finite else decibels(each.sqnr_db),
             "" if each.max_error is None else f"{each.max_error:.3g}",
             "" if each.mean_error is None else f"{each.mean_error:.3g}",
             "" if each.cosine is None else f"{each.cosine:.6f}",
@@ -99,7 +102,7 @@ def print_comparison(result: Comparison, console: Console) -> None:
                 each.site,
                 each.operator,
                 decibels(each.sqnr_db),
-                f"{each.damage:.3g}",
+                "" if isnan(each.damage) else f"{each.damage:.3g}",
                 ""
                 if each.keep_bytes is None
                 else ("+" if each.keep_bytes >= 0 else "-") + amount(abs(each.keep_bytes)),

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from math import isnan
+
+UNHEARD = "not a number in both"
+"""What there is to say of two outputs that are NaN or infinite everywhere."""
+
 
 def amount(count: int | None) -> str:
     """Bytes in the unit that gives two to four digits."""
@@ -16,9 +21,11 @@ def amount(count: int | None) -> str:
 
 
 def decibels(value: float | None) -> str:
-    """An SQNR; outputs that are equal have none."""
+    """An SQNR; outputs that are equal have none, nor those of which nothing is a number."""
     if value is None:
         return ""
+    if isnan(value):
+        return UNHEARD
     return "equal" if value >= 200 else "incomparable" if value == float("-inf") else f"{value:.1f} dB"
 
 

@@ -8,7 +8,7 @@ for that the data does not have, values are repeated too: what they say does not
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -41,6 +41,8 @@ def as_run(
         if name not in known:
             raise UsageError(f"--shape {name}: the model has no such input; its inputs are {', '.join(known)}")
         axes = known[name].shape
+        if "seq(" in known[name].dtype:  # of its elements' shapes a session tells nothing
+            continue
         if len(axes) != len(shape) or any(
             isinstance(a, int) and a != size for a, size in zip(axes, shape, strict=True)
         ):
@@ -53,9 +55,13 @@ def as_run(
         )
     made: list[Sample] = []
     for start in range(len(samples)):
-        sample = dict(samples[start])
+        sample: dict[str, Any] = dict(samples[start])
         for name, value in sample.items():
             if name not in known:
+                continue
+            if value is None or isinstance(value, list | tuple):
+                if name in wanted:
+                    sample[name] = inside(name, value, wanted[name])
                 continue
             array = np.asarray(value)
             if batch is not None and name in joined and array.ndim:
@@ -65,6 +71,19 @@ def as_run(
             sample[name] = array
         made.append(sample)
     return made
+
+
+def inside(name: str, value: Any, shape: Sequence[int]) -> Any:
+    """What a sequence or an optional holds, every array in ``shape``; UsageError where its rank is another."""
+    if isinstance(value, list | tuple):
+        return [inside(name, each, shape) for each in value]
+    if value is None:
+        return None
+    array = np.asarray(value)
+    if array.ndim != len(shape):
+        given = "x".join(map(str, shape))
+        raise UsageError(f"--shape {name}={given}: the data has arrays of rank {array.ndim} in it")
+    return repeated(array, shape)
 
 
 def together(arrays: Sequence[np.ndarray], batch: int) -> np.ndarray:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onnxc.errors import DataError, InputError, UsageError
+from onnxc.file.containers import contained
 from onnxc.samples.hooks import did_you_mean
 from onnxc.samples.inputs import Demand, demands
 from onnxc.samples.values import is_mask, make_value
@@ -90,6 +91,8 @@ class _Generator:
         self._hints: Sizes = {}
         for info in session.inputs:
             shape = known[info.name].shape if info.name in known else info.shape
+            if info.numpy is None and info.name in known and known[info.name] in model.graph.input_info:
+                shape = contained(model.graph.input_info[known[info.name]])[2]
             demand = wanted.get(info.name, Demand())
             axes = None if shape is None else tuple(_axis(info.name, i, each) for i, each in enumerate(shape))
             self._inputs.append(_Input(info, axes, demand))

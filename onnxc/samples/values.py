@@ -6,6 +6,7 @@ In: a TensorInfo, its Demand and a shape. Out: an array (or a sequence or map) o
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -41,7 +42,7 @@ def make_value(
     Args:
         info: name and type.
         demand: what the graph demands of it.
-        shape: the shape to fill.
+        shape: the shape to fill; of a sequence, of each of its elements.
         forced: the one value to fill it with, None to choose.
         random: a numpy Generator.
         mode: "random", or "ones" or "zeros" for integers of which nothing is known.
@@ -52,7 +53,7 @@ def make_value(
     """
     dtype, name = info.numpy, info.name
     if dtype is None:
-        return _container(info.dtype, random)
+        return _container(info, demand, shape, random, mode, number)
     if forced is not None:
         return np.full(shape, forced).astype(dtype)
     if dtype.kind == "O":
@@ -113,16 +114,15 @@ def _argument(demand: Demand, shape: tuple[int, ...]) -> np.ndarray | None:
     return None
 
 
-def _container(dtype: str, random: Any) -> Any:
-    """Sequences, optionals and maps: a small one of the right element type."""
-    inner = re.search(r"tensor\(\w+\)", dtype)
+def _container(info: TensorInfo, demand: Demand, shape: tuple[int, ...], random: Any, mode: str, number: int) -> Any:
+    """Sequences of two elements, optionals and maps: with values and shapes as a tensor of the element type has."""
+    inner = re.search(r"tensor\(\w+\)", info.dtype)
     element = numpy_dtype(inner.group()) if inner else None
-    if element is None:
-        raise DataError(f"inputs of type {dtype} cannot be generated: give --calib PATH")
-    if dtype.startswith("map("):
-        return {0: 1.0, 1: 2.0} if dtype.startswith("map(int") else {"a": 1.0, "b": 2.0}
-    if element.kind == "O":
-        values: Any = np.asarray(list(_WORDS[:3]), dtype=object)
-    else:
-        values = random.integers(0, 2, (2, 3)).astype(element)
-    return [values, values.copy()] if "seq(" in dtype else values
+    if inner is None or element is None:
+        raise DataError(f"inputs of type {info.dtype} cannot be generated: give --calib PATH")
+    if info.dtype.startswith("map("):
+        return {0: 1.0, 1: 2.0} if info.dtype.startswith("map(int") else {"a": 1.0, "b": 2.0}
+    held = replace(info, dtype=inner.group(), shape=shape, numpy=element)
+    count = 2 if "seq(" in info.dtype else 1
+    values = [np.asarray(make_value(held, demand, shape, None, random, mode, number)) for _ in range(count)]
+    return values if "seq(" in info.dtype else values[0]

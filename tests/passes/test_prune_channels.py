@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import onnx.backend.test
 import pytest
+from onnx import numpy_helper
 
 from onnxc import optimize
 from onnxc.contract.context import Context
@@ -30,6 +31,7 @@ from onnxc.session import Options, Session
 from onnxc.sites import find, name_nodes
 from onnxc.targets import target
 from tests.builders import MODELS as ODD_MODELS
+from tests.builders import Builder, X
 from tests.families import FAMILIES
 
 ROOT = Path(__file__).parents[2]
@@ -102,6 +104,27 @@ def test_half_of_every_family_goes(name: str) -> None:
     assert f"in {len(channels.groups)} groups" in level.specification
     reasons = [note.rpartition(" stay: ")[2] for note in level.notes[1:]]
     assert reasons == (["they reach the model's output 'y'"] if name != "gpt" else [])
+
+
+def test_infinities_pin_their_channels_and_say_nothing_of_others() -> None:
+    """Half of the rows are infinite behind the first layer: the second one's channels are judged by the others."""
+    b = Builder(7)
+    names = [b.weight(64, 96), b.weight(96, 80), b.weight(80, 32)]
+    first = b.add("Relu", b.add("MatMul", "x", names[0]))
+    b.add("MatMul", b.add("Relu", b.add("MatMul", first, names[1])), names[2], out="y")
+    values = numpy_helper.to_array(b.initializers[0]).copy()
+    values[0, 0] = np.inf
+    b.initializers[0].CopyFrom(numpy_helper.from_array(values, names[0]))
+    proto = b.model([X], [("y", onnx.TensorProto.FLOAT, ["n", 32])])
+    random = np.random.default_rng(0)
+    start = context(proto, [{"x": random.standard_normal((128, 64), np.float32)} for _ in range(8)])
+    level = only(PruneChannels(fraction=0.25).levels(start))
+    assert "in 1 groups" in level.specification
+    assert [note for note in level.notes if note.endswith("stay: a weight that holds them has NaN or infinite values")]
+    left = {t.name: np.asarray(t.values) for t in level.model.graph.weights}
+    assert [left[name].shape for name in names] == [(64, 96), (96, 64), (64, 32)]
+    assert np.isfinite(left[names[2]]).all()
+    assert not np.array_equal(left[names[2]], numpy_helper.to_array(b.initializers[2])[: len(left[names[2]])])
 
 
 @pytest.mark.parametrize("path", LIGHT, ids=lambda path: path.stem)
