@@ -145,6 +145,8 @@ def optimize(
         "recover": recover,
     }
     wanted = with_training(replace(wanted, **{name: value for name, value in settings.items() if value is not None}))
+    if work is not None and not wanted.recover:
+        raise UsageError("--work keeps the state of a training: give --recover MINUTES too")
     say = progress or (lambda message: None)
     run = opened(model, output, wanted, calib, eval, shapes or {}, batch, PriceFile.open(prices, fresh=fresh), say)
     run.work = Path(work) if work is not None else None

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from onnxc.report import Report
 
 
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C, with a state kept from which the same command goes on."""
+
+
 class OnnxcError(Exception):
     """Base of every error that onnxc raises on purpose."""
 

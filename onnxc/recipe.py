@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import tomllib
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
@@ -111,6 +112,17 @@ def parse_evals(text: str | float) -> int:
     if not word.isdecimal() or int(word) < 2:
         raise UsageError(f"'{text}' is not a number of evaluations: write 2 or more, the original's is one of them")
     return int(word)
+
+
+def parse_student(text: str) -> float | None:
+    """``width=0.5`` as the part of the channels that a student has, ``compact`` as None."""
+    if text == "compact":
+        return None
+    word, _, part = text.partition("=")
+    with suppress(UsageError):
+        if word == "width" and 0 < (width := parse_fraction(part)) < 1:
+            return width
+    raise UsageError(f"'{text}' makes no student: --student takes compact, or width=0.5, a part between 0 and 1")
 
 
 def _positive(word: str, complaint: str) -> float:

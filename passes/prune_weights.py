@@ -59,7 +59,7 @@ class PruneWeights(StructuralPass):
             from onnxc.training.importance import first_order
 
             effects = first_order(context.model, some, seed=context.recipe.seed, threads=context.options.threads)
-            jobs = [job.judged_by(effects) for job in jobs]
+            jobs = [job.judged_by(effects, context.model) for job in jobs]
         for fraction in (self.fraction,) if context.told else FRACTIONS:
             if jobs:
                 amount = Amount(self.threshold, fraction, pattern, self.importance, self.refit)

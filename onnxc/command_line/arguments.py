@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from onnxc.command_line.ending import EXIT_CODES
-from onnxc.command_line.values import count, limit, minutes, own_words, positive, shape
+from onnxc.command_line.values import count, limit, minutes, own_words, positive, shape, student
 from onnxc.command_line.verbs import (
     run_compare,
     run_distill,
@@ -147,7 +147,12 @@ def _add_distill(verbs: Any) -> None:
     made = _verb(verbs, "distill", run_distill, "Train a student to answer as a teacher does.")
     made.add_argument("models", metavar="TEACHER [STUDENT] OUT", nargs="+", help="without STUDENT give --student")
     made.add_argument("--data", required=True, metavar="PATH", help="inputs, as for --calib of optimize")
-    made.add_argument("--student", metavar="width=0.5|compact", help="make the student out of the teacher")
+    made.add_argument(
+        "--student",
+        type=own_words(student),
+        metavar="width=0.5|compact",
+        help="make the student out of the teacher",
+    )
     learning = made.add_argument_group("learning")
     learning.add_argument("--minutes", type=own_words(minutes), default=10.0, help="longest training (10)")
     learning.add_argument(

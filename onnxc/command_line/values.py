@@ -32,6 +32,14 @@ def limit(name: str) -> Callable[[str], Any]:
     return own_words(read)
 
 
+def student(text: str) -> str:
+    """``width=0.5`` or ``compact``, as it is."""
+    from onnxc.recipe import parse_student
+
+    parse_student(text)
+    return text
+
+
 def shape(text: str) -> tuple[str, list[int]]:
     """``NAME=1x128`` as (name, sizes)."""
     name, equals, sizes = text.rpartition("=")

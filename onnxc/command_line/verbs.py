@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnxc.command_line.ending import INTERRUPTED, complain
-from onnxc.errors import BudgetError, UsageError
+from onnxc.errors import BudgetError, Interrupted, UsageError
 from onnxc.streams import console
 
 if TYPE_CHECKING:
@@ -72,7 +72,6 @@ def run_optimize(parsed: argparse.Namespace) -> int:
     """``onnxc optimize``."""
     from onnxc.compiler import optimize
     from onnxc.progress import Progress
-    from onnxc.propose import with_training
 
     wanted = compression(parsed)
     output = None if parsed.dry_run else parsed.output
@@ -81,9 +80,7 @@ def run_optimize(parsed: argparse.Namespace) -> int:
     try:
         with Progress(quiet=parsed.quiet) as progress:
             report = optimize(parsed.input, output, **wanted, work=parsed.work, progress=progress)
-    except KeyboardInterrupt:
-        if not (parsed.work and with_training(wanted["recipe"]).recover):
-            raise
+    except Interrupted:
         return complain(GOES_ON, INTERRUPTED, parsed.debug)
     except BudgetError as error:
         if error.report is not None:
@@ -185,9 +182,7 @@ def run_distill(parsed: argparse.Namespace) -> int:
                 options=_options(parsed),
                 progress=progress,
             )
-    except KeyboardInterrupt:
-        if not parsed.work:
-            raise
+    except Interrupted:
         return complain(GOES_ON, INTERRUPTED, parsed.debug)
     if parsed.json:
         print_document(made)

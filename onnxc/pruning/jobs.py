@@ -35,6 +35,7 @@ from onnxc.sequential import Reading, Walk, stages, statistics
 from onnxc.sites import RECURRENT_INPUTS, Site, Weight, matrix_axes
 
 ROWS = 8192  # of inputs that a weight sees, over all samples
+SHRINKAGE = 0.3  # of the mean effect of a weight, for its size, added to that of every entry
 RECURRENT = ("LSTM", "GRU", "RNN")
 
 
@@ -77,9 +78,16 @@ class Job:
     bias: str | None
     effects: NDArray[np.float64] | None = None
 
-    def judged_by(self, effects: Mapping[str, NDArray[np.float64]]) -> Job:
-        """The job whose entries are chosen by ``effects``, by the name of the weight; as it is where there are none."""
-        return replace(self, effects=effects.get(self.weight.name))
+    def judged_by(self, effects: Mapping[str, NDArray[np.float64]], model: Model) -> Job:
+        """The job whose entries are chosen by ``effects``, by the name of the weight; as it is where there are none.
+
+        Slopes are of a few samples, and change when half of a weight goes: a share of their mean is added to each.
+        """
+        found = effects.get(self.weight.name)
+        if found is None:
+            return replace(self, effects=None)
+        squares = np.square(np.asarray(model.values(self.weight.tensor), np.float64))
+        return replace(self, effects=found + SHRINKAGE * squares * (found.sum() / max(squares.sum(), 1e-30)))
 
     @property
     def costs(self) -> Matrix | None:

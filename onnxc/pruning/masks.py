@@ -7,7 +7,8 @@ Which weights go is decided by one of four scores, all of them the estimated cos
 magnitude      w^2.
 activation     w^2 H_kk: Sun, Liu, Bair, Kolter, "A Simple and Effective Pruning Approach for Large Language Models"
                (Wanda, 2023).
-gradient       w^2 E[(dy/dw)^2] of the whole model's outputs y (training/importance.py), which the pass hands in.
+gradient       w^2 (E[(dy/dw)^2] + a share of its mean) of the whole model's scores y (training/importance.py), which
+               the pass hands in.
 second-order   w^2 / U_kk^2 with UT U = H^-1, block by block of inputs, every error fed forward into the inputs still
                to come: Frantar, Alistarh, "SparseGPT" (2023), the blocked form of the optimal brain surgeon
                (Hassibi, Stork 1993).

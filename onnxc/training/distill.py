@@ -6,7 +6,6 @@ The student may be a network with random or trained weights, the teacher's compr
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ from onnxc.answers import class_scores
 from onnxc.data import Calibration
 from onnxc.errors import DataError, ModelError, UsageError
 from onnxc.model import Model
+from onnxc.recipe import parse_student
 from onnxc.reference import ReferenceOutputs
 from onnxc.samples.inputs import index_limits
 from onnxc.samples.readers import Raw, Reader, open_reader
@@ -28,8 +28,6 @@ from onnxc.training.tuning import Settings
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-MADE = re.compile(r"width=(?P<width>[0-9.]+%?)|compact")
 
 
 @dataclass
@@ -208,15 +206,14 @@ def _pairs(text: str | None) -> dict[str, str] | None:
 
 def made(student: str, teacher: Model, samples: Calibration, options: Options, seed: int) -> tuple[Model, list[str]]:
     """The student that ``student`` names: a file, or one made out of the teacher."""
-    found = MADE.fullmatch(student)
-    if found is None or Path(student).exists():
+    if Path(student).exists() or not (student == "compact" or student.startswith("width=")):
         return Model.load(student), []
-    from onnxc.recipe import parse_fraction
     from onnxc.training.students import compact, narrow
 
-    if found["width"] is None:
+    width = parse_student(student)
+    if width is None:
         return compact(teacher, samples, options, seed)
-    return narrow(teacher, parse_fraction(found["width"]), samples, options, seed)
+    return narrow(teacher, width, samples, options, seed)
 
 
 def _report(

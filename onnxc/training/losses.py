@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from onnxc.answers import class_scores
 from onnxc.errors import DataError, ModelError
-from onnxc.model import Model, Tensor
+from onnxc.model import Model, Node, Tensor
 
 TINY = 1e-9  # of a probability
 CLASSES = frozenset({"logits", "probabilities", "log-probabilities"})
@@ -81,10 +81,17 @@ def matched(teacher: Model, student: Model, mapping: Mapping[str, str] | None = 
 
 def kind_of(tensor: Tensor, otherwise: str) -> str:
     """The kind of an output by the operator that makes it."""
+    node = made_by(tensor)
+    kinds = {"Softmax": "probabilities", "LogSoftmax": "log-probabilities", "Sigmoid": "sigmoid"}
+    return kinds.get(node.op if node is not None else "", otherwise)
+
+
+def made_by(tensor: Tensor) -> Node | None:
+    """The node behind changes of type and shape; None where there is none."""
     while tensor.inputs and tensor.inputs[0].op in {"Identity", "Cast", "Reshape", "Squeeze", "Flatten"}:
         tensor = tensor.inputs[0].inputs[0]
-    kinds = {"Softmax": "probabilities", "LogSoftmax": "log-probabilities", "Sigmoid": "sigmoid"}
-    return kinds.get(tensor.inputs[0].op if tensor.inputs else "", otherwise)
+    node: Node | None = tensor.inputs[0] if tensor.inputs else None
+    return node
 
 
 def logarithms(values: torch.Tensor, output: Output, temperature: float = 1.0, kind: str = "") -> torch.Tensor:

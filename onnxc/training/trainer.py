@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from onnxc.data import Sample
-from onnxc.errors import DataError, ModelError
+from onnxc.errors import DataError, Interrupted, ModelError
 from onnxc.file import editing
 from onnxc.model import Model
 from onnxc.session import Options, Session
@@ -230,7 +230,19 @@ class Trainer:
         return total / len(self.lesson.held)
 
     def run(self, *, blockwise: bool) -> Trained:
-        """Train, write back, and hold the result against the start."""
+        """Train, write back, and hold the result against the start.
+
+        Raises:
+            Interrupted: Ctrl-C was pressed when there was a state to go on from; before that KeyboardInterrupt.
+        """
+        try:
+            return self._run(blockwise=blockwise)
+        except KeyboardInterrupt:
+            if self.diary.kept:
+                raise Interrupted from None
+            raise
+
+    def _run(self, *, blockwise: bool) -> Trained:
         started, settings, notes = monotonic(), self.settings, list[str]()
         with orderly(settings.seed, settings.threads):
             self._open_diary(blockwise)
@@ -319,10 +331,12 @@ class Trainer:
                     steps=BLOCK_STEPS,
                     seconds=share,
                     label=label,
+                    diary=self.diary,
                     say=self.say,
                 )
                 gains.append((outcome.before, outcome.after))
-                self.diary.save(f"{label} done", snapshot(block.latents), force=True)
+                self.diary.kept.pop(label, None)
+                self.diary.save(f"{label} done", snapshot(block.latents))
             elif f"{label} done" in self.diary.kept:
                 restore(block.latents, self.diary.kept[f"{label} done"])
             with torch.no_grad():

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import math
 import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import current_thread, main_thread
 from time import monotonic
+from types import FrameType
 from typing import Any
 
 import torch
@@ -74,7 +77,7 @@ class Diary:
     path: Path | None = None
     key: str = ""
     kept: dict[str, Any] = field(default_factory=dict)
-    saved: float = 0.0
+    saved: float = field(default_factory=monotonic)
 
     def open(self) -> None:
         """Read what is there."""
@@ -87,9 +90,14 @@ class Diary:
         if isinstance(found, dict) and found.get("key") == self.key:
             self.kept = found["kept"]
 
-    def save(self, section: str, state: Any, *, force: bool = False) -> None:
-        """Write the state of a section, at most every SAVE_EVERY seconds unless forced."""
-        if self.path is None or (not force and monotonic() - self.saved < SAVE_EVERY):
+    @property
+    def due(self) -> bool:
+        """Whether the last state was written SAVE_EVERY seconds ago."""
+        return self.path is not None and monotonic() - self.saved >= SAVE_EVERY
+
+    def save(self, section: str, state: Any) -> None:
+        """Write the state of a section."""
+        if self.path is None:
             return
         self.kept[section] = state
         self.saved = monotonic()
@@ -101,6 +109,29 @@ class Diary:
         """The training is complete: its state is of no more use."""
         if self.path is not None:
             self.path.unlink(missing_ok=True)
+
+
+@contextmanager
+def interruptions() -> Iterator[list[int]]:
+    """A list that is not empty once Ctrl-C was pressed, so that a step may end before its state is saved; pressed again
+    it stops at once.
+    """
+    pressed: list[int] = []
+    before = signal.getsignal(signal.SIGINT)
+    if not callable(before) or current_thread() is not main_thread():
+        yield pressed
+        return
+
+    def note(number: int, frame: FrameType | None) -> None:
+        pressed.append(number)
+        if len(pressed) > 1:
+            before(number, frame)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield pressed
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager
@@ -161,9 +192,10 @@ def tune(
         order: the batches of an epoch, by its number.
         evaluate: the loss on the samples held back.
         steps, seconds: the most of either.
-        label: of the progress, and of the state in ``diary``.
+        label: of the progress, and of the state in ``diary``, which is saved now and then and on Ctrl-C.
 
     Raises:
+        KeyboardInterrupt: Ctrl-C was pressed, and the step that it came in is done.
         DataError: the loss of several batches is not a number.
     """
     diary = diary or Diary()
@@ -176,56 +208,65 @@ def tune(
     optimizer = torch.optim.Adam([{**group, "lr": group["unit"]} for group in groups], betas=(0.9, 0.99), fused=True)
     before = best = _evaluated(evaluate)
     kept, since, step, spent, bad = snapshot(latents), 0, 0, 0.0, 0
-    if (state := diary.kept.get(label)) is not None:
-        restore(latents, state["latents"])
-        optimizer.load_state_dict(state["optimizer"])
-        kept, before, best = state["kept"], state["before"], state["best"]
-        since, step, spent = state["since"], state["step"], state["spent"]
+    if (saved := diary.kept.get(label)) is not None:
+        restore(latents, saved["latents"])
+        optimizer.load_state_dict(saved["optimizer"])
+        kept, before, best = saved["kept"], saved["before"], saved["best"]
+        since, step, spent = saved["since"], saved["step"], saved["spent"]
     every = max(10, steps // EVALUATIONS)
     epoch, queue = -1, list[list[int]]()
     started, ended = monotonic() - spent, "all steps done"
     passed = 0
-    while step < steps:
-        if not queue:
-            epoch += 1
-            queue = order(epoch)
-            if passed + len(queue) <= step:  # epochs before the saved state
-                passed += len(queue)
-                queue = []
-                continue
-            queue = queue[step - passed :]
-            passed = step
-        elapsed = monotonic() - started
-        if elapsed > seconds:
-            ended = "time was up"
-            break
-        share = max(step / steps, elapsed / seconds)
-        factor = min(1.0, (step + 1) / max(WARM_UP * steps, 1)) * 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))
-        for group in optimizer.param_groups:
-            group["lr"] = group["unit"] * factor
-        optimizer.zero_grad(set_to_none=True)
-        value = loss(queue.pop(0))
-        passed, step = passed + 1, step + 1
-        if bool(torch.isfinite(value)):
-            value.backward()
-            _without_nan(latents)
-            optimizer.step()
-        else:
-            bad += 1
-            restore(latents, kept)
-            if bad > TOLERATED:
-                raise DataError(f"{label}: the loss is not a number in {bad} batches; smaller steps may help")
-        if step % every == 0 or step == steps:
-            current = _evaluated(evaluate)
-            since += 1
-            if current < best:
-                best, kept, since = current, snapshot(latents), 0
-            left = min(seconds - (monotonic() - started), (monotonic() - started) / step * (steps - step))
-            say(f"{label}: step {step} of {steps}, loss {best:.4g} (was {before:.4g}), {minutes_left(left)}")
-            if since >= PATIENCE:
-                ended = "no longer getting better"
+
+    def state() -> dict[str, Any]:
+        return _state(latents, optimizer, kept, before, best, since, step, monotonic() - started)
+
+    with interruptions() as pressed:
+        while step < steps and not pressed:
+            if not queue:
+                epoch += 1
+                queue = order(epoch)
+                if passed + len(queue) <= step:  # epochs before the saved state
+                    passed += len(queue)
+                    queue = []
+                    continue
+                queue = queue[step - passed :]
+                passed = step
+            elapsed = monotonic() - started
+            if elapsed > seconds:
+                ended = "time was up"
                 break
-        diary.save(label, _state(latents, optimizer, kept, before, best, since, step, monotonic() - started))
+            share = max(step / steps, elapsed / seconds)
+            factor = min(1.0, (step + 1) / max(WARM_UP * steps, 1)) * 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))
+            for group in optimizer.param_groups:
+                group["lr"] = group["unit"] * factor
+            optimizer.zero_grad(set_to_none=True)
+            value = loss(queue.pop(0))
+            passed, step = passed + 1, step + 1
+            if bool(torch.isfinite(value)):
+                value.backward()
+                _without_nan(latents)
+                optimizer.step()
+            else:
+                bad += 1
+                restore(latents, kept)
+                if bad > TOLERATED:
+                    raise DataError(f"{label}: the loss is not a number in {bad} batches; smaller steps may help")
+            if step % every == 0 or step == steps:
+                current = _evaluated(evaluate)
+                since += 1
+                if current < best:
+                    best, kept, since = current, snapshot(latents), 0
+                left = min(seconds - (monotonic() - started), (monotonic() - started) / step * (steps - step))
+                say(f"{label}: step {step} of {steps}, loss {best:.4g} (was {before:.4g}), {minutes_left(left)}")
+                if since >= PATIENCE:
+                    ended = "no longer getting better"
+                    break
+            if diary.due:
+                diary.save(label, state())
+    if pressed:
+        diary.save(label, state())
+        raise KeyboardInterrupt
     restore(latents, kept)
     for latent in latents:
         latent.parameter.requires_grad_(False)

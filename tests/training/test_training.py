@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +22,7 @@ from onnxc.codes.packing import packed, possible
 from onnxc.codes.solve import as_groups, from_groups
 from onnxc.data import Calibration
 from onnxc.encoding import Codes
-from onnxc.errors import DataError, ModelError
+from onnxc.errors import DataError, Interrupted, ModelError
 from onnxc.model import Model
 from onnxc.quality import Quality, floor_met
 from onnxc.recipe import Budget
@@ -35,7 +36,7 @@ from onnxc.training.leaning import lean
 from onnxc.training.losses import Loss, Output, matched
 from onnxc.training.recover import lowered, recover
 from onnxc.training.trainer import Lesson, Trainer
-from onnxc.training.tuning import Diary, Settings
+from onnxc.training.tuning import Settings
 from onnxc.training.weights import latents
 from tests.training.students import MODELS, rounded, samples
 from tests.unpriced import pretend_everything_pays
@@ -74,32 +75,85 @@ def test_the_same_seed_gives_the_same_bytes(teacher: Model) -> None:
     assert first == second
 
 
+def press(monkeypatch: pytest.MonkeyPatch, at: int) -> list[int]:
+    """Ctrl-C in the middle of step ``at`` of all optimizers together; the list grows by one with every step."""
+    steps: list[int] = []
+    step = torch.optim.Adam.step
+
+    def counted(self: Any, *given: Any) -> Any:
+        steps.append(1)
+        if len(steps) == at:
+            signal.raise_signal(signal.SIGINT)
+        return step(self, *given)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", counted)
+    return steps
+
+
+@pytest.mark.parametrize(("blockwise", "at"), [(True, 4), (False, 7)])
 def test_an_interrupted_training_goes_on_and_ends_the_same(
-    teacher: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    teacher: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, blockwise: bool, at: int
 ) -> None:
+    """Pressed in the first block, long before a state would be saved by the clock, or in the training of the whole."""
+    monkeypatch.setattr("onnxc.training.trainer.BLOCK_STEPS", 10)
     student = rounded(teacher)
     settings = Settings(minutes=30, steps=20, batch=8, threads=1, work=tmp_path)
-    whole = recover(teacher, student, samples("sklearn_mlp"), settings).model.serialized()
+    steps = press(monkeypatch, 0)
+    whole = recover(teacher, student, samples("sklearn_mlp"), settings, blockwise=blockwise).model.serialized()
     assert not list(tmp_path.iterdir()), "the state of a complete training is removed"
+    all_steps = len(steps)
+    assert all_steps >= (40 if blockwise else 20), "two blocks at least, then the whole"
 
-    saves = []
-
-    def stop(self: Diary, section: str, state: object, *, force: bool = False) -> None:
-        saves.append(section)
-        save(self, section, state, force=True)
-        if section == "training" and saves.count("training") == 7:
-            raise KeyboardInterrupt
-
-    save = Diary.save
-    monkeypatch.setattr(Diary, "save", stop)
-    with pytest.raises(KeyboardInterrupt):
-        recover(teacher, student, samples("sklearn_mlp"), settings)
+    steps = press(monkeypatch, at)
+    with pytest.raises(Interrupted):
+        recover(teacher, student, samples("sklearn_mlp"), settings, blockwise=blockwise)
     (kept,) = tmp_path.glob("training-*.pt")
     assert kept.stat().st_size > 0
     later = replace(settings, minutes=29.5)
-    again = recover(teacher, student, samples("sklearn_mlp"), later).model.serialized()
+    again = recover(teacher, student, samples("sklearn_mlp"), later, blockwise=blockwise).model.serialized()
     assert again == whole
-    assert saves.count("training") == 20, "seven steps before, thirteen after"
+    assert len(steps) == all_steps, "those before and those after"
+
+
+def test_ctrl_c_says_whether_the_same_command_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend_everything_pays(monkeypatch)
+    work, passes = tmp_path / "work", "store-low-bit:levels=4:rounding=nearest"
+    words = ["optimize", str(MODELS / "sklearn_mlp.onnx"), str(tmp_path / "out.onnx"), "--passes", passes]
+    words += ["--calib", str(MODELS / "data" / "sklearn_mlp_calib.npz"), "--recover", "3", "--work", str(work)]
+    press(monkeypatch, 5)
+    assert main(words) == 130
+    assert "the same command goes on from here" in capsys.readouterr().err
+    (kept,) = work.glob("training-*.pt")
+    kept.unlink()
+    monkeypatch.setattr("onnxc.training.trainer.Lesson.given", lambda *given, **named: signal.raise_signal(2))
+    assert main(words) == 130
+    assert capsys.readouterr().err.endswith("interrupted; nothing was written\n")
+    assert not list(work.iterdir())
+
+
+def test_a_folder_for_a_state_needs_a_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["optimize", str(MODELS / "sklearn_mlp.onnx"), str(tmp_path / "out.onnx"), "--work", str(tmp_path / "work")]
+    assert main(words) == 2
+    assert capsys.readouterr().err == (
+        "onnxc: error: --work keeps the state of a training: give --recover MINUTES too\n"
+    )
+    assert main([*words, "--passes", "recover:minutes=1"]) == 2, "now data are missing"
+    assert "give them with --calib" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("word", ["width=0", "width=1", "width=1.5", "width=x", "width", "thin"])
+def test_a_wrong_student_is_told_what_may_be_given(
+    word: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = MODELS / "data" / "sklearn_mlp_calib.npz"
+    words = ["distill", str(MODELS / "sklearn_mlp.onnx"), str(tmp_path / "out.onnx"), "--data", str(data)]
+    assert main([*words, "--student", word]) == 2
+    error = capsys.readouterr().err
+    assert f"'{word}' makes no student: --student takes compact, or width=0.5, a part between 0 and 1" in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out.onnx").exists()
 
 
 def test_what_is_written_back_unlearned_is_what_was_there(teacher: Model) -> None:
