@@ -134,18 +134,18 @@ def test_what_stopped_every_plan() -> None:
 
 
 @pytest.mark.parametrize(
-    ("passes", "floor"),
+    ("passes", "agreement", "floor"),
     [
-        ("raise-opset:version=21,quantize-decode:bits=4", "top-1 answers changed, more than the 0 allowed"),
-        ("store-low-bit:levels=3:zeros=65%", "dB, below 20 dB"),
+        ("quantize-decode:bits=4", 1.0, "top-1 answers changed, more than the 0 allowed"),
+        ("store-low-bit:levels=3:zeros=65%", None, "dB, below 20 dB"),
     ],
 )
-def test_the_headline_names_the_floor(passes: str, floor: str, tmp_path: Path) -> None:
+def test_the_headline_names_the_floor(passes: str, agreement: float | None, floor: str, tmp_path: Path) -> None:
     """What vectors were refused for is not why nothing was changed; the floor is told once."""
     models = ROOT / "models"
     report = onnxc.optimize(
         models / "sklearn_mlp.onnx", tmp_path / "out.onnx", calib=models / "data" / "sklearn_mlp_calib.npz",
-        passes=passes, prices=tmp_path / "prices.json",
+        passes=passes, budget=Budget(min_agreement=agreement), prices=tmp_path / "prices.json",
     )  # fmt: skip
     assert not report.changed
     assert report.sentences[0].startswith("nothing was changed: the nearest plan, with about ")
