@@ -151,9 +151,11 @@ class Channels:
         """
         weights = float_weights(self.model)
         self.damages = [by_norm(group, weights) for group in self.groups]
-        if importance == "norm" or self.samples.generated:
+        if self.samples.generated:
             return
-        self.seen = self.few(self.samples)
+        self.seen = self.few(self.samples)  # what is left is refitted on them, whatever the order
+        if importance == "norm":
+            return
         if importance == "gradient":
             self.damages = [ordered(each) for each in effects]
             return
