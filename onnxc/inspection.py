@@ -119,7 +119,7 @@ def inspect(path: str | Path, *, recipe: Recipe = Recipe()) -> Inspection:
         )
     result.refusals = report.refusals
     if not result.rows:
-        result.notes.insert(0, "no site: there is no float32 weight that an operator known to onnxc reads")
+        result.notes.insert(0, "no site: there is no float weight that an operator known to onnxc reads")
     return result
 
 

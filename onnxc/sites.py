@@ -34,6 +34,8 @@ KINDS = {
 }
 RECURRENT_INPUTS = (1, 2)
 SEVERAL = ("Add", "Concat")  # joints of which every input is an activation
+FLOAT32 = np.dtype(np.float32)
+STORED = frozenset({FLOAT32, np.dtype(np.float16), np.dtype(np.float64)})  # types of weights that may become codes
 
 
 @dataclass(eq=False)
@@ -79,6 +81,11 @@ class Weight:
     @property
     def bytes(self) -> int:
         return self.elements * int(np.dtype(self.tensor.dtype).itemsize)
+
+    @property
+    def cast(self) -> bool:
+        """Whether what its codes unfold to is cast to its own type in the end: it is no float32."""
+        return np.dtype(self.tensor.dtype) != FLOAT32
 
 
 @dataclass(eq=False)
@@ -144,9 +151,17 @@ class Sites:
     once: set[Node] = field(default_factory=set)
 
     def is_float(self, tensor: Tensor) -> bool:
-        """Whether ``tensor`` is known to hold float32."""
+        """Whether ``tensor`` is known to hold floats of a type that weights may have."""
         known = self.types.get(tensor.name)
-        return known is not None and known.dtype == np.dtype(np.float32)
+        return known is not None and known.dtype in STORED
+
+    def in_float32(self) -> Sites:
+        """Without weights of other types and the sites that read them: those can be stored smaller, and no more."""
+        weights = [weight for weight in self.weights if not weight.cast]
+        if len(weights) == len(self.weights):
+            return self
+        sites = [site for site in self.sites if site.weight is None or not site.weight.cast]
+        return Sites(weights, sites, self.types, self.once)
 
     def __iter__(self) -> Iterator[Site]:
         return iter(self.sites)
@@ -170,9 +185,15 @@ def name_nodes(model: Model) -> None:
                 tensor.name = model.unique(tensor.name)
 
 
-def is_float(tensor: Tensor) -> bool:
-    """Whether a constant holds float32."""
-    return tensor.dtype is not None and np.dtype(tensor.dtype) == np.float32
+def may_be_stored(tensor: Constant) -> bool:
+    """Whether a constant may be a weight: float32 of any rank; float16 and float64 from two axes on, unless a Cast
+    reads it. Then it is a smaller form of something already, and `plain-linears` widens what may get smaller still.
+    """
+    if tensor.dtype is None or np.dtype(tensor.dtype) not in STORED:
+        return False
+    if np.dtype(tensor.dtype) == FLOAT32:
+        return True
+    return len(tensor.shape) > 1 and all(reader.op != "Cast" for reader in tensor.outputs)
 
 
 def matrix_axes(site: Site) -> tuple[int, int] | None:
@@ -218,7 +239,7 @@ def channel_axis(node: Node, position: int, rank: int) -> int | None:
 
 
 def find(model: Model, target: Target) -> Sites:
-    """Every float32 weight and every site of the model, in file order."""
+    """Every float weight and every site of the model, in file order."""
     weights: dict[int, Weight] = {}
     sites: list[Site] = []
     outputs = {id(t) for graph in model.graphs() for t in graph.outputs}
@@ -227,7 +248,7 @@ def find(model: Model, target: Target) -> Sites:
     for graph in model.graphs():
         for node in graph.nodes:
             for position, tensor in enumerate(node.inputs):
-                if not isinstance(tensor, Constant) or tensor.name in graph_inputs or not is_float(tensor):
+                if not isinstance(tensor, Constant) or tensor.name in graph_inputs or not may_be_stored(tensor):
                     continue
                 if 0 in tensor.shape:
                     continue
