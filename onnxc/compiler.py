@@ -56,7 +56,7 @@ from onnxc.samples.images import is_image
 from onnxc.samples.inputs import index_limits
 from onnxc.search import Trial
 from onnxc.session import Options, Session, runtime_version
-from onnxc.sites import Site, find, name_nodes
+from onnxc.sites import Site, Sites, find, name_nodes
 from onnxc.structure.choice import Choice
 from onnxc.structure.named import shrunk
 from onnxc.structure.planned import Planned
@@ -320,7 +320,7 @@ def observed(run: Run, model: Model) -> Context:
         kinds = ("linear", "convolution", "joint", "recurrent")
         sites = [s for s in found if s.kind in kinds]
         floats = [t for s in sites for t in (*s.inputs, s.result) if t.name and found.is_float(t)]
-        seen = watched(run, model, sites, floats)
+        seen = watched(run, found, model, sites, floats)
         if seen.samples:
             try:
                 for name, rows in frequent_rows(model, found, run.samples, run.options).items():
@@ -331,23 +331,25 @@ def observed(run: Run, model: Model) -> Context:
         convolutions = [s for s in found if s.kind == "convolution"]
         inputs = [s.input for s in convolutions if found.is_float(s.input)]
         try:
-            seen.imagined = observe(model, run.samples, len(run.samples), inputs, convolutions, run.options)
+            count, types = len(run.samples), found.types
+            seen.imagined = observe(model, run.samples, count, inputs, convolutions, run.options, types=types)
         except (ModelError, DataError) as error:
             run.notes.append(f"what made-up images show could not be observed: {error}")
     run.seen = Context(model, found, seen, run.recipe, where, samples=run.samples, options=run.options)
     return run.seen
 
 
-def watched(run: Run, model: Model, sites: Sequence[Site], floats: Sequence[Tensor]) -> Observations:
+def watched(run: Run, found: Sites, model: Model, sites: Sequence[Site], floats: Sequence[Tensor]) -> Observations:
     """What is observed of ``floats``; of those of the main graph where bodies do not hand theirs out, of none where
     the model does not run with them as outputs.
     """
+    types = found.types
     main = {t.name for node in model.graph.nodes for t in (*node.inputs, *node.outputs)}
     for tensors in dict.fromkeys((tuple(floats), tuple(t for t in floats if t.name in main))):
         try:
-            seen = observe(model, run.samples, len(run.samples), tensors, sites, run.options, run.samples.apart)
+            seen = observe(model, run.samples, len(run.samples), tensors, sites, run.options, run.samples.apart, types)
             if run.judge.resized:  # times, multiplications and crossings are those of what is timed
-                seen.shapes |= observe(model, run.judge.timed(1), 1, tensors, [], run.options).shapes
+                seen.shapes |= observe(model, run.judge.timed(1), 1, tensors, [], run.options, types=types).shapes
             return seen
         except (ModelError, DataError) as error:
             run.notes.append(f"activations could not be observed: {error}")

@@ -24,6 +24,7 @@ from onnxc.sites import Weight
 # 170 bytes plus four times the tensor's name.
 UNFOLD_BYTES = 120
 FLOAT_BYTES = 12  # of a piece of a Split
+CAST_BYTES = 48  # of a Cast, beside three times the weight's name
 
 
 @dataclass(eq=False)
@@ -119,8 +120,13 @@ def round_to_nearest(
 
 def float_bytes(weight: Weight, kind: str = HALF) -> int:
     """Bytes of ``weight`` as smaller floats in the file, with its share of the nodes that unfold it."""
-    bits = FLOATS[kind][0]
-    return bits // 8 * weight.elements + FLOAT_BYTES + len(weight.name) + (0 if bits > 8 else 60 + 3 * len(weight.name))
+    bits, unfolding = FLOATS[kind][0], FLOAT_BYTES + len(weight.name) + cast_bytes(weight)
+    return bits // 8 * weight.elements + unfolding + (0 if bits > 8 else 60 + 3 * len(weight.name))
+
+
+def cast_bytes(weight: Weight) -> int:
+    """Bytes of the Cast behind what unfolds in float32, where the weight has another type."""
+    return CAST_BYTES + 3 * len(weight.name) if weight.cast else 0
 
 
 def stored_bytes(weight: Weight, chosen: Format = INT8, *, groups: int = 1, plain: bool = False) -> int:
@@ -130,7 +136,7 @@ def stored_bytes(weight: Weight, chosen: Format = INT8, *, groups: int = 1, plai
         groups: of the convolution that reads it; plain: codes lie in the file as they are.
     """
     channels = weight.shape[weight.channel_axis] if weight.channel_axis is not None else 1
-    others = 2 * channels + UNFOLD_BYTES + 6 * len(weight.name)
+    others = 2 * channels + UNFOLD_BYTES + 6 * len(weight.name) + cast_bytes(weight)
     layout, size = layout_of(weight.shape, weight.channel_axis, groups), prod(weight.shape)
     if chosen != INT8:
         size = packed_bytes(chosen, layout)

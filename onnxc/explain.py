@@ -43,11 +43,12 @@ def computed(problem: Problem, found: Plan, site: Site) -> list[Option]:
 
 
 def stored(problem: Problem, found: Plan, weight: Weight) -> list[Option]:
-    """The formats in which a weight could be stored, float32 first; [] where float32 is the only one."""
+    """The formats in which a weight could be stored, as it was first; [] where that is the only one."""
     ways, chosen = problem.storage.get(weight.name, ()), found.stored.get(weight.name)
     if not ways:
         return []
-    options = [Option("storage", "", FLOAT, "as it was", weight.bytes, None, noise(problem, 0.0), chosen is None)]
+    own = str(weight.tensor.dtype) if weight.cast else "as it was"
+    options = [Option("storage", "", FLOAT, own, weight.bytes, None, noise(problem, 0.0), chosen is None)]
     for way in ways:
         heard = noise(problem, problem.weight_noise(weight.name, way.mode))
         options.append(

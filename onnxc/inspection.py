@@ -20,13 +20,14 @@ from onnxc.contract.context import Context
 from onnxc.data import generate
 from onnxc.errors import DataError, InputError, ModelError
 from onnxc.file.containers import contained
+from onnxc.macs import multiplications
 from onnxc.model import Constant, Model
 from onnxc.observe import Observations, Watch
 from onnxc.propose import collect, passes_of
 from onnxc.recipe import Recipe
 from onnxc.report import RefusalRow, Report, SiteRow, plain
 from onnxc.session import Options, Session
-from onnxc.sites import Sites, find, multiplications, name_nodes
+from onnxc.sites import Sites, find, name_nodes
 from onnxc.targets import target
 
 
@@ -121,7 +122,7 @@ def inspect(path: str | Path, *, recipe: Recipe = Recipe()) -> Inspection:
         )
     result.refusals = report.refusals
     if not result.rows:
-        result.notes.insert(0, "no site: there is no float32 weight that an operator known to onnxc reads")
+        result.notes.insert(0, "no site: there is no float weight that an operator known to onnxc reads")
     return result
 
 

@@ -86,11 +86,13 @@ def observe(
     sites: Sequence[Site],
     options: Options,
     apart: Collection[int] = (),
+    types: Mapping[str, TensorType] | None = None,
 ) -> Observations:
     """Run ``samples`` once per capture group and collect ranges of ``tensors`` and rows of ``sites``.
 
     Args:
         apart: positions of samples that no weight is fitted to: they give ranges, but no rows and no moments.
+        types: of tensors whose type the model does not tell; float32 where these do not either.
 
     A tensor in a body has as many values as the body runs. One that a sample does not make is not observed on it.
     """
@@ -115,8 +117,8 @@ def observe(
     fitted = fitted[:: -(-len(fitted) // kept)]  # of very many samples not each gives rows
     quota, giving = max(1, kept // len(fitted)), frozenset(fitted)
     meeting = _Meeting(seen, readers, sites)
-    for group in capture_groups(model, samples, names, options):
-        watch = Watch.of(model, group, options)
+    for group in capture_groups(model, samples, names, options, types):
+        watch = Watch.of(model, group, options, types)
         for position, sample in enumerate(samples):
             for name, arrays in watch.values(sample).items():
                 for values in arrays:
@@ -270,6 +272,7 @@ def capture_groups(
     samples: Iterable[Mapping[str, NDArray[np.generic]]],
     names: Sequence[str],
     options: Options,
+    types: Mapping[str, TensorType] | None = None,
 ) -> list[list[str]]:
     """Split ``names`` so that one sample's captured tensors stay under CAPTURE_BYTES; one of a body that the first
     sample does not run counts as much as the largest of the others.
@@ -279,7 +282,7 @@ def capture_groups(
     first = next(iter(samples))
     inner = [n for n in names if n not in inputs]
     for start in range(0, len(inner), 64):
-        found = Watch.of(model, inner[start : start + 64], options).values(first)
+        found = Watch.of(model, inner[start : start + 64], options, types).values(first)
         sizes |= {name: sum(int(value.nbytes) for value in arrays) for name, arrays in found.items() if arrays}
     most = max(sizes.values(), default=0)
     groups: list[list[str]] = [[]]

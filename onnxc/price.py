@@ -18,6 +18,7 @@ from onnxc.data import Sample
 from onnxc.errors import DataError, ModelError
 from onnxc.islands import crossings
 from onnxc.judge import build
+from onnxc.macs import multiplications
 from onnxc.model import Model
 from onnxc.planner import plan
 from onnxc.price_file import PriceFile
@@ -25,7 +26,6 @@ from onnxc.problem import Plan
 from onnxc.profiling import FLOAT
 from onnxc.propose import Proposals
 from onnxc.session import Options, Session
-from onnxc.sites import multiplications
 
 CROSSING_FACTORS = (1.0, 1.6, 2.5, 4.0)  # times what the crossings of the static variant cost
 ALIKE = 0.98  # of the speed of the fastest plan: no difference

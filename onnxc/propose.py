@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from onnxc.codes.formats import FLOATS, HALF, INT8
 from onnxc.contract.candidates import Activation, Candidate, Refusal
@@ -19,11 +20,12 @@ from onnxc.problem import Problem
 from onnxc.recipe import PassRequest, Recipe
 from onnxc.registry import load_passes
 from onnxc.samples.hooks import did_you_mean
-from onnxc.sites import is_float, overridable
+from onnxc.sites import Site, may_be_stored, overridable
 from onnxc.targets import TARGETS
 
 Pass = ExactPass | StructuralPass | LossyPass | FinishingPass | TrainingPass
 CHUNK = 1 << 20  # elements looked at in one go
+LARGEST = {"float16": 6e4, "float64": 3e38}  # value of a weight of which codes can still be unfolded
 
 
 @dataclass
@@ -138,13 +140,13 @@ def collect(lossy: list[tuple[LossyPass, bool]], context: Context) -> Proposals:
     weights, sites = not_finite(context)
     kept = kept_float(context)
     for tensor in overridable(context.model.graph):
-        if is_float(tensor) and len(tensor.shape) > 1:
+        if may_be_stored(tensor) and len(tensor.shape) > 1:
             found.refusals.append(
                 Refusal("every pass", tensor.name, "it is an input with a default: callers may override it")
             )
     for instance, told in lossy:
         own = replace(context, told=told)
-        answers = [a for site in context.sites for a in instance.propose(site, own)]
+        answers = [a for site in context.sites for a in computing(instance, site, own)]
         answers += [a for weight in context.sites.weights for a in instance.store(weight, own)]
         for answer in answers:
             if isinstance(answer, Refusal):
@@ -152,7 +154,7 @@ def collect(lossy: list[tuple[LossyPass, bool]], context: Context) -> Proposals:
                 continue
             reason = None
             if answer.place in (sites if answer.kind == "compute" else weights):
-                reason = "its weight or bias holds NaN or infinite values"
+                reason = "its weight or bias holds values that are NaN, infinite, or too large to round"
             if answer.mode not in FLOATS and kept & {answer.place, *answer.weights}:
                 reason = "it stays float, as asked for by name (--keep-float)"
             reason = not_plain(answer, context) or reason
@@ -172,6 +174,15 @@ def collect(lossy: list[tuple[LossyPass, bool]], context: Context) -> Proposals:
             if told and answer.mode not in FLOATS:
                 found.told.add(answer.place)
     return found
+
+
+def computing(instance: LossyPass, site: Site, context: Context) -> list[Candidate | Refusal]:
+    """What a pass says of computing a site; of one that does not compute in float32, at most that it cannot."""
+    answers = list(instance.propose(site, context))
+    if not answers or site.weight is None or not site.weight.cast:
+        return answers
+    kind = np.dtype(site.weight.tensor.dtype).name
+    return [Refusal(instance.name, site.name, f"it computes in {kind}, and int8 kernels take and give float32")]
 
 
 def not_plain(answer: Candidate, context: Context) -> str | None:
@@ -227,11 +238,19 @@ def check_kept(original: Model, context: Context) -> str | None:
     return f"{len(gone)} of the names in keep-float are of nothing that could be compressed: '{gone[0]}'"
 
 
+def holds(values: NDArray[Any]) -> bool:
+    """Whether codes can stand for all of ``values``."""
+    most = LARGEST.get(values.dtype.name)
+    return bool(np.isfinite(values).all() and (most is None or np.abs(values).max(initial=0) <= most))
+
+
 def not_finite(context: Context) -> tuple[set[str], set[str]]:
-    """Names of weights with NaN or infinite values, which no code stands for, and of the sites that read them."""
+    """Names of weights with NaN or infinite values, which no code stands for, and of the sites that read them; of other
+    types than float32 also those with values that float32, or the type once they are rounded up, cannot hold.
+    """
     weights = set()
     for weight in context.sites.weights:
         flat = np.asarray(context.model.values(weight.tensor)).reshape(-1)
-        if not all(np.isfinite(flat[start : start + CHUNK]).all() for start in range(0, flat.size, CHUNK)):
+        if not all(holds(flat[start : start + CHUNK]) for start in range(0, flat.size, CHUNK)):
             weights.add(weight.name)
     return weights, {site.name for site in context.sites if any(t.name in weights for t in site.node.inputs)}

@@ -249,7 +249,7 @@ class Meter:
         """The change that makes the rounding of ``key``."""
         if key in self.probe.weights:
             name, codes = self.probe.weights[key]
-            return {name: np.ascontiguousarray(codes.restored())}
+            return {name: np.ascontiguousarray(codes.restored(), self.probe.resting[name].dtype)}
         return {self.probe.switches[key]: np.asarray(True)}
 
 

@@ -7,7 +7,7 @@ im2col, per group. *Joints* are nodes without weights that can run in int8 betwe
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
@@ -35,6 +35,8 @@ KINDS = {
 RECURRENT_INPUTS = (1, 2)
 SPARSE = 0.25  # share of zeros from which on a weight was pruned: by 30 %, in rounded shares of its blocks, and more
 SEVERAL = ("Add", "Concat")  # joints of which every input is an activation
+FLOAT32 = np.dtype(np.float32)
+STORED = frozenset({FLOAT32, np.dtype(np.float16), np.dtype(np.float64)})  # types of weights that may become codes
 
 
 @dataclass(eq=False)
@@ -85,6 +87,11 @@ class Weight:
     @property
     def bytes(self) -> int:
         return self.elements * int(np.dtype(self.tensor.dtype).itemsize)
+
+    @property
+    def cast(self) -> bool:
+        """Whether what its codes unfold to is cast to its own type in the end: it is no float32."""
+        return np.dtype(self.tensor.dtype) != FLOAT32
 
 
 @dataclass(eq=False)
@@ -150,9 +157,17 @@ class Sites:
     once: set[Node] = field(default_factory=set)
 
     def is_float(self, tensor: Tensor) -> bool:
-        """Whether ``tensor`` is known to hold float32."""
+        """Whether ``tensor`` is known to hold floats of a type that weights may have."""
         known = self.types.get(tensor.name)
-        return known is not None and known.dtype == np.dtype(np.float32)
+        return known is not None and known.dtype in STORED
+
+    def in_float32(self) -> Sites:
+        """Without weights of other types and the sites that read them: those can be stored smaller, and no more."""
+        weights = [weight for weight in self.weights if not weight.cast]
+        if len(weights) == len(self.weights):
+            return self
+        sites = [site for site in self.sites if site.weight is None or not site.weight.cast]
+        return Sites(weights, sites, self.types, self.once)
 
     def __iter__(self) -> Iterator[Site]:
         return iter(self.sites)
@@ -191,9 +206,15 @@ def overridable(graph: Graph) -> list[Constant]:
     return [tensor for tensor in graph.weights if tensor.name in inputs]
 
 
-def is_float(tensor: Tensor) -> bool:
-    """Whether a constant holds float32."""
-    return tensor.dtype is not None and np.dtype(tensor.dtype) == np.float32
+def may_be_stored(tensor: Constant) -> bool:
+    """Whether a constant may be a weight: float32 of any rank; float16 and float64 from two axes on, unless a Cast
+    reads it. Then it is a smaller form of something already, and `plain-linears` widens what may get smaller still.
+    """
+    if tensor.dtype is None or np.dtype(tensor.dtype) not in STORED:
+        return False
+    if np.dtype(tensor.dtype) == FLOAT32:
+        return True
+    return len(tensor.shape) > 1 and all(reader.op != "Cast" for reader in tensor.outputs)
 
 
 def matrix_axes(site: Site) -> tuple[int, int] | None:
@@ -239,7 +260,7 @@ def channel_axis(node: Node, position: int, rank: int) -> int | None:
 
 
 def find(model: Model, target: Target) -> Sites:
-    """Every float32 weight and every site of the model, in file order."""
+    """Every float weight and every site of the model, in file order."""
     weights: dict[int, Weight] = {}
     sites: list[Site] = []
     outputs = {id(t) for graph in model.graphs() for t in graph.outputs}
@@ -248,7 +269,7 @@ def find(model: Model, target: Target) -> Sites:
     for graph in model.graphs():
         for node in graph.nodes:
             for position, tensor in enumerate(node.inputs):
-                if not isinstance(tensor, Constant) or tensor.name in graph_inputs or not is_float(tensor):
+                if not isinstance(tensor, Constant) or tensor.name in graph_inputs or not may_be_stored(tensor):
                     continue
                 if 0 in tensor.shape:
                     continue
@@ -374,32 +395,3 @@ def attach_bias(site: Site, outputs: set[int]) -> None:
         return
     if tuple(other[0].shape) == (site.weight.shape[axes[1]],):
         site.bias, site.output, site.tail = other[0], add.outputs[0], [add]
-
-
-def multiplications(site: Site, shapes: Mapping[str, tuple[int, ...]], sites: Sites) -> int | None:
-    """Multiply-accumulates per run, from the shapes of activations seen or inferred; None where they are not known."""
-
-    def shape_of(tensor: Tensor) -> tuple[int, ...] | None:
-        if tensor.name in shapes:
-            return shapes[tensor.name]
-        known = sites.types.get(tensor.name)
-        if known is None or known.shape is None or None in known.shape:
-            return None
-        return tuple(int(size or 0) for size in known.shape)
-
-    if site.weight is None or site.kind == "embedding":
-        return 0
-    elements, rank = site.weight.elements, len(site.weight.shape)
-    source = shape_of(site.input)
-    result = shape_of(site.result) or shape_of(site.node.outputs[0])  # of one shape; what is absorbed is not observed
-    if site.kind == "recurrent":
-        return None if source is None else elements * prod(source[:2])
-    if site.operator == "ConvTranspose":
-        return None if source is None else elements * source[0] * prod(source[2:])
-    if result is None or rank < 2:
-        return None
-    if site.operator == "Conv":
-        return elements * result[0] * prod(result[2:])
-    if rank == 2:
-        return elements * prod(result) // max(1, result[-1])
-    return None if source is None else prod(result) * source[-1]

@@ -14,13 +14,14 @@ from onnxc.deliver import Delivery
 from onnxc.explain import ceiling, computed, further, predicted_bytes, runner_up, stopped, stored, would_help
 from onnxc.judge import Judge
 from onnxc.kernels import leftover_weights, operators
+from onnxc.macs import multiplications
 from onnxc.planning import Planning
 from onnxc.predictions import predicted_noise
 from onnxc.problem import Plan
 from onnxc.quality import Quality, differing, relative_drop
 from onnxc.report import Report, SiteRow
 from onnxc.session import Session
-from onnxc.sites import Site, multiplications
+from onnxc.sites import Site
 from onnxc.validate import Comparison
 from onnxc.zeros import zeros_lost
 

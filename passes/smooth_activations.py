@@ -72,7 +72,7 @@ class SmoothActivations(StructuralPass):
 def with_products(context: Context, level: Level | None) -> Level | None:
     """``level``, or where there is none the model as it is, with multiplications where those pay."""
     if level is not None:
-        context = replace(context, model=level.model, sites=find(level.model, context.target))
+        context = replace(context, model=level.model, sites=find(level.model, context.target).in_float32())
     found = inserted(context)
     if found is None:
         return level

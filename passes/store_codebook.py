@@ -29,7 +29,7 @@ class StoreCodebook(LossyPass):
     """Code words by k-means weighted with the second moment, chosen with GPTQ's error feedback (van Baalen et al.,
     "GPTVQ: The Blessing of Dimensionality for LLM Quantization", 2024).
 
-    1. Every float32 weight whose output channels the dimension divides: 4, 2 or 1 bit a weight.
+    1. Every float weight whose output channels the dimension divides: 4, 2 or 1 bit a weight.
     2. At equal bits a codebook fits the weights' distribution better than even steps, and needs no blocks.
     3. It must not act on small weights, where the codebook takes more than it saves, nor on vectors; nor, unless it
        was asked for by name, on weights that were pruned: a code word stands for zeros only beside what it was made of.

@@ -35,7 +35,7 @@ VECTORS = {
 class StoreFloat16(LossyPass):
     """What a weight falls back to where its int8 codes are put back, and what biases and normalization are stored in.
 
-    1. Every float32 weight whose halves are smaller than itself, also in the bodies of If, Loop and Scan.
+    1. Every float weight whose halves are smaller than itself, also in the bodies of If, Loop and Scan.
     2. It must not act on values beyond the type's largest, or below its smallest where that would lose the weight.
     3. Of vectors only biases and the parameters of normalization.
 
@@ -67,6 +67,8 @@ class StoreFloat16(LossyPass):
         bits, _, largest = FLOATS[self.type]
         if not weight.shape:
             return "a single number"
+        if weight.tensor.dtype is not None and np.dtype(weight.tensor.dtype).name == self.type:
+            return f"it is {self.type} already"
         vector = max(weight.shape, default=0) == weight.elements
         if vector and not all(place >= VECTORS.get(node.op, place + 1) for node, place in weight.readers):
             return "a vector that is no bias: few bytes, much accuracy"

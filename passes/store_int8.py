@@ -22,7 +22,7 @@ from onnxc.sites import Weight
 class StoreInt8(LossyPass):
     """int8 codes with one scale per channel, or one scale where the readers know no channels.
 
-    1. Every float32 weight whose codes, scales and unfolding nodes are smaller than itself.
+    1. Every float weight whose codes, scales and unfolding nodes are smaller than itself.
     2. Also in the bodies of If/Loop/Scan.
     3. It must not act on small vectors (biases, normalization): they hold no bytes and much accuracy.
     """

@@ -31,7 +31,7 @@ BLOCKED = tuple(levels for levels in LEVELS if levels not in PLAIN)
 class StoreLowBit(LossyPass):
     """Evenly spaced codes of 144, 64, 40, 16, 9 (or 8), 6, 4 or 3 levels: 7.2, 6, 5.3, 4, 3.2, 2.7, 2 or 1.6 bits.
 
-    1. Every float32 weight with a scale per output channel, also in the bodies of If, Loop and Scan, whatever operator
+    1. Every float weight with a scale per output channel, also in the bodies of If, Loop and Scan, whatever operator
        reads it: what it unfolds to is int8, for int8 kernels or for a Cast and a Mul.
     2. With calibration data, since a weight of few bits needs GPTQ on the inputs that it meets; without, only if it was
        asked for by name.

@@ -31,7 +31,7 @@ LEAST = 1 << 17  # numbers that a weight has
 class StoreTrellis(LossyPass):
     """Trellis-coded quantization (Marcellin and Fischer, 1990) with GPTQ's error feedback from input to input.
 
-    1. Every float32 weight with a scale per output channel, whatever reads it: what it unfolds to is int8.
+    1. Every float weight with a scale per output channel, whatever reads it: what it unfolds to is int8.
     2. 32, 16, 8, 6, 4 or 2 levels: 5, 4, 3, 2.7, 2 or 1 bit. At equal bits the error of normal weights is
        2 to 3 dB below that of even levels, and at 4 bits 2 dB below that of pairs in a codebook.
     3. A weight takes two to three times as long to load as one of even levels; the planner weighs that. With a score

@@ -37,7 +37,7 @@ LAYERS = """
     equalizing
     pruning factors cost sensitivity refining exactness
     profiling price_file
-    convergence loading
+    convergence loading macs
     codes contract coupling owners rewriting encoding frequent observe histograms sites shapes sequential
     report reports
     reference

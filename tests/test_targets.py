@@ -13,11 +13,11 @@ import pytest
 import onnxc
 from onnxc import deliver
 from onnxc.errors import UsageError
+from onnxc.macs import multiplications
 from onnxc.passes.quantize_static import QuantizeStatic
 from onnxc.price import MACS_PER_SECOND, estimated
 from onnxc.profiling import FLOAT
 from onnxc.session import Ratio
-from onnxc.sites import multiplications
 from onnxc.targets import ABSORBED, MOVED_THROUGH, TARGETS, target
 from tests.emission import model, node, proposed, samples, weight
 

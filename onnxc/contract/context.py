@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -79,3 +79,7 @@ class Context:
     options: Options = field(default_factory=Options)
     stakes: Stakes | None = None
     allowed: float = 0.01
+
+    def in_float32(self) -> Context:
+        """The same for a pass that changes the graph, which knows float32 alone."""
+        return replace(self, sites=self.sites.in_float32())

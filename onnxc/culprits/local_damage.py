@@ -14,6 +14,7 @@ from onnxc.culprits.scales import Factors, scaled
 from onnxc.errors import DataError, ModelError
 from onnxc.model import Model, Tensor, Variable
 from onnxc.session import Options, Session
+from onnxc.shapes import infer
 
 SITES_AT_ONCE = 64  # captured in one run: bounds the memory
 
@@ -135,12 +136,14 @@ def rounded(tensor: Tensor) -> Tensor:
 def cut(model: Model, sources: Sequence[str], targets: Sequence[str]) -> tuple[Model, dict[str, str]]:
     """A copy that computes ``targets`` from ``sources``, and its inputs' names that replace ``sources``."""
     copy = model.copy()
-    found = tensors(copy)
+    found, types = tensors(copy), infer(model)
     renamed = {}
     for name in sources:
         tensor = found[name]
         if tensor.inputs:  # the graph's own inputs are cut already
-            entry = Variable(copy.unique(f"{name}_given"), dtype=tensor.dtype or np.dtype(np.float32))
+            known = types[name].dtype if name in types else None
+            kind = tensor.dtype or known or np.dtype(np.float32)
+            entry = Variable(copy.unique(f"{name}_given"), dtype=kind)
             copy.graph.inputs.append(entry)
             copy.redirect(tensor, entry)
             renamed[name] = entry.name

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from onnxc.model import Constant, Model, Node, Tensor, Variable
+from onnxc.shapes import infer
 
 SITES = {  # operator -> inputs that hold a weight
     "MatMul": (0, 1),
@@ -81,8 +82,10 @@ def tensors(model: Model) -> dict[str, Tensor]:
 def showing(model: Model, names: Sequence[str]) -> Model:
     """A copy whose outputs are the tensors ``names``."""
     copy = model.copy()
-    found = tensors(copy)
+    found, types = tensors(copy), infer(model)
     copy.graph.outputs = [found[name] for name in names]
+    for tensor in copy.graph.outputs:
+        tensor.dtype = tensor.dtype or (types[tensor.name].dtype if tensor.name in types else None)
     return copy
 
 

@@ -42,7 +42,7 @@ def equalized(context: Context, *, absorb: bool = True) -> Level | None:
         absorb: also absorb high biases, where calibration data shows that a channel is never low.
     """
     model = context.model.copy()
-    found = find(model, context.target)
+    found = find(model, context.target).in_float32()
     everything, reasons = seams(model, found)
     pairs = [seam for seam in everything if seam.makers]
     ranges = seam_ranges(context, pairs)

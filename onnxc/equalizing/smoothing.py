@@ -199,7 +199,7 @@ class Bench:
     def applied(self, factors: Mapping[str, Vector]) -> tuple[Model, list[Seam]]:
         """A copy of the model with ``factors`` moved, and its seams."""
         model = self.context.model.copy()
-        copies, _ = seams(model, find(model, self.context.target), insert=self.insert)
+        copies, _ = seams(model, find(model, self.context.target).in_float32(), insert=self.insert)
         for seam in copies:
             if seam.name in factors:
                 seam.apply(model, factors[seam.name])

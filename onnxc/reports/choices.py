@@ -19,7 +19,8 @@ def signed(value: int) -> str:
 
 def option_name(option: Option | RunnerUp) -> str:
     """How it would be computed or stored."""
-    return {"float": "float32", "float16": "float16"}.get(option.mode, option.specification)
+    plain = "float32" if option.specification == "as it was" else option.specification
+    return {"float": plain, "float16": "float16"}.get(option.mode, option.specification)
 
 
 def share_of_noise(noise: float | None, allowed: float | None) -> str:

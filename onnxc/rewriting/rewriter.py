@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
+from onnx.helper import np_dtype_to_tensor_dtype
 
 from onnxc.codes.floats import PackedFloats
 from onnxc.codes.sheets import Packed, Sheet, emit_together
@@ -18,6 +19,7 @@ from onnxc.encoding import Codes
 from onnxc.model import Constant, Graph, Model, Node, Tensor
 from onnxc.rewriting.biases import CodedBiases
 from onnxc.rewriting.weights import CodedWeights
+from onnxc.sites import STORED
 from onnxc.targets import CPU, Target
 
 
@@ -83,7 +85,17 @@ class Rewriter:
         """
         tensor, weights = self.tensors[weight], self.weights
         if tensor.outputs:
-            self.model.redirect(tensor, (weights.dequantized if self.target.plain else weights.unfolded)(weight))
+            made = (weights.dequantized if self.target.plain else weights.unfolded)(weight)
+            self.model.redirect(tensor, self.in_type_of(tensor, made))
+
+    def in_type_of(self, weight: Tensor, unfolded: Tensor) -> Tensor:
+        """What a weight unfolds to in float32, cast to the type of the weight where that is another."""
+        if np.dtype(weight.dtype) == np.float32:
+            return unfolded
+        name, kind = f"{weight.name}_typed", int(np_dtype_to_tensor_dtype(np.dtype(weight.dtype)))
+        made: Tensor = self.model.insert("Cast", [unfolded], [name], name=name, to=kind).outputs[0]
+        made.dtype, made.shape = np.dtype(weight.dtype), unfolded.shape
+        return made
 
     def shorten(self, types: Mapping[str, str]) -> None:
         """Let every remaining reader of these weights read a Cast of a smaller float, which ONNX Runtime folds at load.
@@ -104,7 +116,7 @@ class Rewriter:
         for label, made in emit_together(self.sheet, forms).items():
             tensor = self.tensors[label.removesuffix("_unfolded")]
             made.dtype, made.shape = np.dtype(np.float32), list(np.asarray(self.model.values(tensor)).shape)
-            self.model.redirect(tensor, made)
+            self.model.redirect(tensor, self.in_type_of(tensor, made))
 
     def quantized(self, activation: Activation, graph: Graph | None = None) -> Tensor:
         """DequantizeLinear(QuantizeLinear(tensor)), made once per tensor and graph that reads it.
@@ -174,7 +186,7 @@ class Rewriter:
             isinstance(held, Constant)
             and len(held.outputs) == 1
             and held.dtype is not None
-            and np.dtype(held.dtype) == np.float32
+            and np.dtype(held.dtype) in STORED
         )
 
     def shift_bias(self, name: str, error: NDArray[np.float64]) -> None:

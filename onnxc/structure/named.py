@@ -41,7 +41,8 @@ def shrunk(
         exact = instance.automatic and not told
         say(f"{instance.name}: making the model {'easier to round' if instance.automatic else 'smaller'}")
         found, reason = 0, ""
-        context = replace(observed(model), told=told, allowed=float(10 ** (-judge.lowest_sqnr / 10)))
+        context = observed(model).in_float32()
+        context = replace(context, told=told, allowed=float(10 ** (-judge.lowest_sqnr / 10)))
         for level in instance.levels(context):
             name_nodes(level.model)
             if not told and not instance.automatic:

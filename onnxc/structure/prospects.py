@@ -89,7 +89,8 @@ class Prospects:
     def context(self) -> Context:
         """What passes make offers from."""
         planning, samples = self.whole.planning, self.judge.samples
-        return replace(planning.context, samples=samples.fitted(), stakes=stakes_of(planning, self.best.plan))
+        context = planning.context.in_float32()
+        return replace(context, samples=samples.fitted(), stakes=stakes_of(planning, self.best.plan))
 
     def of(self, instance: StructuralPass, context: Context) -> list[Cut]:
         """What a pass offers, as far as it is worth making. That nothing is, is a finding: what was said then is said

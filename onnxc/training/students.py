@@ -77,7 +77,9 @@ def level_of(
     instance = configured(load_passes()[name], name, fields)
     assert isinstance(instance, StructuralPass)
     where = target("cpu")
-    context = Context(model, find(model, where), Observations(), Recipe(seed=seed), where, True, samples, options)
+    context = Context(
+        model, find(model, where).in_float32(), Observations(), Recipe(seed=seed), where, True, samples, options
+    )
     level = next(iter(instance.levels(context)), None)
     if level is not None:
         name_nodes(level.model)
