@@ -252,7 +252,7 @@ def test_hook_files_that_do_not_load(folder: Path, refused: Callable[..., str]) 
         (2, ["--shape", "x=2x65"], "65"),
         (3, ["--passes", "quantise-static"], "quantize-static"),
         (3, ["--passes", "quantize-static:range=guess"], "mse"),
-        (3, ["--passes", "quantize-static:percentile=high"], "float"),
+        (3, ["--passes", "quantize-static:percentile=high"], "is not a number"),
         (3, ["--recipe", "RECIPE"], "TOML"),
         (3, ["--prices", "RECIPE"], "price file"),
         (1, ["--size", "1%"], "nothing was written"),
