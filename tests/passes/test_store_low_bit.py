@@ -93,8 +93,9 @@ def test_pruned_while_it_is_rounded() -> None:
     assert np.median(gains) > 2
 
 
-def test_small_codes_run_on_int8_kernels(tmp_path: Path) -> None:
-    """What unfolds to int8 feeds the same kernels as int8 itself."""
+def test_small_codes_run_on_int8_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What unfolds to int8 feeds the same kernels as int8 itself; no clock decides which sites are int8."""
+    pretend_everything_pays(monkeypatch)
     wide = optimized("vision_transformer", "quantize-dynamic,store-int8", tmp_path / "wide.onnx")
     small = optimized("vision_transformer", "quantize-dynamic,store-low-bit:levels=40", tmp_path / "small.onnx")
     kernels: list[Counter[str]] = []
