@@ -159,7 +159,7 @@ def search(
     for last in (storage_only(problem), halves(problem), Plan()):
         stale = any(trial.plan.key == last.key for trial in tried)
         timed = replace(last, seconds=problem.prices.total)  # every operator as it was
-        others = (beside(tried, small=False), best.others if best is not None else 0.0)
+        others = beside(tried, best, small=False)
         if best is None or (better(problem, timed, best.plan, CLOSE, others) and not stale):  # quiet: easily missed
             tried.append(judge(timed))
             best = tried[-1] if tried[-1].missed is None else best
@@ -197,7 +197,7 @@ def last_tries(
     seen = {trial.plan.key for trial in tried}
     for share in LAST_TRIES if missed or best is None else ():
         candidate = light(problem, min([allowed, *missed]) * share)
-        others = (beside(tried, small=True), best.others if best is not None else 0.0)
+        others = beside(tried, best, small=True)
         if candidate.key in seen or (best is not None and not better(problem, candidate, best.plan, CLOSE, others)):
             continue
         tried.append(judge(candidate))
@@ -207,9 +207,12 @@ def last_tries(
     return None
 
 
-def beside(tried: Sequence[Trial], *, small: bool) -> float:
-    """Bytes that files of plans with fewer than 8 bits, or without, took besides their weights: of the least."""
-    return min((trial.others for trial in tried if small_codes(trial.plan) == small), default=0.0)
+def beside(tried: Sequence[Trial], best: Trial | None, *, small: bool) -> tuple[float, float]:
+    """Bytes that files take besides their weights: the least of plans with fewer than 8 bits, or without, and that of
+    the ``best`` one; the same where none was tried.
+    """
+    known = best.others if best is not None else 0.0
+    return min((trial.others for trial in tried if small_codes(trial.plan) == small), default=known), known
 
 
 def close_miss(
