@@ -209,6 +209,7 @@ def opened(
         samples = generate(original, session, shapes=shapes, batch=batch, seed=recipe.seed)
     say("running the original")
     judge = Judge(original, samples, recipe.budget, options, evaluation, finishing=chosen.finishing)
+    judge.careful = not any(told for _, told in chosen.lossy)
     judge.batch, judge.shapes, judge.inputs = batch, shapes, (*session.inputs, *session.optional)
     if judge.resized:
         session.run(judge.timed(1)[0])  # now rather than after the work
@@ -284,7 +285,6 @@ def planned(
             planning.most = FORM_TRIALS
         trials = islice(recovered(run, planning), most)
         told, patient = (any(told for _, told in passes) for passes in (run.chosen.structural, run.chosen.lossy))
-        run.judge.careful &= not any(told for _, told in run.chosen.lossy)
         here = planning.context.target.measured
         try:
             done = gate(run.judge, trials, run.prices, stamp, run.say, told=told, patient=patient, measured=here)

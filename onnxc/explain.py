@@ -6,14 +6,14 @@ noise as they were planned with; what the best other option would have cost; and
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from onnxc.codes.formats import FLOATS, INT8
 from onnxc.contract.candidates import Candidate
 from onnxc.deliver import Delivery
 from onnxc.limits import worth
 from onnxc.planner import plan
-from onnxc.planning import Planning
+from onnxc.planning import Attempt, Planning
 from onnxc.problem import Plan, Problem, smallest_bytes
 from onnxc.profiling import FLOAT
 from onnxc.report import Option, RunnerUp
@@ -141,9 +141,13 @@ def stopped(planning: Planning, delivery: Delivery) -> str:
     missed = [each for each in judged if each.missed]
     if not missed:
         return ""
-    nearest = max(missed, key=lambda each: (each.score or 0.0, each.sqnr_db))
-    share = predicted_bytes(planning, nearest.plan) / planning.judge.original.source_bytes
-    return f"the nearest plan, with about {share:.1%} of the bytes, was not taken: {nearest.missed}"
+    return "the nearest plan, with about {:.1%} of the bytes, was not taken: {}".format(*nearest(planning, missed))
+
+
+def nearest(planning: Planning, missed: Sequence[Attempt]) -> tuple[float, str | None]:
+    """Of plans that missed a floor the one with the least loss: its bytes as a share of the original's, the floor."""
+    found = max(missed, key=lambda each: (each.score or 0.0, each.sqnr_db))
+    return predicted_bytes(planning, found.plan) / planning.judge.original.source_bytes, found.missed
 
 
 def ceiling(planning: Planning) -> str:
@@ -185,9 +189,7 @@ def would_help(planning: Planning) -> str:
     may = f"; {' or '.join(advice)} may help" if advice else ""
     if not tried:
         return may
-    nearest = max(tried, key=lambda each: (each.score or 0.0, each.sqnr_db))
-    share = predicted_bytes(planning, nearest.plan) / judge.original.source_bytes
-    return f"; with {share:.1%} of the size {nearest.missed}{may}"
+    return "; with {:.1%} of the size {}".format(*nearest(planning, tried)) + may
 
 
 def predicted_bytes(planning: Planning, found: Plan) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -62,8 +63,8 @@ def test_a_shape_helps_where_none_is_declared() -> None:
 
 def test_data_is_repeated_inside() -> None:
     inputs = Session(made("sequence", ["n", 64])).inputs
-    sample = {"s": [np.arange(64, dtype=np.float32)[None]] * 3}
-    found = as_run([sample], inputs, shapes={"s": (2, 64)})[0]["s"]  # type: ignore[list-item]  # a list is a sequence
+    sample: dict[str, Any] = {"s": [np.arange(64, dtype=np.float32)[None]] * 3}  # a list is a sequence
+    found = as_run([sample], inputs, shapes={"s": (2, 64)})[0]["s"]
     assert [each.shape for each in found] == [(2, 64)] * 3
     with pytest.raises(UsageError, match="arrays of rank 2"):
-        as_run([sample], inputs, shapes={"s": (64,)})  # type: ignore[list-item]  # as above
+        as_run([sample], inputs, shapes={"s": (64,)})
