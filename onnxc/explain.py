@@ -118,7 +118,7 @@ def further(planning: Planning, found: Plan) -> str:
     if ahead:
         nearest = max(ahead, key=lambda each: worth(problem, each.plan))
         share = predicted_bytes(planning, nearest.plan) / planning.judge.original.source_bytes
-        speed = problem.prices.total * planning.lead / nearest.plan.seconds if nearest.plan.seconds > 0 else 1.0
+        speed = problem.original_seconds / nearest.plan.seconds if nearest.plan.seconds > 0 else 1.0
         return (
             f"why not further: the next plan, with about {share:.1%} of the bytes and {speed:.2f} times as fast as "
             f"float, was not taken: {nearest.missed}"
@@ -163,9 +163,10 @@ def ceiling(planning: Planning) -> str:
         return "kernels: no other form of any operator was measured to be faster than float"
     left = max(prices.total - gains, 1e-9)
     rest = max(prices.total - sum(each[FLOAT] for each in times.values()), 0.0)
+    most = planning.problem.original_seconds / left
     return (
-        f"kernels: at most {prices.total * planning.lead / left:.2f} times as fast, with every operator in the fastest "
-        f"form that was measured; {rest / left:.0%} of the time is then spent in operators that have no other form"
+        f"kernels: at most {most:.2f} times as fast, with every operator in the fastest form that was measured; "
+        f"{rest / left:.0%} of the time is then spent in operators that have no other form"
     )
 
 
@@ -176,7 +177,7 @@ def would_help(planning: Planning) -> str:
     judge, problem = planning.judge, planning.problem
     size, speed = judge.budget.size or 1.0, judge.budget.speed or 0.0
     most = size * judge.original.source_bytes * ABOUT
-    fast = problem.prices.total * planning.lead / speed * ABOUT if speed else float("inf")
+    fast = problem.original_seconds / speed * ABOUT if speed else float("inf")
     tried = [each for each in planning.attempts if each.missed and each.plan.seconds <= fast]
     tried = [each for each in tried if predicted_bytes(planning, each.plan) <= most]
     advice = []

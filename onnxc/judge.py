@@ -61,10 +61,16 @@ def step(reference: float, scores: Iterable[float]) -> float:
 def luck(item: float, changed: int, judged: int) -> float:
     """The standard deviation of what other items as good as these lose, relative, beyond what these lost, where
     ``changed`` of ``judged`` answers did: n items of which a share c change gain or lose sqrt(c n) of them, each worth
-    ``item`` = 1 / n, and so do the others, by luck of their own: sqrt(2 c n). One more is taken to have changed than
-    did: none of few does not mean none of many.
+    ``item`` = 1 / n, and so do the others, by luck of their own: sqrt(2 c n).
     """
-    return math.sqrt(2 * (changed + 1) / (judged + 1) * item)
+    return math.sqrt(2 * succession(changed, judged) * item)
+
+
+def succession(changed: int, judged: int) -> float:
+    """The share of other answers that change, where ``changed`` of ``judged`` did (Laplace's rule of succession, 1814):
+    none of few does not mean none of many.
+    """
+    return (changed + 1) / (judged + 2)
 
 
 def suspected(reference: float, drop: float, item: float, changed: int, judged: int) -> float:
@@ -75,7 +81,7 @@ def suspected(reference: float, drop: float, item: float, changed: int, judged: 
     changes alone suggest a loss of (2 reference - 1) c, give or take as much. The score tells it give or take
     sqrt(c / n), and nothing is gained by compression: a score above the original's counts as the original's.
     """
-    share, net = (changed + 1) / (judged + 1), max(2 * abs(reference) - 1, 0.0)
+    share, net = succession(changed, judged), max(2 * abs(reference) - 1, 0.0)
     items = 1 / (item * abs(reference))
     weight = net**2 * share * items / (1 + net**2 * share * items)
     return weight * max(drop, 0.0) + (1 - weight) * net * share / abs(reference)
@@ -209,7 +215,8 @@ class Judge:
 
         A score on few items turns on one or two of them, and the best of several trials is lucky: what a model that
         may use only ``share`` of the allowed drop loses is read off the curve through all trials, which tells it no
-        finer than by one item. Where items can be told from the drops, the share is what luck() leaves of it.
+        finer than by one item. Where items can be told from the drops, the share is what luck() leaves of it, and what
+        changed answers make suspected() may be no more than what is allowed, or half an item.
         """
         assert self.score is not None
         drop, allowed = relative_drop(self.score, score), self.budget.max_drop
@@ -218,11 +225,12 @@ class Judge:
         self.drops.append((-quality.sqnr_db, gained))
         known = (self.score - each * abs(self.score) for _, each in self.drops)
         likely, item = smoothed(self.drops), step(self.score, known)
-        left = allowed * share
+        bound = max(allowed * share, item)
         if item and quality.judged and not self.limited:
-            left = allowed - luck(item, quality.changed, quality.judged)
-            likely = max(likely, suspected(self.score, likely, item, quality.changed, quality.judged))
-        bound = max(left, item)
+            bound = max(allowed - luck(item, quality.changed, quality.judged), item)
+            doubted = suspected(self.score, likely, item, quality.changed, quality.judged)
+            if likely <= bound + TINY:  # the score tells no more; answers may
+                likely, bound = doubted, max(allowed, item / 2)
         if drop <= allowed + TINY and (share >= 1 or likely <= bound + TINY):
             return None
         fell = f"the score fell from {self.score:.6g} to {score:.6g}, by {drop:.2%}"

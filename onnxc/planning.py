@@ -7,7 +7,7 @@ question of arithmetic, until one is built and judged.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import InitVar, dataclass, field, replace
 from functools import cached_property, partial
 from time import perf_counter, process_time
 from typing import Any
@@ -85,8 +85,8 @@ class Planning:
         attempts: every plan that was judged; overheads: bytes of their files besides the weights.
         feedback: whether weights are solved on what the compressed model feeds them; pace: seconds that it takes.
         most: plans that are built.
-        lead: how many times as fast as the original the float form of this model is; before: the noise over signal
-            that it makes before anything is rounded.
+        lead: how many times as fast as the original the float form of this model is, for ``problem``; before: the noise
+            over signal that it makes before anything is rounded.
     """
 
     context: Context
@@ -98,7 +98,7 @@ class Planning:
     prices: PriceFile
     notes: list[str]
     say: Callable[[str], None]
-    lead: float = 1.0
+    lead: InitVar[float] = 1.0
     before: float = 0.0
     problem: Problem = field(init=False)
     scales: Scales = field(init=False)
@@ -108,19 +108,19 @@ class Planning:
     pace: float | None = None
     most: int = TRIALS
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, lead: float) -> None:
         self.scales = Scales(self.coder, self.judge.finishing)
         self.say("measuring times in place")
         sample = self.judge.timed(1)[0]
         prices = priced(self.context, self.proposals, self.coder, sample, self.context.options, self.prices)
         self.problem = self.proposals.problem(self.context, prices)
-        self.shaped(self.lead, self.before)
+        self.shaped(lead, self.before)
 
     def shaped(self, lead: float, before: float) -> None:
         """What is known of this form of the model."""
-        self.lead, self.before = lead, before
+        self.problem.lead, self.before = lead, before
         if self.judge.budget.speed is not None:
-            self.problem.most_seconds = self.problem.prices.total * lead / self.judge.budget.speed * TIGHT
+            self.problem.most_seconds = self.problem.original_seconds / self.judge.budget.speed * TIGHT
 
     def trials(self) -> Iterator[Trial]:
         """The trials to deliver, best first: the searched plan, then those after() it."""

@@ -52,7 +52,7 @@ class Problem:
         found: weights and sites of the model.
         compute: site name -> its candidates, at most one per mode.
         storage: weight name -> its storage candidates, one per format.
-        prices: measured seconds.
+        prices: measured seconds; lead: times as fast as the original the float form of this model is.
         elements: tensor name -> elements per run, for the price of a boundary.
         noise: measured noise of each rounding alone; empty until it is needed.
         ratios: weight name -> format -> its noise over the measured one.
@@ -91,6 +91,12 @@ class Problem:
     tables: list[Formats] = field(default_factory=list, repr=False)
     forbidden: set[str] = field(default_factory=set)
     told: set[str] = field(default_factory=set)
+    lead: float = 1.0
+
+    @property
+    def original_seconds(self) -> float:
+        """Of a run of the original: how fast a plan is predicted to be is this, over its seconds."""
+        return self.prices.total * self.lead
 
     def unlimited(self) -> None:
         """From now on no limit of size or speed counts."""

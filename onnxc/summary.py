@@ -37,7 +37,7 @@ def summarize(planning: Planning, delivery: Delivery, notes: list[str]) -> Repor
     plan = delivery.trial.plan if delivery.trial is not None else Plan()
     report.rows = rows(planning, plan)
     if plan.seconds > 0:
-        report.predicted_speed = problem.prices.total * planning.lead / plan.seconds
+        report.predicted_speed = problem.original_seconds / plan.seconds
     if delivery.trial is not None and planning.attempts:
         report.predicted_bytes = predicted_bytes(planning, plan)
         noise = planning.before + predicted_noise(

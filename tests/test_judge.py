@@ -51,10 +51,10 @@ def test_luck_is_what_other_items_would_differ_by() -> None:
     """Of 1,000 items one in fifty changes, as often for better as for worse: how the drops of two such sets differ."""
     generator = np.random.default_rng(0)
     items, judged, changed = 1000, 99, 1
-    draws = generator.binomial(items, (changed + 1) / (judged + 1), (2, 4000))
+    draws = generator.binomial(items, (changed + 1) / (judged + 2), (2, 4000))
     judged_drops, other_drops = (draws - 2 * generator.binomial(draws, 0.5)) / items
     assert luck(1 / items, changed, judged) == pytest.approx((other_drops - judged_drops).std(), rel=0.05)
-    assert luck(1 / items, 0, 0) == pytest.approx((2 / items) ** 0.5), "no answers known: any may change"
+    assert luck(1 / items, 0, 0) == pytest.approx((1 / items) ** 0.5), "no answers known: half of them change"
 
 
 def test_changed_answers_are_weighed_against_a_score() -> None:
@@ -62,7 +62,7 @@ def test_changed_answers_are_weighed_against_a_score() -> None:
     score alike is what is suspected.
     """
     generator, items, reference, changed, judged = np.random.default_rng(0), 83, 0.75, 4, 64
-    share, net = (changed + 1) / (judged + 1), 2 * reference - 1
+    share, net = (changed + 1) / (judged + 2), 2 * reference - 1
     lost = generator.normal(net * share, net * share, 400_000)
     scored = lost + generator.normal(0, np.sqrt(share / items), lost.size)
     for drop in (0.0, 0.02, 0.06):
@@ -80,7 +80,8 @@ def test_changed_answers_are_weighed_against_a_score() -> None:
         (83, 51, [50], 52, 6, False),  # one item more is right, but of 64 other answers six are not what they were
         (83, 51, [50], 51, 6, False),
         (83, 51, [], 51, 5, False),  # how many items there are is told by the original's score alone
-        (83, 51, [], 51, 2, True),
+        (83, 51, [], 51, 2, False),  # they suggest 1.2 %; three of 83 other items were lost with three changed
+        (83, 51, [], 51, 1, True),
         (1000, 990, [989], 988, 0, True),
         (1000, 990, [], 991, 2, True),
         (1000, 990, [989], 980, 0, False),

@@ -36,7 +36,7 @@ class Planned:
         size = delivery.size / planning.judge.original.source_bytes
         if delivery.ratio is not None or delivery.trial is None:
             return size, delivery.ratio.median if delivery.ratio is not None else 1.0
-        return size, planning.problem.prices.total * planning.lead / max(delivery.trial.plan.seconds, 1e-12)
+        return size, planning.problem.original_seconds / max(delivery.trial.plan.seconds, 1e-12)
 
 
 @dataclass(frozen=True)

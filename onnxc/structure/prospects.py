@@ -34,7 +34,7 @@ WON = 0.5  # of the time that a form wins in float (as an exponent), what is exp
 TRUSTED = 0.67  # how much the floor counts, and not the noise of the best plan: a score may have stopped it by chance
 ROOM = 0.2  # of the noise that is allowed, left for codes: with less no plan gets smaller
 MADE = 3  # forms of one pass that are made
-LEADING = 0.3  # seconds in which the float form is timed
+LEADING = 1.0  # seconds in which the float form is timed
 
 
 @dataclass(frozen=True)

@@ -127,7 +127,7 @@ class Builder:
         point.kernels, point.form = hashlib.sha256(f"{self.form} {chosen.key[0]}".encode()).hexdigest()[:16], self.form
         point.predicted_share = self.planning.expected(chosen) / original.source_bytes
         if chosen.seconds > 0:
-            point.predicted_speed = self.pace.of(problem.prices.total * self.planning.lead / chosen.seconds)
+            point.predicted_speed = self.pace.of(problem.original_seconds / chosen.seconds)
         if chosen.noise > 0:
             point.predicted_sqnr_db = -10 * math.log10(chosen.noise + self.planning.before)
         return point
@@ -155,7 +155,7 @@ class Builder:
     def timed(self, point: Point, chosen: Plan) -> None:
         """How fast a point is beside what prices say of its plan."""
         if point.speed is not None and chosen.seconds > 0:
-            predicted = self.planning.problem.prices.total * self.planning.lead / chosen.seconds
+            predicted = self.planning.problem.original_seconds / chosen.seconds
             self.pace.learn(predicted, point.speed)
 
     def damage(self, name: str, mode: str) -> float:
