@@ -85,13 +85,14 @@ def test_a_site_that_would_be_int8_brings_its_codes() -> None:
 def test_the_kernels_ceiling() -> None:
     """3 ms, of which one site can save 0.8; the other one is best in float, and 1 ms has no site."""
     problem, here = linears(), SimpleNamespace(target=SimpleNamespace(measured=True))
-    said = ceiling(SimpleNamespace(problem=problem, lead=1.5, context=here))
+    problem.lead = 1.5
+    said = ceiling(SimpleNamespace(problem=problem, context=here))
     assert "at most 2.05 times as fast" in said  # 1.5 * 3 / 2.2
     assert "45% of the time" in said
     problem.prices.sites["a_node"]["static"] = 1e-3
-    assert "no other form" in ceiling(SimpleNamespace(problem=problem, lead=1.5, context=here))
+    assert "no other form" in ceiling(SimpleNamespace(problem=problem, context=here))
     problem.compute = {}
-    assert ceiling(SimpleNamespace(problem=problem, lead=1.5, context=here)) == ""
+    assert ceiling(SimpleNamespace(problem=problem, context=here)) == ""
 
 
 def test_why_not_further() -> None:
@@ -100,7 +101,7 @@ def test_why_not_further() -> None:
     judge = SimpleNamespace(original=SimpleNamespace(source_bytes=100_000))
     overheads = Overheads()
     free, named = (SimpleNamespace(recipe=Recipe(passes=each)) for each in (None, parse_passes("store-int8")))
-    planning: Any = SimpleNamespace(problem=problem, attempts=[], overheads=overheads, judge=judge, lead=1.0)
+    planning: Any = SimpleNamespace(problem=problem, attempts=[], overheads=overheads, judge=judge)
     planning.context = free
     overheads.learn(problem, best, 1000 + stored_bytes(problem, best.stored))
     assert further(planning, best).endswith("smallest and fastest form that pays")
