@@ -16,6 +16,7 @@ from onnxc.data import Calibration, Sample
 from onnxc.errors import DataError, ModelError, UsageError
 from onnxc.hardness import disturbed
 from onnxc.model import Model
+from onnxc.overheard import Overheard
 from onnxc.parts import Parts
 from onnxc.problem import Plan, small_codes
 from onnxc.quality import (
@@ -123,6 +124,7 @@ class Judge:
             was fitted to the samples.
         loading: how many times over the allowed time the last model that was measured took to load.
         out_of_reach: whether no plan was found that is predicted to hold the limits of size and speed.
+        overheard: the original's answers on the items of the score.
         batch, shapes: what inputs look like when models are timed; as the samples are where neither is given.
     """
 
@@ -132,6 +134,7 @@ class Judge:
     options: Options
     evaluation: Evaluation | None = None
     reference: ReferenceOutputs = field(init=False)
+    overheard: Overheard = field(init=False)
     score: float | None = None
     evaluations: int = 0
     careful: bool = True
@@ -171,7 +174,9 @@ class Judge:
             with suppress(ModelError, DataError):  # indices among its constants: samples are as hard as they are loud
                 self.reference.hear(Session(noisy, self.options))
         if self.evaluation is not None:
-            self.score = self.evaluation.reference(session)
+            self.overheard = Overheard(answers)
+            with self.overheard.listening(session) as self.overheard.original:
+                self.score = self.evaluation.reference(session)
             self.evaluations += 1
         elif self.budget.evals is not None:
             raise UsageError("--evals bounds the calls of a hook: give one with --eval FILE.py:FUNCTION")
@@ -190,7 +195,15 @@ class Judge:
         except (ModelError, DataError) as error:
             return Quality(sqnr_db=-math.inf, problem=str(error)), None, f"a plan does not run: {error}"
         evaluation = self.evaluation
-        return self.verdict(quality, None if evaluation is None else lambda: evaluation(session), share)
+
+        def asked() -> float:
+            assert evaluation is not None
+            with self.overheard.listening(session) as heard:
+                score = evaluation(session)
+            quality.scored_changed, quality.scored_judged = self.overheard.changed(heard)
+            return score
+
+        return self.verdict(quality, None if evaluation is None else asked, share)
 
     def verdict(
         self, quality: Quality, scored: Callable[[], float] | None, share: float
@@ -226,9 +239,10 @@ class Judge:
         known = (self.score - each * abs(self.score) for _, each in self.drops)
         likely, item = smoothed(self.drops), step(self.score, known)
         bound = max(allowed * share, item)
-        if item and quality.judged and not self.limited:
-            bound = max(allowed - luck(item, quality.changed, quality.judged), item)
-            doubted = suspected(self.score, likely, item, quality.changed, quality.judged)
+        changed, judged = quality.changed + quality.scored_changed, quality.judged + quality.scored_judged
+        if item and judged and not self.limited:
+            bound = max(allowed - luck(item, changed, judged), item)
+            doubted = suspected(self.score, likely, item, changed, judged)
             if likely <= bound + TINY:  # the score tells no more; answers may
                 likely, bound = doubted, max(allowed, item / 2)
         if drop <= allowed + TINY and (share >= 1 or likely <= bound + TINY):

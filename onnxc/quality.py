@@ -65,6 +65,7 @@ class Quality:
         agreement: of the output with most changed answers; None when no output is judged by answers.
         changed, judged: the answers of that output.
         problem: the first thing that makes outputs incomparable.
+        scored_changed, scored_judged: answers on the items of the user's score, as far as they were overheard.
     """
 
     outputs: list[OutputError] = field(default_factory=list)
@@ -74,6 +75,8 @@ class Quality:
     judged: int = 0
     problem: str | None = None
     fitted: float = 0.0
+    scored_changed: int = 0
+    scored_judged: int = 0
 
     @property
     def has_floats(self) -> bool:

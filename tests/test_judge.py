@@ -99,6 +99,15 @@ def test_a_lucky_score_is_not_believed(
     assert (missed is None) == holds
 
 
+@pytest.mark.parametrize(("changed", "scored_changed", "holds"), [(3, 0, True), (1, 0, True), (1, 4, False)])
+def test_answers_on_scored_items_count_too(changed: int, scored_changed: int, *, holds: bool) -> None:
+    """Of 83 scored items 51 stay right; 64 answers on samples, 83 on those items."""
+    nothing = cast("Any", None)
+    judge = Judge(nothing, nothing, Budget(), Options(), score=51 / 83)
+    quality = Quality(sqnr_db=20.0, changed=changed, judged=64, scored_changed=scored_changed, scored_judged=83)
+    assert (judge.dropped(quality, 51 / 83, 0.5) is None) == holds
+
+
 def test_luck_is_not_feared_where_a_limit_says_how_small() -> None:
     """The most exact plan within a limit is looked for, so the score counts as it is measured."""
     nothing, small = cast("Any", None), Plan(stored={"w": "levels16"})

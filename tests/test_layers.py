@@ -41,7 +41,7 @@ LAYERS = """
     codes contract coupling owners rewriting encoding frequent observe histograms sites shapes sequential
     report reports
     reference
-    differences
+    differences overheard
     quality answers hardness kernels parts
     recipe
     registry
