@@ -54,7 +54,6 @@ from onnxc.report import Report
 from onnxc.samples.hooks import Evaluation
 from onnxc.samples.images import is_image
 from onnxc.samples.inputs import index_limits
-from onnxc.search import Trial
 from onnxc.session import Options, Session, runtime_version
 from onnxc.sites import Site, Sites, find, name_nodes
 from onnxc.structure.choice import Choice
@@ -63,6 +62,7 @@ from onnxc.structure.planned import Planned
 from onnxc.structure.raising import raised
 from onnxc.summary import summarize
 from onnxc.targets import target as target_named
+from onnxc.trial import Trial
 
 Progress = Callable[[str], None]
 FORM_TRIALS = 6  # plans that are built of a smaller form

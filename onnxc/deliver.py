@@ -19,8 +19,8 @@ from onnxc.loading import LoadCost, load_costs
 from onnxc.model import Model
 from onnxc.price_file import PriceFile, sample_shapes
 from onnxc.recipe import DEFAULT_LOAD_TIME, Budget
-from onnxc.search import Trial
 from onnxc.session import Ratio, Session, measure_ratio
+from onnxc.trial import Trial
 
 SLOWEST = 0.98
 SAMPLES = 16

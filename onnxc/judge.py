@@ -32,8 +32,8 @@ from onnxc.recipe import Budget
 from onnxc.reference import ReferenceOutputs
 from onnxc.samples.batches import as_run
 from onnxc.samples.hooks import Evaluation
-from onnxc.search import NOTHING, Trial
 from onnxc.session import Options, Session, TensorInfo
+from onnxc.trial import NOTHING, Trial
 from onnxc.written import written
 
 # Of the allowed drop that a plan below 8 bits may use where nothing tells how far the score can be trusted: it is one

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from onnxc import __version__
+from onnxc.bracket import HEADROOM
 from onnxc.coder import Coder
 from onnxc.codes.formats import is_small, parse_format
 from onnxc.contract.candidates import Activation
@@ -37,9 +38,10 @@ from onnxc.problem import Plan, Problem, small_codes
 from onnxc.propose import Proposals, collect
 from onnxc.recipe import Budget
 from onnxc.remembered import Memory, OutdatedError
-from onnxc.search import HEADROOM, LEAST_SHARE, NOTHING, TRIALS, Trial, search, storage_only
+from onnxc.search import TRIALS, Search, storage_only
 from onnxc.sensitivity import HEARD, measure, telling, weight_key
 from onnxc.session import runtime_version
+from onnxc.trial import LEAST_SHARE, NOTHING, Trial
 from onnxc.under_noise import light
 from onnxc.weighing import Scales
 
@@ -125,11 +127,11 @@ class Planning:
     def trials(self) -> Iterator[Trial]:
         """The trials to deliver, best first: the searched plan, then those after() it."""
         variants = [partial(self.ranges, *choice) for choice in RANGES] if self.context.observations.ranges else []
-        best, tried = search(
+        search = Search(
             self.problem,
             self.recalled,
-            self.sensitivities,
             self.allowed,
+            self.sensitivities,
             variants,
             self.affordable,
             self.say,
@@ -137,10 +139,11 @@ class Planning:
             self.weighed,
             sparing=self.judge.budget.evals is not None,
         )
+        best = search.run()
         self.judge.out_of_reach = self.problem.free or shortfall(self.problem, best.plan) > BEYOND
         yield self.built_again(best)
         seen = {best.plan.key}
-        for plan in self.after(best, tried):
+        for plan in self.after(best, search.tried):
             if plan.key not in seen:
                 seen.add(plan.key)
                 yield self.judged(plan)

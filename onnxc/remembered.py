@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from onnxc.price_file import Finding, PriceFile
 from onnxc.problem import Plan
 from onnxc.quality import OutputError, Quality
-from onnxc.search import Trial
+from onnxc.trial import Trial
 
 WHAT = "trial"
 

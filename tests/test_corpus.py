@@ -9,7 +9,7 @@ from tests import corpus
 
 @pytest.fixture(scope="module")
 def findings() -> dict[str, dict[str, str]]:
-    """Every seventh model, and all with bodies, sequences, optionals, sparse or narrow tensors."""
+    """Every twentieth model, and all with bodies, sequences, optionals, sparse or narrow tensors."""
     special = (
         "if_",
         "loop",
@@ -26,13 +26,13 @@ def findings() -> dict[str, dict[str, str]]:
     return {
         case.name: corpus.judge(case)
         for index, case in enumerate(corpus.cases())
-        if index % 7 == 0 or any(part in case.name for part in special)
+        if index % 20 == 0 or any(part in case.name for part in special)
     }
 
 
 def test_the_sample_is_worth_its_name(findings: dict[str, dict[str, str]]) -> None:
-    assert len(findings) > 350
-    assert sum("runtime" not in found for found in findings.values()) > 250
+    assert len(findings) > 240
+    assert sum("runtime" not in found for found in findings.values()) > 180
 
 
 def test_nothing_is_lost_or_changed(findings: dict[str, dict[str, str]]) -> None:

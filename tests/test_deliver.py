@@ -16,8 +16,8 @@ from onnxc.loading import LoadCost, load_costs
 from onnxc.planning import Planning
 from onnxc.problem import Plan
 from onnxc.recipe import Budget, parse_passes, parse_recipe
-from onnxc.search import Trial
 from onnxc.session import Ratio
+from onnxc.trial import Trial
 from tests.emission import model, node, weight
 from tests.unpriced import pretend_everything_pays
 

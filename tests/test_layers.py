@@ -21,8 +21,10 @@ LAYERS = """
     structure
     planning
     weighing remembered
-    deliver head_start judge price search training validate
-    room under_noise
+    deliver head_start judge price training validate
+    search
+    bracket room under_noise
+    trial
     limits
     culprits
     feedback

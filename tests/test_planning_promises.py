@@ -26,10 +26,11 @@ from onnxc.problem import Plan, Problem
 from onnxc.profiling import FLOAT
 from onnxc.quality import Quality
 from onnxc.room import quietest
-from onnxc.search import NOTHING, Trial, bracket, close_miss, last_tries, search
+from onnxc.search import Search
 from onnxc.sensitivity import activation_key, weight_key
 from onnxc.sites import find, name_nodes
 from onnxc.targets import target
+from onnxc.trial import NOTHING, Trial
 from onnxc.under_noise import light, under
 from tests.emission import model, node, weight
 from tests.test_planner import problems
@@ -256,7 +257,7 @@ def test_a_plan_within_the_limit_that_missed_by_little_is_not_the_last(excess: f
         assert candidate.key != first.key
         return Trial(candidate, NOTHING, quality, 1.0, None)
 
-    found = close_miss(problem, judge, 0.1, tried, None)
+    found = Search(problem, judge, 0.1, tried=tried).close_miss()
     assert (found is not None) == (excess < 2)
     assert len(tried) == (2 if excess < 2 else 1)
 
@@ -273,8 +274,9 @@ def test_one_score_that_fell_too_far_by_little_is_doubted(unlucky: bool) -> None
         quality = Quality(sqnr_db=-10 * np.log10(candidate.noise))
         return Trial(candidate, NOTHING, quality, 0.9, words, excess=excess)
 
-    best = bracket(problem, judge, allowed, tried, lambda: 8, judged_by_score=True)
-    noises = [trial.noise for trial in tried]
+    search = Search(problem, judge, allowed, trials=lambda: 8, scored=True, tried=tried)
+    search.close_in([])
+    best, noises = search.best, [trial.noise for trial in tried]
     assert noises[1] > 1.2 * noises[0]
     assert best is not None
     if unlucky:
@@ -294,7 +296,9 @@ def test_a_plan_hardly_quieter_than_one_that_missed_by_far_is_not_tried() -> Non
         quality = Quality(sqnr_db=-10 * np.log10(candidate.noise))
         return Trial(candidate, NOTHING, quality, 0.8, "the score fell by far too much", excess=10.0)
 
-    assert bracket(problem, judge, 1.0, tried, lambda: 10, judged_by_score=True) is None
+    search = Search(problem, judge, 1.0, trials=lambda: 10, scored=True, tried=tried)
+    search.close_in([])
+    assert search.best is None
     noises = [trial.noise for trial in tried]
     assert 1 <= len(tried) <= 4
     assert all(later < 0.9 * earlier for earlier, later in pairwise(noises))
@@ -312,14 +316,15 @@ def test_where_all_small_plans_missed_quieter_ones_come_last() -> None:
         asked.append(candidate.noise)
         return Trial(candidate, NOTHING, Quality(sqnr_db=25.0), 1.0, None if len(asked) > 1 else "the score fell")
 
-    found = last_tries(problem, judge, 0.1, tried, best)
+    found = Search(problem, judge, 0.1, tried=tried, best=best).last_tries()
+    assert found is not None
     assert found is tried[-1]
     assert len(asked) == 2
     assert asked[1] < asked[0] <= 0.4 * 1e-2
     assert stored_bytes(problem, found.plan.stored) < stored_bytes(problem, whole.stored)
-    assert last_tries(problem, judge, 0.1, [best], best) is None
+    assert Search(problem, judge, 0.1, tried=[best], best=best).last_tries() is None
     tried[1].others = 1e9  # what more formats take besides
-    assert last_tries(problem, judge, 0.1, tried[:2], best) is None
+    assert Search(problem, judge, 0.1, tried=tried[:2], best=best).last_tries() is None
 
 
 def test_what_eight_bits_hold_comes_before_fewer() -> None:
@@ -338,7 +343,7 @@ def test_what_eight_bits_hold_comes_before_fewer() -> None:
         missed = "too loud" if noise > 0.5 * whole else None
         return Trial(candidate, NOTHING, Quality(sqnr_db=-10 * np.log10(max(noise, 1e-20))), None, missed)
 
-    best, _ = search(problem, judge, sensitivities, 0.5 * whole, trials=lambda: 3, closing=lambda: True)
+    best = Search(problem, judge, 0.5 * whole, sensitivities, trials=lambda: 3, closing=lambda: True).run()
     full = [not any(is_small(mode) for mode in each.stored.values()) for each in asked]
     assert best.missed is None
     first = next(index for index, each in enumerate(asked) if each.noise and each.key != asked[0].key)
@@ -348,7 +353,7 @@ def test_what_eight_bits_hold_comes_before_fewer() -> None:
 
 
 def searched(problem: Problem, *, allowed: float = 1e-2, sparing: bool = False) -> tuple[Trial, list[Trial]]:
-    """search() where trials are as noisy as predicted and hold what is allowed; the noise is known from the second."""
+    """A search where trials are as noisy as predicted and hold what is allowed; the noise is known from the second."""
     known, problem.noise = dict(problem.noise), {}
 
     def judge(candidate: Plan) -> Trial:
@@ -360,7 +365,8 @@ def searched(problem: Problem, *, allowed: float = 1e-2, sparing: bool = False) 
     def sensitivities(_: Trial) -> None:
         problem.noise = known
 
-    return search(problem, judge, sensitivities, 1.0, trials=lambda: 8, sparing=sparing)
+    search = Search(problem, judge, 1.0, sensitivities, trials=lambda: 8, sparing=sparing)
+    return search.run(), search.tried
 
 
 def test_with_a_limit_of_speed_the_smallest_plan_is_looked_for() -> None:

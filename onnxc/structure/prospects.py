@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import astuple, dataclass, field, replace
 from time import process_time
 
+from onnxc.bracket import HEADROOM
 from onnxc.contract.candidates import Refusal
 from onnxc.contract.context import Context
 from onnxc.contract.passes import Level, Offer, StructuralPass
@@ -24,11 +25,12 @@ from onnxc.judge import SMALL_SHARE, Judge
 from onnxc.model import Model
 from onnxc.predictions import stored_bytes
 from onnxc.price_file import Finding
-from onnxc.search import CLOSE, HEADROOM, Trial
+from onnxc.search import CLOSE
 from onnxc.session import Session
 from onnxc.sites import name_nodes
 from onnxc.structure.planned import Aim, Clock, Figures, Planned
 from onnxc.structure.stakes import stakes_of
+from onnxc.trial import Trial
 
 WON = 0.5  # of the time that a form wins in float (as an exponent), what is expected to be won in a plan
 TRUSTED = 0.67  # how much the floor counts, and not the noise of the best plan: a score may have stopped it by chance

@@ -20,11 +20,11 @@ from onnxc.model import Model
 from onnxc.overheads import counts
 from onnxc.planning import Planning
 from onnxc.problem import Plan
-from onnxc.search import NOTHING, Trial
 from onnxc.tradeoff.choosing import floor
 from onnxc.tradeoff.pacing import Pace
 from onnxc.tradeoff.points import Frontier, Point
 from onnxc.tradeoff.record import Record
+from onnxc.trial import NOTHING, Trial
 
 
 @dataclass

@@ -10,17 +10,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+from onnxc.bracket import FEWER, HEADROOM
 from onnxc.compiler import Progress, Run, proposed, smaller
 from onnxc.feedback import solving_key
 from onnxc.planner import plan
 from onnxc.planning import Planning
 from onnxc.predictions import stored_bytes
 from onnxc.problem import Plan, Problem
-from onnxc.search import FEWER, HEADROOM, Trial, calibrated, halves, storage_only
+from onnxc.search import calibrated, halves, storage_only
 from onnxc.tradeoff.building import Builder
 from onnxc.tradeoff.choosing import candidates
 from onnxc.tradeoff.points import Frontier
 from onnxc.tradeoff.record import Record
+from onnxc.trial import Trial
 from onnxc.under_noise import under
 
 LADDER_DB = (60.0, 50.0, 40.0, 35.0, 30.0, 25.0, 20.0, 16.0, 13.0, 10.0)

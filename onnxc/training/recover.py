@@ -16,11 +16,11 @@ from onnxc.judge import Judge
 from onnxc.model import Model
 from onnxc.quality import FLOOR_CHANGED, FLOOR_DROP
 from onnxc.recipe import Budget
-from onnxc.search import Trial
 from onnxc.session import Options, Session
 from onnxc.training.losses import Loss, matched
 from onnxc.training.trainer import Lesson, Trained, Trainer
 from onnxc.training.tuning import Say, Settings
+from onnxc.trial import Trial
 
 ROOM_DB, ROOM = 8.0, 4.0  # what training is trusted to win back: decibels, times the changed answers and the drop
 NO_FLOOR_DB = -40.0  # of what was told: a model whose noise is louder than its signal can be trained all the same
