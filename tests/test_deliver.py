@@ -18,6 +18,7 @@ from onnxc.problem import Plan
 from onnxc.recipe import Budget, parse_passes, parse_recipe
 from onnxc.session import Ratio
 from onnxc.trial import Trial
+from tests import trained
 from tests.emission import model, node, weight
 from tests.unpriced import pretend_everything_pays
 
@@ -106,7 +107,7 @@ def test_kernels_are_not_given_up_for_the_time_to_load(tmp_path: Path, monkeypat
     report = onnxc.optimize(
         MODELS / "residual_cnn.onnx",
         tmp_path / "out.onnx",
-        calib=MODELS / "data" / "residual_cnn_calib.npz",
+        calib=list(trained.samples("residual_cnn", 24)),
         passes=parse_passes("quantize-static,store-int8,store-low-bit,store-float16"),
         prices=tmp_path / "prices",
         budget=Budget(size=0.12),
