@@ -17,7 +17,7 @@ from onnxc.codes.packing import possible
 from onnxc.contract.candidates import Candidate, Refusal
 from onnxc.contract.context import Context
 from onnxc.contract.fields import OneOf
-from onnxc.contract.passes import LossyPass
+from onnxc.contract.passes import SolvingPass
 from onnxc.encoding import stored_bytes
 from onnxc.sites import Weight
 
@@ -25,7 +25,7 @@ from .store_low_bit import refused
 
 
 @dataclass(frozen=True)
-class StoreCodebook(LossyPass):
+class StoreCodebook(SolvingPass):
     """Code words by k-means weighted with the second moment, chosen with GPTQ's error feedback (van Baalen et al.,
     "GPTVQ: The Blessing of Dimensionality for LLM Quantization", 2024).
 
@@ -36,6 +36,7 @@ class StoreCodebook(LossyPass):
 
     Attributes:
         dimension: only this one; 0: the planner chooses.
+        rounding, feedback, bias: how the code words are chosen; see "SolvingPass".
     """
 
     name: ClassVar[str] = "store-codebook"

@@ -89,6 +89,11 @@ class Format:
         return f"levels{self.levels}{after}" + (f"-{self.rounding}" if self.rounding != "gptq" else "")
 
     @property
+    def whole(self) -> bool:
+        """Whether codes are those of int8, however they are rounded."""
+        return self.even and self.levels == FULL
+
+    @property
     def bits(self) -> float:
         """Of one code in the file, without scales and tables."""
         if self.dimension:
