@@ -19,6 +19,7 @@ from onnxc.codes.grids import (
     stored_blocks,
 )
 from onnxc.codes.hqq import half_quadratic_grid
+from onnxc.codes.palette_fitting import palette_grid
 from onnxc.codes.trellis_scales import trellis_grid
 
 SHRINKS = (1.0, 0.93, 0.86, 0.79, 0.72, 0.63)  # shares of a block's range that are tried
@@ -144,6 +145,8 @@ def make_grid(
         return ScaledGrid(count, chosen.block, np.stack(scales, 1)), np.ones((len(matrix), matrix.shape[2]), np.float32)
     if chosen.trellis:
         return trellis_grid(matrix, chosen.levels, importance, levels, smallest)
+    if chosen.dimension == 1:
+        return palette_grid(matrix, chosen.entries, importance, levels, smallest)
     if chosen.even:
         count = 2 * levels + 1 if chosen.levels == FULL else chosen.levels
         scale = even_scale(matrix, count, importance)

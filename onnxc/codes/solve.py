@@ -68,7 +68,7 @@ def solved(
     matrix = matrix if target is None else target
     scaled = matrix / scale[:, None]
     found, digits = gptq(scaled, factor, grid, chosen.zeros / 100)
-    if chosen.dimension and moment is not None:  # errors fed forward may not fit a codebook that few vectors made
+    if chosen.dimension > 1 and moment is not None:  # errors fed forward may not fit a codebook that few vectors made
         nearest = gptq(scaled, None, grid)
         if damage(matrix, nearest[0] * scale[:, None], moment) < damage(matrix, found * scale[:, None], moment):
             found, digits = nearest
