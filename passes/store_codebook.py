@@ -31,7 +31,8 @@ class StoreCodebook(SolvingPass):
 
     1. Every float weight whose output channels the dimension divides: 4, 2 or 1 bit a weight.
     2. At equal bits a codebook fits the weights' distribution better than even steps, and needs no blocks.
-    3. Palettes, which are codebooks of single values, only if asked for.
+    3. Palettes, codebooks of single values, only if asked for: of 16 values they damage 9 % less than other formats of
+       their size without a trellis do, and several shapes of weights take more nodes than that saves.
     4. It must not act on small weights, where the codebook takes more than it saves, nor on vectors; nor, unless it
        was asked for by name, on weights that were pruned: a code word stands for zeros only beside what it was made of.
 

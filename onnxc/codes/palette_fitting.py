@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from onnxc.codes.grids import CodebookGrid, Matrix, rounded_up
 
 TURNS, ROUNDS, SEEN = 4, 8, 1 << 16  # of values and scales, of k-means, and the weights that they look at
-TINY = 1e-12
+TINY, SMALLEST = 1e-12, np.float32(1e-30)
 
 
 def palette_grid(
@@ -34,7 +34,7 @@ def palette_grid(
         scale, table = fitted(matrix, importance, np.asarray(scale, np.float32), entries)
         reach = np.float32(np.abs(table).max() / limit)
         scale, table = scale * reach, np.clip(np.rint(table / reach), -limit, limit)
-    scale = np.where(scale < np.float32(1e-30), np.float32(1.0), scale)
+    scale = np.where(np.abs(matrix).max(1) > 0, scale, SMALLEST).astype(np.float32)  # zero may be none of the values
     if smallest is not None:
         scale = np.maximum(scale, smallest)
     codes = np.resize(np.unique(table.astype(np.int8)), entries)  # those that are missing are the first ones again
