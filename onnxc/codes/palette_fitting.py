@@ -31,7 +31,7 @@ def palette_grid(
     scale, table = peak / np.float32(limit), np.arange(-limit, limit + 1, dtype=np.float32)
     if entries < 2 * limit:
         scale = peak * np.sqrt(((matrix / peak[:, None]) ** 2).mean(1))
-        scale, table = fitted(matrix, importance, np.asarray(scale, np.float32), entries)
+        scale, table = fitted(matrix, importance, np.maximum(scale, SMALLEST).astype(np.float32), entries)
         reach = np.float32(np.abs(table).max() / limit)
         scale, table = scale * reach, np.clip(np.rint(table / reach), -limit, limit)
     scale = np.where(np.abs(matrix).max(1) > 0, scale, SMALLEST).astype(np.float32)  # zero may be none of the values
