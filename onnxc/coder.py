@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxc.codes.formats import FLOATS, INT8, is_small, parse_format
+from onnxc.codes.formats import FLOATS, INT8, Format, is_small, parse_format
 from onnxc.codes.moments import Factors, Given, factor_key
 from onnxc.codes.saturation import as_matrix, machine_saturates, may_overflow, overflows
 from onnxc.codes.solve import as_groups, estimated, solved
@@ -31,10 +31,12 @@ class Coder:
         overflowing: weights and formats with codes of 8 bits that overflow at one of their sites, on any machine of
             that kind.
         sparse: how those are stored of which only what is not zero is, by weight and format.
+        asked: what fields of passes say of the codes of a weight, by its name.
     """
 
     def __init__(self, context: Context, proposals: Proposals) -> None:
         self.context = context
+        self.asked, self.rounding = proposals.asked, proposals.rounding
         self.made: dict[tuple[str, str, bool], Codes] = {}
         self.damages: dict[str, dict[str, float]] = {}
         self.known: dict[tuple[str, str], float] = {}
@@ -103,7 +105,7 @@ class Coder:
         """Codes up to 127, or ``narrow`` ones that never overflow."""
         rules = self.context.target
         levels = rules.safe_weight_levels if narrow else rules.weight_levels
-        chosen = parse_format(mode)
+        chosen = self.form(name, mode)
         codes = solved(self.weights[name], self.values(name), self.context, factors, chosen, levels, target)
         if self.context.model.opset >= SPARSE_OPSET and not isinstance(codes, BlockCodes) and not rules.plain:
             codes.packed = smaller(codes.values, codes.packed)
@@ -111,6 +113,11 @@ class Coder:
         if isinstance(codes.packed, Gaps | Mask):
             self.sparse[name, mode] = codes.packed.told
         return codes
+
+    def form(self, name: str, mode: str) -> Format:
+        """The format ``mode`` of a weight, rounded as asked for."""
+        chosen = parse_format(mode)
+        return replace(chosen, rounding=self.rounding.get((name, mode), chosen.rounding))
 
     def values(self, name: str) -> NDArray[np.float32]:
         """The float weight."""
@@ -146,7 +153,7 @@ class Coder:
         for name in self.in_order(self.ways):
             modes, weight = self.ways[name], self.weights[name]
             if weight.channel_axis is not None and modes not in ([], [INT8.name]):
-                formats = [parse_format(mode) for mode in dict.fromkeys((*modes, INT8.name, self.probed(name)))]
+                formats = [self.form(name, mode) for mode in dict.fromkeys((*modes, INT8.name, self.probed(name)))]
                 found[name] = estimated(weight, self.values(name), self.context, self.factors, formats)
         return found
 

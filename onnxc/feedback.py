@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 
 from onnxc.coder import Coder
 from onnxc.codes.compensation import Met, compensated
-from onnxc.codes.formats import parse_format
 from onnxc.codes.gptq import factorize
 from onnxc.codes.moments import Given
 from onnxc.codes.solve import as_groups
 from onnxc.contract.context import Context
+from onnxc.contract.rounding import Asked
 from onnxc.data import Calibration, Sample
 from onnxc.encoding import Codes, round_to_nearest
 from onnxc.model import Model
@@ -86,13 +86,15 @@ class Unit:
 
     Attributes:
         name: of the weight; sites: that read it; reading: how its inputs are observed.
-        bias: name of the constant that only its one site adds, None where there is none.
+        bias: name of the constant that only its one site adds, None where there is none, or it stays as it is.
+        fed: codes are solved on these inputs; else only the bias makes up for what they do.
     """
 
     name: str
     sites: Sequence[Site]
     reading: Reading
     bias: str | None
+    fed: bool
 
 
 def possible(context: Context) -> bool:
@@ -113,14 +115,37 @@ def build_solved(plan: Plan, solved: Solved, context: Context) -> Model:
     return written(context.model, plan, solved.codes, solved.shifts, target=context.target).model
 
 
-def solve(plan: Plan, context: Context, coder: Coder) -> Solved:
+def asked_for(context: Context, coder: Coder, notes: list[str]) -> bool:
+    """Whether fields of passes ask for feedback or for corrected biases, whatever the search decides; ``notes`` gets
+    why that cannot be.
+    """
+    wanted = {name: asked for name, asked in coder.asked.items() if asked.walks}
+    if not wanted:
+        return False
+    if not possible(context):
+        notes.append(
+            f"feedback=on and bias=corrected need {FEWEST} calibration samples (--calib) beside those that nothing is "
+            "fitted to: weights are solved without"
+        )
+        return False
+    readers = {name: [site for site in context.sites if site.weight is coder.weights[name]] for name in wanted}
+    found = [name for name, asked in wanted.items() if asked.feedback == "on" or own_bias(readers[name]) is not None]
+    if not found:
+        notes.append("bias=corrected: no operator here has a bias of its own, so none was corrected")
+    return bool(found)
+
+
+def solve(plan: Plan, context: Context, coder: Coder, *, feedback: bool = True) -> Solved:
     """The codes of every weight that ``plan`` stores in codes.
+
+    Args:
+        feedback: whether codes are solved on what the compressed model feeds a weight where no field says.
 
     Raises:
         ModelError: a part of the model does not run by itself.
     """
     assert context.samples is not None
-    units = units_of(plan, context, Fitted(context.samples))
+    units = units_of(plan, context, coder, feedback=feedback)
     others = {name: mode for name, mode in plan.stored.items() if name not in units}
     found = Solved(coder.of(others, plan.compute))
     start = {name: replace(codes, packed=None) for name, codes in found.codes.items()}
@@ -137,20 +162,26 @@ def solve(plan: Plan, context: Context, coder: Coder) -> Solved:
     return found
 
 
-def units_of(plan: Plan, context: Context, samples: Fitted) -> dict[str, Unit]:
-    """Weight name -> unit, of the weights of ``plan`` whose inputs can be seen."""
+def units_of(plan: Plan, context: Context, coder: Coder, *, feedback: bool) -> dict[str, Unit]:
+    """Weight name -> unit, of the weights of ``plan`` whose inputs can be seen, and have something to tell."""
+    assert context.samples is not None
     units: dict[str, Unit] = {}
     once = context.sites.once  # in a loop its own errors come back to a weight
-    quota = -(-ROWS // max(len(samples), 1))
+    quota = -(-ROWS // max(len(Fitted(context.samples)), 1))
     for weight in context.sites.weights:
         sites = [site for site in context.sites if site.weight is weight]
-        form = parse_format(plan.stored[weight.name]) if weight.name in plan.coded else None
-        if form is None or form.scaled or form.rounding != "gptq" or not sites or weight.channel_axis is None:
+        form = coder.form(weight.name, plan.stored[weight.name]) if weight.name in plan.coded else None
+        if form is None or form.scaled or not sites or weight.channel_axis is None:
+            continue
+        asked = coder.asked.get(weight.name, Asked())
+        fed = asked.fed(form.rounding, usual=feedback)
+        bias = own_bias(sites) if asked.corrects(fed=fed) else None
+        if not fed and bias is None:
             continue
         groups = {int(site.node.attrs.get("group", 1)) for site in sites if site.operator == "Conv"} or {1}
         seen = len(groups) == 1 and len(sites) == len(weight.readers)
         if seen and all(site.node in once and observable(site) for site in sites):
-            units[weight.name] = Unit(weight.name, sites, reading_of(sites[0], quota), own_bias(sites))
+            units[weight.name] = Unit(weight.name, sites, reading_of(sites[0], quota), bias, fed)
     return units
 
 
@@ -210,9 +241,12 @@ def solve_unit(unit: Unit, met: Met, plan: Plan, coder: Coder, rewriter: Rewrite
         groups, axis = met.halves[0].moment.shape[0], coder.weights[name].channel_axis or 0
         matrix = as_groups(coder.values(name), axis, groups)
         bias = unit.bias if unit.bias is not None and rewriter.has_bias(unit.bias) else None
-        factor = Given(factorize(met.moments(centre=bias is not None)))
-        target = compensated(matrix, met, centre=bias is not None)
-        codes = coder.fitted(name, mode, factor, target, computed=computed)
+        if unit.fed:
+            factor = Given(factorize(met.moments(centre=bias is not None)))
+            target = compensated(matrix, met, centre=bias is not None)
+            codes = coder.fitted(name, mode, factor, target, computed=computed)
+        else:
+            codes = coder.codes(name, mode, computed=computed)
         if bias is not None:
             found.shifts[bias] = met.shift(matrix, as_groups(codes.restored(), axis, groups))
     found.codes[name] = codes

@@ -25,7 +25,7 @@ from onnxc.data import Calibration
 from onnxc.deliver import time_left
 from onnxc.errors import DataError, ModelError
 from onnxc.exactness import file_bytes
-from onnxc.feedback import build_solved, possible, solve, solving_key, unfitted
+from onnxc.feedback import asked_for, build_solved, possible, solve, solving_key, unfitted
 from onnxc.file.storage import drop_pages
 from onnxc.judge import Judge, build
 from onnxc.limits import shortfall
@@ -45,11 +45,7 @@ from onnxc.trial import LEAST_SHARE, NOTHING, Trial
 from onnxc.under_noise import light
 from onnxc.weighing import Scales
 
-RANGES = (
-    ("minmax", 100.0),
-    ("percentile", 99.99),
-    ("percentile", 99.999),
-)  # other choices than least squares
+RANGES = (("minmax", 100.0), ("percentile", 99.99), ("percentile", 99.999))  # other choices than least squares
 TIGHT, EXACT = 0.99, 0.999  # of a limit is planned for: estimates are not exact; where plans are weighed
 LIGHTER = 0.85  # of the time to load aimed at, where the best plan took too long
 ARRIVES = 1.7  # what unfolding takes, beside what its formats say: 40 and 85 ms for an EfficientNet of 18 MB, 130 and
@@ -85,7 +81,8 @@ class Planning:
         prices: the file of measured times; problem: what plans are made from; scales: weigh their files.
         notes: gets sentences for the user; say: is told what is being done.
         attempts: every plan that was judged; overheads: bytes of their files besides the weights.
-        feedback: whether weights are solved on what the compressed model feeds them; pace: seconds that it takes.
+        feedback: whether weights are solved on what the compressed model feeds them; walks: whether fields of passes
+            ask for that, or for biases that it corrects; pace: seconds that it takes.
         most: plans that are built.
         lead: how many times as fast as the original the float form of this model is, for ``problem``; before: the noise
             over signal that it makes before anything is rounded.
@@ -107,11 +104,13 @@ class Planning:
     attempts: list[Attempt] = field(default_factory=list)
     overheads: Overheads = field(default_factory=Overheads)
     feedback: bool = False
+    walks: bool = field(init=False)
     pace: float | None = None
     most: int = TRIALS
 
     def __post_init__(self, lead: float) -> None:
         self.scales = Scales(self.coder, self.judge.finishing)
+        self.walks = asked_for(self.context, self.coder, self.notes)
         self.say("measuring times in place")
         sample = self.judge.timed(1)[0]
         prices = priced(self.context, self.proposals, self.coder, sample, self.context.options, self.prices)
@@ -204,15 +203,16 @@ class Planning:
 
     def built(self, plan: Plan) -> Model:
         """``plan`` as a model."""
-        if self.feedback:
+        if self.feedback or self.walks:
             start, started = perf_counter(), process_time()
             try:
-                made = build_solved(plan, solve(plan, self.context, self.coder), self.context)
+                solved = solve(plan, self.context, self.coder, feedback=self.feedback)
+                made = build_solved(plan, solved, self.context)
                 spent = min(perf_counter() - start, process_time() - started)  # others may be at work, or many threads
                 self.pace = self.prices.entries.setdefault(solving_key(self.context), spent)
                 return made
             except (ModelError, DataError) as error:
-                self.feedback = False
+                self.feedback = self.walks = False
                 self.notes.append(f"weights were solved on the original's activations alone: {error}")
         return build(self.context.model, plan, self.coder)
 

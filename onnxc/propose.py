@@ -13,6 +13,7 @@ from onnxc.contract.candidates import Activation, Candidate, Refusal
 from onnxc.contract.context import Context
 from onnxc.contract.fields import configured
 from onnxc.contract.passes import ExactPass, FinishingPass, LossyPass, StructuralPass, TrainingPass
+from onnxc.contract.rounding import Asked
 from onnxc.cost import Prices
 from onnxc.errors import RecipeError
 from onnxc.model import Model
@@ -20,7 +21,7 @@ from onnxc.problem import Problem
 from onnxc.recipe import PassRequest, Recipe
 from onnxc.registry import load_passes
 from onnxc.samples.hooks import did_you_mean
-from onnxc.sites import Site, may_be_stored, overridable
+from onnxc.sites import Site, Sites, may_be_stored, overridable
 from onnxc.targets import TARGETS
 
 Pass = ExactPass | StructuralPass | LossyPass | FinishingPass | TrainingPass
@@ -107,12 +108,27 @@ class Proposals:
         storage: weight name -> ways to store it, one per format.
         refusals: why not.
         told: places whose candidate was asked for with fields.
+        asked: weight name -> what fields say of its codes, and rounding: weight and format -> how they are rounded;
+            where there is nothing to say, nothing.
     """
 
     compute: dict[str, list[Candidate]]
     storage: dict[str, list[Candidate]]
     refusals: list[Refusal]
     told: set[str]
+    asked: dict[str, Asked] = field(default_factory=dict)
+    rounding: dict[tuple[str, str], str] = field(default_factory=dict)
+
+    def ask(self, answer: Candidate, asked: Asked, sites: Sites) -> None:
+        """Note what a pass says of the codes of the weights that ``answer`` is about."""
+        form = answer.form or INT8.name if answer.kind == "compute" else answer.mode
+        if asked == Asked() or form in FLOATS:
+            return
+        own = [site.weight.name for site in sites if site.name == answer.place and site.weight is not None]
+        for name in (*own, *answer.weights) if answer.kind == "compute" else [answer.place]:
+            self.asked[name] = asked.beside(self.asked.get(name, Asked()))
+            if asked.rounding != "gptq":
+                self.rounding[name, form] = asked.rounding
 
     def roundings(self, context: Context) -> tuple[list[Activation], set[str]]:
         """Every quantized activation, and every weight, that some candidate rounds."""
@@ -173,6 +189,7 @@ def collect(lossy: list[tuple[LossyPass, bool]], context: Context) -> Proposals:
                     ways.append(answer)
             if told and answer.mode not in FLOATS:
                 found.told.add(answer.place)
+            found.ask(answer, instance.asked(), context.sites)
     return found
 
 

@@ -80,6 +80,11 @@ STATIC, NONE = frozenset({"static"}), frozenset[str]()
 # (https://onnxruntime.ai/docs/performance/model-optimizations/graph-optimizations.html). So packed weights, and scales
 # of biases made at load, hold for every target here that is ONNX Runtime, and so do int32 biases: its quantizer writes
 # them for all of its providers, OpenVINO's among them. TensorRT also reads ONNX by a parser of its own.
+# Activations have 8 bits on all of them: none has an integer kernel for 16. Between a Q and a DQ of uint16 or int16
+# ONNX Runtime 1.32 computes Conv and MatMul in float on the CPU, seen in optimized graphs (its fusions are off for such
+# types: microsoft/onnxruntime#17015), and web is the same kernels; XNNPACK takes int8 and uint8 (its conv_base.cc),
+# TensorRT INT8, FP8, INT4 and FP4 (the page of its target below), and OpenVINO takes such pairs out, on its NPU, which
+# has no such types (microsoft/onnxruntime#20622), and on GPUs (openvinotoolkit/openvino#32719).
 TARGETS: dict[str, Target] = {
     each.name: each
     for each in (

@@ -20,7 +20,7 @@ from onnxc.codes.formats import FULL, Format
 from onnxc.contract.candidates import Candidate, Refusal
 from onnxc.contract.context import Context
 from onnxc.contract.fields import OneOf
-from onnxc.contract.passes import LossyPass
+from onnxc.contract.passes import RoundingPass
 from onnxc.encoding import BlockCodes, block_bytes
 from onnxc.rewriting.rewriter import Rewriter
 from onnxc.sites import Site, matrix_axes
@@ -30,7 +30,7 @@ MOST_ROWS = 2  # from four on int8 activations are faster (measured: docs/cpu-fa
 
 
 @dataclass(frozen=True)
-class QuantizeDecode(LossyPass):
+class QuantizeDecode(RoundingPass):
     """Weights in symmetric blocks along the inputs, solved by GPTQ with a scale for every block.
 
     1. MatMul and Gemm whose input has at most two rows in every sample, as the step of a decoder or a single row of
@@ -41,6 +41,7 @@ class QuantizeDecode(LossyPass):
     Attributes:
         bits: of a code, 4 or 8; 0: the planner chooses.
         block: inputs that share a scale; 0: the largest that divides them.
+        rounding: "gptq", or "nearest" as a baseline.
     """
 
     name: ClassVar[str] = "quantize-decode"

@@ -14,19 +14,22 @@ from typing import ClassVar
 
 from onnxc.contract.candidates import Activation, Candidate, Refusal
 from onnxc.contract.context import Context
-from onnxc.contract.passes import LossyPass
+from onnxc.contract.passes import SolvingPass
 from onnxc.rewriting.rewriter import Rewriter
 from onnxc.sites import Site, matrix_axes
 
 
 @dataclass(frozen=True)
-class QuantizeDynamic(LossyPass):
+class QuantizeDynamic(SolvingPass):
     """DynamicQuantizeLinear and MatMulInteger with int8 weights, one scale per output.
 
     1. MatMul with a constant matrix on the right, in any graph, bodies of If/Loop/Scan included.
     2. Gemm without alpha, beta, transA; a transposed weight is transposed once, at load: also an embedding that is the
        head of a language model, whose codes are stored once.
     3. It must not act on convolutions: ConvInteger is slower than float (0.04 to 0.8 times, measured).
+
+    Attributes:
+        rounding, feedback, bias: how the int8 codes of its weights are found; see "SolvingPass".
     """
 
     name: ClassVar[str] = "quantize-dynamic"

@@ -16,7 +16,7 @@ import numpy as np
 
 from onnxc.contract.candidates import Activation, Candidate, Refusal
 from onnxc.contract.context import Context
-from onnxc.contract.passes import LossyPass
+from onnxc.contract.passes import RoundingPass
 from onnxc.model import Constant, Graph, Tensor
 from onnxc.rewriting.rewriter import Rewriter
 from onnxc.sites import Site
@@ -26,13 +26,16 @@ OPTIONAL = 8  # X, W, R, B, sequence_lens, initial_h, initial_c, P: the same in 
 
 
 @dataclass(frozen=True)
-class QuantizeLstm(LossyPass):
+class QuantizeLstm(RoundingPass):
     """DynamicQuantizeLSTM with int8 weights, one scale per row of W and R.
 
     1. LSTM in every direction, with initial states, sequence lengths, peepholes, clip and any activations.
     2. Also in the bodies of If/Loop/Scan; no calibration data is needed.
     3. It must not act on GRU and RNN, which have no int8 operator, on layout=1, which DynamicQuantizeLSTM
        lacks, or where the operators must be standard ones.
+
+    Attributes:
+        rounding: of the codes of both weights: "gptq" where inputs and states were seen, or "nearest" as a baseline.
     """
 
     name: ClassVar[str] = "quantize-lstm"

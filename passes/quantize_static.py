@@ -15,14 +15,14 @@ from typing import Annotated, ClassVar, Literal
 from onnxc.contract.candidates import Activation, Candidate, Refusal
 from onnxc.contract.context import Context
 from onnxc.contract.fields import Between, Implies
-from onnxc.contract.passes import LossyPass
+from onnxc.contract.passes import SolvingPass
 from onnxc.model import Tensor
 from onnxc.rewriting.rewriter import Rewriter
 from onnxc.sites import Site, matrix_axes
 
 
 @dataclass(frozen=True)
-class QuantizeStatic(LossyPass):
+class QuantizeStatic(SolvingPass):
     """Q/DQ pairs that ONNX Runtime fuses to int8 kernels.
 
     1. A linear reads quantized activations and writes float, so that GELU, LayerNorm and attention keep their own
@@ -39,6 +39,7 @@ class QuantizeStatic(LossyPass):
         range: how a range is chosen from the histogram: mse, minmax, percentile or entropy.
         percentile: of the values so many percent are below the range's upper end, and as many above its lower end;
             implies range=percentile.
+        rounding, feedback, bias: how the int8 codes of its weights are found; see "SolvingPass".
     """
 
     name: ClassVar[str] = "quantize-static"

@@ -13,18 +13,21 @@ from typing import ClassVar
 
 from onnxc.contract.candidates import Candidate, Refusal
 from onnxc.contract.context import Context
-from onnxc.contract.passes import LossyPass
+from onnxc.contract.passes import SolvingPass
 from onnxc.encoding import stored_bytes
 from onnxc.sites import Weight
 
 
 @dataclass(frozen=True)
-class StoreInt8(LossyPass):
+class StoreInt8(SolvingPass):
     """int8 codes with one scale per channel, or one scale where the readers know no channels.
 
     1. Every float weight whose codes, scales and unfolding nodes are smaller than itself.
     2. Also in the bodies of If/Loop/Scan.
     3. It must not act on small vectors (biases, normalization): they hold no bytes and much accuracy.
+
+    Attributes:
+        rounding, feedback, bias: how the codes are found; see "SolvingPass".
     """
 
     name: ClassVar[str] = "store-int8"

@@ -16,7 +16,8 @@ from onnxc.codes.packing import BLOCK_OPSET
 from onnxc.contract.candidates import Candidate, Refusal
 from onnxc.contract.context import Context
 from onnxc.contract.fields import Between, OneOf
-from onnxc.contract.passes import LossyPass
+from onnxc.contract.passes import LossyPass, no_feedback
+from onnxc.contract.rounding import Asked, Bias, Feedback
 from onnxc.encoding import stored_bytes
 from onnxc.sites import Weight
 
@@ -45,6 +46,7 @@ class StoreLowBit(LossyPass):
             least squares, as a baseline or for --recover.
         zeros: share of the codes that become zero in the sweep that rounds them (SparseGPT); stored in the smallest
             form that they allow. Only if asked for: at equal size fewer levels are more exact.
+        feedback, bias: as of "SolvingPass".
     """
 
     name: ClassVar[str] = "store-low-bit"
@@ -53,9 +55,17 @@ class StoreLowBit(LossyPass):
     block: Annotated[int, Between(0, beside=-1)] = -1
     rounding: Literal["gptq", "hqq", "nearest"] = "gptq"
     zeros: Annotated[float, Between(0.01, 0.99, beside=0)] = 0.0
+    feedback: Feedback = "auto"
+    bias: Bias = "auto"
+
+    def asked(self) -> Asked:
+        """The fields."""
+        return Asked(self.rounding, self.feedback, self.bias)
 
     def contradiction(self) -> str:
         """Blocks and what has none."""
+        if self.feedback == "on" and self.rounding != "gptq":
+            return no_feedback(self.rounding)
         if self.zeros and self.block > 0:
             return "zeros is a share of codes without blocks: it takes no block"
         if self.rounding == "hqq" and (self.block == 0 or self.zeros):

@@ -17,7 +17,7 @@ from onnxc.codes.packing import possible
 from onnxc.contract.candidates import Candidate, Refusal
 from onnxc.contract.context import Context
 from onnxc.contract.fields import OneOf
-from onnxc.contract.passes import LossyPass
+from onnxc.contract.passes import SolvingPass
 from onnxc.encoding import stored_bytes
 from onnxc.sites import Weight
 
@@ -28,7 +28,7 @@ LEAST = 1 << 17  # numbers that a weight has
 
 
 @dataclass(frozen=True)
-class StoreTrellis(LossyPass):
+class StoreTrellis(SolvingPass):
     """Trellis-coded quantization (Marcellin and Fischer, 1990) with GPTQ's error feedback from input to input.
 
     1. Every float weight with a scale per output channel, whatever reads it: what it unfolds to is int8.
@@ -43,6 +43,7 @@ class StoreTrellis(LossyPass):
 
     Attributes:
         levels: only so many; 0: the planner chooses.
+        rounding, feedback, bias: how the codes are found; see "SolvingPass".
     """
 
     name: ClassVar[str] = "store-trellis"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from onnxc.codes.fitting import make_grid
-from onnxc.codes.formats import INT8, PLANES, TRELLISES, Format, parse_format
+from onnxc.codes.formats import INT8, PALETTES, PLANES, TRELLISES, Format, parse_format
 from onnxc.codes.gptq import damage, factorize, gptq
 from onnxc.codes.layouts import layout_of
 from onnxc.codes.packing import packed, possible
@@ -25,6 +25,7 @@ FORMATS = [
     *(Format(levels) for levels in (144, 64, 40, 16, 9, 8, 6, 4, 3)),
     *(Format(levels, 32) for levels in (40, 16, 9, 6, 4)),
     *(Format(dimension=dimension) for dimension in (2, 4, 8)),
+    *(Format(dimension=1, entries=entries) for entries in PALETTES),
     *(Format(levels, trellis=True) for levels in TRELLISES),
 ]
 SHAPES: list[tuple[tuple[int, ...], int, int]] = [
@@ -136,7 +137,17 @@ def test_fewer_bits_damage_more_and_gptq_damages_less() -> None:
     matrix = values[None]
     importance = np.diagonal(factor.moment, axis1=1, axis2=2)
     found = {}
-    for name in ("levels40", "levels16/32", "levels16", "codebook2", "levels9", "levels6", "levels4", "codebook4"):
+    for name in (
+        "levels40",
+        "levels16/32",
+        "levels16",
+        "codebook2",
+        "palette16",
+        "levels9",
+        "levels6",
+        "levels4",
+        "codebook4",
+    ):
         grid, scale = make_grid(matrix, parse_format(name), importance, 127)
         nearest, _ = gptq(matrix / scale[:, None], None, grid)
         fed, _ = gptq(matrix / scale[:, None], factor, grid)
@@ -144,7 +155,7 @@ def test_fewer_bits_damage_more_and_gptq_damages_less() -> None:
         found[name] = damage(matrix, fed * scale[:, None], factor.moment)
         assert found[name] < 0.5 * before, name
     assert found["levels40"] < found["levels16/32"] < found["levels16"] < found["levels9"] < found["levels6"]
-    assert found["codebook2"] < found["levels16"]  # both 4 bits
+    assert max(found["codebook2"], found["palette16"]) < found["levels16"]  # all of 4 bits
     assert found["codebook4"] < found["levels4"]  # both 2 bits
 
 
@@ -153,3 +164,13 @@ def test_names_and_formats_are_each_others() -> None:
         assert parse_format(each.name) == each
     with pytest.raises(ValueError, match="no format"):
         parse_format("levels")
+
+
+@pytest.mark.parametrize("name", ["palette16", "palette256", "codebook2", "codebook4"])
+def test_an_output_of_zeros_stays_one(name: str) -> None:
+    """Zero need not be one of the values, as of a row that pads; its scale is as good as zero then."""
+    matrix = np.random.default_rng(6).standard_normal((1, 64, 48)).astype(np.float32)
+    matrix[:, :, 7] = 0
+    grid, scale = make_grid(matrix, parse_format(name), np.ones((1, 64), np.float32), 127)
+    found, _ = gptq(matrix / scale[:, None], None, grid)
+    assert np.abs((found * scale[:, None])[:, :, 7]).max() < 1e-20

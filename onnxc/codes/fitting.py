@@ -19,11 +19,12 @@ from onnxc.codes.grids import (
     stored_blocks,
 )
 from onnxc.codes.hqq import half_quadratic_grid
+from onnxc.codes.palette_fitting import palette_grid
 from onnxc.codes.trellis_scales import trellis_grid
 
 SHRINKS = (1.0, 0.93, 0.86, 0.79, 0.72, 0.63)  # shares of a block's range that are tried
 ROUNDS, VECTORS = 12, 1 << 14  # of k-means, and the vectors it sees
-TINY = 1e-12
+TINY, SMALLEST = 1e-12, np.float32(1e-30)
 
 
 def even_scale(matrix: Matrix, levels: int, importance: Matrix) -> Matrix:
@@ -144,6 +145,8 @@ def make_grid(
         return ScaledGrid(count, chosen.block, np.stack(scales, 1)), np.ones((len(matrix), matrix.shape[2]), np.float32)
     if chosen.trellis:
         return trellis_grid(matrix, chosen.levels, importance, levels, smallest)
+    if chosen.dimension == 1:
+        return palette_grid(matrix, chosen.entries, importance, levels, smallest)
     if chosen.even:
         count = 2 * levels + 1 if chosen.levels == FULL else chosen.levels
         scale = even_scale(matrix, count, importance)
@@ -154,7 +157,8 @@ def make_grid(
         deviation = peak * np.sqrt(((matrix / peak[:, None]) ** 2).mean(1))
         reach = np.quantile(np.abs(matrix) / np.maximum(deviation, TINY)[:, None], 0.9998) if matrix.size else 1.0
         scale = deviation * np.float32(max(float(reach), 1.0) / levels)
-    scale = np.where(scale < np.float32(1e-30), np.float32(1.0), scale).astype(np.float32)
+    idle = SMALLEST if chosen.dimension else np.float32(1.0)  # of an output of zeros, which no code word may be
+    scale = np.where(scale < SMALLEST, idle, scale).astype(np.float32)
     if smallest is not None:
         scale = np.maximum(scale, smallest)
     scale = rounded_up(scale)

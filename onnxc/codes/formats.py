@@ -36,6 +36,7 @@ SEGMENT, SEGMENTS = 16, range(12, 33, 2)  # neighbouring outputs of a path: abou
 FULL = 255  # levels of int8: one code a byte, no table
 CODE_WORDS = 256  # entries of a vector codebook: one byte each
 DIMENSIONS = (2, 4, 8)
+PALETTES = (16, 256)  # entries of codebooks of single values
 HALF = "float16"
 # Smaller floats: type -> (bits, first opset that can cast it, largest value).
 FLOATS: dict[str, tuple[int, int, float]] = {
@@ -46,6 +47,7 @@ FLOATS: dict[str, tuple[int, int, float]] = {
 }
 NAME = re.compile(
     r"levels(?P<levels>\d+)(?:/(?P<block>\d+)|@(?P<zeros>\d+))?(?:-(?P<rounding>nearest|hqq))?|codebook(?P<dimension>\d+)"
+    r"|palette(?P<entries>\d+)"
     r"|trellis(?P<trellis>\d+)"
     r"|int(?P<bits>[48])/(?P<scaled>\d+)"
 )
@@ -58,7 +60,8 @@ class Format:
     Attributes:
         levels: values that a code may take.
         block: inputs of one output that share a step and an offset; 0: all of them share the output's scale.
-        dimension: of a vector codebook: neighbouring outputs that one byte stands for; 0: no codebook.
+        dimension: of a codebook: neighbouring outputs that one of its ``entries`` stands for; 0: no codebook. Of one
+            dimension it is a palette.
         scaled: blocks have a float scale each, and an operator reads them as they are: nothing unfolds at load.
         rounding: "gptq", on the inputs that a weight meets; "nearest", whatever it meets; "hqq", to nearest in
             blocks whose steps and offsets let few outliers be wrong.
@@ -69,6 +72,7 @@ class Format:
     levels: int = FULL
     block: int = 0
     dimension: int = 0
+    entries: int = CODE_WORDS
     scaled: bool = False
     rounding: str = "gptq"
     zeros: int = 0
@@ -78,7 +82,7 @@ class Format:
     def name(self) -> str:
         """What plans, reports and the command line call it."""
         if self.dimension:
-            return f"codebook{self.dimension}"
+            return f"codebook{self.dimension}" if self.dimension > 1 else f"palette{self.entries}"
         if self.trellis:
             return f"trellis{self.levels}"
         if self.scaled:
@@ -89,10 +93,15 @@ class Format:
         return f"levels{self.levels}{after}" + (f"-{self.rounding}" if self.rounding != "gptq" else "")
 
     @property
+    def whole(self) -> bool:
+        """Whether codes are those of int8, however they are rounded."""
+        return self.even and self.levels == FULL
+
+    @property
     def bits(self) -> float:
         """Of one code in the file, without scales and tables."""
         if self.dimension:
-            return 8.0 / self.dimension
+            return (self.entries - 1).bit_length() / self.dimension
         if self.levels == FULL:
             return 8.0
         if self.trellis:
@@ -122,6 +131,8 @@ class Format:
     @property
     def words(self) -> str:
         """In a sentence of the report."""
+        if self.dimension == 1:
+            return f"palette of {self.entries} values, {self.bits:g} bits"
         if self.dimension:
             return f"{self.bits:g}-bit codebook of {self.dimension} weights"
         if self.scaled:
@@ -189,6 +200,8 @@ def parse_format(name: str) -> Format:
         return Format(16 if part["bits"] == 4 else FULL, part["scaled"], scaled=True)
     if part["dimension"]:
         return Format(dimension=part["dimension"])
+    if part["entries"]:
+        return Format(dimension=1, entries=part["entries"])
     return Format(part["levels"], part["block"], rounding=found["rounding"] or "gptq", zeros=part["zeros"])
 
 

@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 from onnxc.codes.formats import (
-    CODE_WORDS,
     FEWEST_OUTPUTS,
     PLANES,
     WORDS,
@@ -32,6 +31,7 @@ from onnxc.codes.formats import (
 )
 from onnxc.codes.grids import BlockGrid, CodebookGrid, Grid, lowest_digit, step_unit
 from onnxc.codes.layouts import Layout
+from onnxc.codes.palettes import PAIRED, PackedPalette, palette_bytes
 from onnxc.codes.sheets import OVERHEAD, Packed, Piece, Sheet, by_kind, joined, spread
 from onnxc.codes.trellis import TrellisGrid
 from onnxc.codes.trellis_packing import PackedTrellis
@@ -183,6 +183,8 @@ class PackedWords:
 def packed(chosen: Format, grid: Grid, digits: Array, layout: Layout, *, native: bool) -> Packed:
     """The stored form of ``digits`` [G, K, N or words of N] of a grid."""
     if isinstance(grid, CodebookGrid):
+        if chosen.dimension == 1:
+            return PackedPalette(layout.filed(digits), grid.table.reshape(-1))
         return PackedWords(digits.astype(np.uint8), grid.table, layout)
     if isinstance(grid, TrellisGrid):
         return PackedTrellis(grid.levels, digits, grid.union, layout)
@@ -198,6 +200,8 @@ def possible(chosen: Format, layout: Layout, opset: int = BLOCK_OPSET) -> bool:
     """Whether a weight can be stored so: blocks divide its inputs, code words its outputs, paths need some of them."""
     if chosen.trellis:
         return layout.outputs // layout.groups >= FEWEST_OUTPUTS
+    if chosen.dimension == 1:
+        return chosen.entries != PAIRED or prod(layout.shape) % 2 == 0
     if chosen.dimension:
         return (layout.outputs // layout.groups) % chosen.dimension == 0
     if not chosen.block:
@@ -208,8 +212,10 @@ def possible(chosen: Format, layout: Layout, opset: int = BLOCK_OPSET) -> bool:
 def packed_bytes(chosen: Format, layout: Layout) -> int:
     """Bytes that the stored form adds to a file, before it is made; without its name."""
     size = prod(layout.shape)
+    if chosen.dimension == 1:
+        return palette_bytes(size, chosen.entries)
     if chosen.dimension:
-        return size // chosen.dimension + CODE_WORDS * chosen.dimension + OVERHEAD
+        return size // chosen.dimension + chosen.entries * chosen.dimension + OVERHEAD
     if chosen.trellis:
         count, length = trellis_segment(layout.outputs // layout.groups, chosen.levels)
         return trellis_bytes(layout.groups * layout.depth * count * length, chosen.levels) + OVERHEAD

@@ -55,10 +55,10 @@ def solved(
     levels = levels or context.target.weight_levels
     smallest, factor = smallest_scale(weight, context), factors.of(weight) if chosen.rounding == "gptq" else None
     axis = weight.channel_axis
-    if axis is None or (factor is None and chosen == INT8 and weight.waves is None):
+    if axis is None or (factor is None and chosen.whole and weight.waves is None):
         return round_to_nearest(values, axis, levels, smallest)
     waves = weight.waves if not context.target.plain else None  # computed at load
-    if chosen == INT8 and waves is not None and context.model.opset >= WAVES_OPSET:
+    if chosen.whole and waves is not None and context.model.opset >= WAVES_OPSET:
         return of_waves(waves, values, axis, levels, smallest, factor)
     groups = len(factor.order) if factor is not None else 1
     matrix = as_groups(values, axis, groups)
@@ -68,11 +68,11 @@ def solved(
     matrix = matrix if target is None else target
     scaled = matrix / scale[:, None]
     found, digits = gptq(scaled, factor, grid, chosen.zeros / 100)
-    if chosen.dimension and moment is not None:  # errors fed forward may not fit a codebook that few vectors made
+    if chosen.dimension > 1 and moment is not None:  # errors fed forward may not fit a codebook that few vectors made
         nearest = gptq(scaled, None, grid)
         if damage(matrix, nearest[0] * scale[:, None], moment) < damage(matrix, found * scale[:, None], moment):
             found, digits = nearest
-    elif chosen != INT8 and moment is not None and not chosen.scaled and not chosen.trellis:
+    elif not chosen.whole and moment is not None and not chosen.scaled and not chosen.trellis:
         found, digits = gptq(settled(scaled, found, moment, grid, pruned=chosen.zeros > 0), None, grid)
     if isinstance(grid, ScaledGrid):
         whole = (digits[0].astype(np.int16) + lowest_digit(grid.levels)).astype(np.int8)
@@ -82,7 +82,7 @@ def solved(
         return blocks
     codes = Codes(from_groups(found, values.shape, axis), scale.reshape(-1), axis, levels)
     codes.damage = damage(matrix, found * scale[:, None], moment)
-    if chosen != INT8:
+    if not chosen.whole:
         layout = layout_of(values.shape, axis, groups)
         codes.packed = packed(chosen, grid, digits, layout, native=context.model.opset >= NATIVE_OPSET)
         if weight.frequent is not None:

@@ -11,11 +11,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from onnxc.contract.candidates import Candidate, Refusal
 from onnxc.contract.context import Context
 from onnxc.contract.fields import Between, Configurable
+from onnxc.contract.rounding import Asked, Bias, Feedback
 from onnxc.model import Model
 from onnxc.session import Options
 
@@ -161,6 +162,10 @@ class LossyPass(Configurable, ABC):
         """``opset``, or what the fields make of it."""
         return self.opset
 
+    def asked(self) -> Asked:
+        """What the fields say of how the codes of its weights are found."""
+        return Asked()
+
     def propose(self, site: Site, context: Context) -> Iterable[Candidate | Refusal]:
         """Ways to compute ``site``, or why not."""
         return ()
@@ -168,3 +173,46 @@ class LossyPass(Configurable, ABC):
     def store(self, weight: Weight, context: Context) -> Iterable[Candidate | Refusal]:
         """Ways to store ``weight``, or why not."""
         return ()
+
+
+@dataclass(frozen=True)
+class RoundingPass(LossyPass):
+    """A lossy pass that turns weights into codes.
+
+    Attributes:
+        rounding: "gptq", on what meets a weight, or is assumed to; "nearest", as a baseline.
+    """
+
+    rounding: Literal["gptq", "nearest"] = "gptq"
+
+    def asked(self) -> Asked:
+        """The fields."""
+        return Asked(self.rounding)
+
+
+@dataclass(frozen=True)
+class SolvingPass(RoundingPass):
+    """A lossy pass whose weights can be solved in the order of the graph, on what samples become there.
+
+    Attributes:
+        feedback: "on": GPTQ solves a weight on what the compressed model feeds it; "off": on what the original does;
+            "auto": on the original's first, then with feedback where fewer than 8 bits or a limit make it worth that.
+        bias: "corrected": what a site with a bias of its own gets wrong on average is taken out of that bias; "kept":
+            it is not; "auto": where weights are solved with feedback.
+    """
+
+    feedback: Feedback = "auto"
+    bias: Bias = "auto"
+
+    def contradiction(self) -> str:
+        """Feedback is part of GPTQ."""
+        return no_feedback(self.rounding) if self.feedback == "on" and self.rounding != "gptq" else ""
+
+    def asked(self) -> Asked:
+        """The fields."""
+        return Asked(self.rounding, self.feedback, self.bias)
+
+
+def no_feedback(rounding: str) -> str:
+    """Why feedback=on does not go with a rounding."""
+    return f"feedback=on solves weights by GPTQ: it takes no rounding={rounding}"

@@ -12,7 +12,6 @@ import pytest
 
 import onnxc
 from onnxc.coder import Coder
-from onnxc.codes import solve
 from onnxc.codes.fitting import make_grid
 from onnxc.codes.formats import INT8
 from onnxc.codes.gptq import damage, gptq
@@ -56,16 +55,10 @@ def sqnr(report: onnxc.Report) -> float:
         ("lstm", "store-codebook:dimension=2", 2.0),
     ],
 )
-def test_gptq_gains_over_rounding_to_nearest(
-    name: str, passes: str, gain: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_gptq_gains_over_rounding_to_nearest(name: str, passes: str, gain: float, tmp_path: Path) -> None:
     budget = onnxc.Budget(min_sqnr=0.1, min_agreement=0.0)
     solved = optimized(name, passes, tmp_path / "solved.onnx", budget=budget)
-    if passes.startswith("store-low-bit"):
-        passes += ":rounding=nearest"
-    else:  # a codebook's words are chosen to nearest where nothing is known of what meets them
-        monkeypatch.setattr(solve.Factors, "of", lambda *_: None)
-    nearest = optimized(name, passes, tmp_path / "nearest.onnx", budget=budget)
+    nearest = optimized(name, f"{passes}:rounding=nearest", tmp_path / "nearest.onnx", budget=budget)
     assert sqnr(solved) > sqnr(nearest) + gain
     sizes = [(tmp_path / f"{each}.onnx").stat().st_size for each in ("solved", "nearest")]
     assert abs(sizes[0] - sizes[1]) < 200

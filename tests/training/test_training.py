@@ -189,14 +189,13 @@ def stored(model: Model, chosen: Format, *, native: bool) -> Model:
 
 @pytest.mark.parametrize(
     ("name", "native"),
-    [(name, False) for name in ("40", "16", "9", "6", "4", "3", "16b32", "6b32", "d4", "t16", "t8")]
+    [(name, False) for name in ("40", "16", "9", "6", "4", "3", "16b32", "6b32", "d4", "p16", "t16", "t8")]
     + [("16", True), ("16b32", True)],  # only 16 levels have a type of their own
 )
 def test_packed_codes_are_learned_and_written_back(teacher: Model, name: str, native: bool) -> None:
     """Digits behind tables, blocks, codebooks: unlearned they are written as they were, learned in as many bytes."""
-    chosen = (
-        Format(dimension=4) if name == "d4" else Format(*map(int, name.strip("t").split("b")), trellis=name[0] == "t")
-    )
+    books = {"d4": Format(dimension=4), "p16": Format(dimension=1, entries=16)}
+    chosen = books.get(name) or Format(*map(int, name.strip("t").split("b")), trellis=name[0] == "t")
     if native:
         teacher = teacher.copy()
         teacher.set_opset(21)
@@ -204,10 +203,10 @@ def test_packed_codes_are_learned_and_written_back(teacher: Model, name: str, na
     before = student.serialized()
     found = latents(student)
     kinds = {each.kind for each in found}
-    table = native or name[0] in "dt"
+    table = native or name[0] in "dpt"
     assert kinds >= ({"codes"} if table else {"words"})
     program = Program(student, trainable=tensors_of(found), outputs=["probabilities"])
-    assert name[0] in "dt" or lean(program, found, teacher) > 10_000
+    assert name[0] in "dpt" or lean(program, found, teacher) > 10_000
     write(found)
     assert student.serialized() == before
     made = recover(teacher, student, samples("sklearn_mlp"), Settings(minutes=30, steps=20, batch=8), blockwise=False)
