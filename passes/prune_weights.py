@@ -77,9 +77,9 @@ class PruneWeights(StructuralPass):
         zeros = sum(job.weight.elements - int(np.count_nonzero(tensors[job.weight.name].values)) for job in jobs)
         total = sum(job.weight.elements for job in jobs)
         blind = f"{len(jobs) - solved} of {len(jobs)} weights pruned by magnitude alone: their inputs are not observed"
-        notes = (blind,) if amount.solves and solved < len(jobs) else ()
-        notes += (ALONE,) if not context.told and not stores(context) else ()
-        return Level(model, f"{zeros / total:.1%} of the {total:,} entries of {len(jobs)} weights are zero", notes)
+        notes = [blind] if amount.solves and solved < len(jobs) else []
+        notes += [] if context.told or stores(context) else [ALONE]
+        return Level(model, f"{zeros / total:.1%} of the {total:,} entries of {len(jobs)} weights are zero", tuple(notes))
 
     def contradiction(self) -> str:
         """No amount, more than one, or fields that the amount leaves nothing to say."""
