@@ -79,7 +79,8 @@ class PruneWeights(StructuralPass):
         blind = f"{len(jobs) - solved} of {len(jobs)} weights pruned by magnitude alone: their inputs are not observed"
         notes = [blind] if amount.solves and solved < len(jobs) else []
         notes += [] if context.told or stores(context) else [ALONE]
-        return Level(model, f"{zeros / total:.1%} of the {total:,} entries of {len(jobs)} weights are zero", tuple(notes))
+        text = f"{zeros / total:.1%} of the {total:,} entries of {len(jobs)} weights are zero"
+        return Level(model, text, tuple(notes))
 
     def contradiction(self) -> str:
         """No amount, more than one, or fields that the amount leaves nothing to say."""
