@@ -7,10 +7,11 @@ from dataclasses import fields, replace
 from math import log10
 from pathlib import Path
 
-from onnxc.codes.formats import INT8
+from onnxc.codes.formats import INT8, parse_format
 from onnxc.contract.candidates import Activation, Candidate
 from onnxc.convergence import convergence_note
 from onnxc.deliver import Delivery
+from onnxc.encoding import block_bytes, stored_bytes
 from onnxc.explain import ceiling, computed, further, predicted_bytes, runner_up, stopped, stored, would_help
 from onnxc.judge import Judge
 from onnxc.kernels import leftover_weights, operators
@@ -193,7 +194,7 @@ def site_row(site: Site, planning: Planning, plan: Plan, first: bool, reasons: d
     """What was decided about one site; the bytes of a shared weight count at its first reader."""
     assert site.weight is not None
     context, problem, sparse = planning.context, planning.problem, planning.coder.sparse
-    candidate, coded = plan.compute.get(site.name), site.weight.name in plan.stored
+    candidate = plan.compute.get(site.name)
     storage = storage_of(site.weight.name, planning, plan)
     before = problem.prices.of(site.name, "float")
     row = SiteRow(site.name, site.operator, site.weight.shape)
@@ -201,14 +202,16 @@ def site_row(site: Site, planning: Planning, plan: Plan, first: bool, reasons: d
     row.bytes_after = row.bytes_before
     row.considered = computed(problem, plan, site) + stored(problem, plan, site.weight)
     row.runner_up = runner_up(problem, plan, site, row.considered)
-    if first and (coded or storage):
-        row.bytes_after = storage.bytes if storage else site.weight.elements
+    if first and storage is not None:
+        row.bytes_after = storage.bytes
     row.macs = multiplications(site, context.observations.shapes, context.sites)
     row.milliseconds_before = before * 1e3 if before is not None else None
     row.milliseconds_after = row.milliseconds_before
     if candidate is not None:
         row.choice, row.specification = candidate.pass_name, candidate.specification
-        if storage is not None and (storage.mode != INT8.name or (site.weight.name, INT8.name) in sparse):
+        if storage is not None and (
+            storage.mode not in (INT8.name, candidate.form) or (site.weight.name, INT8.name) in sparse
+        ):
             row.specification += f"; {storage.specification}"
         after = problem.prices.of(site.name, candidate.mode)
         row.milliseconds_after = after * 1e3 if after is not None else row.milliseconds_after
@@ -226,10 +229,22 @@ def site_row(site: Site, planning: Planning, plan: Plan, first: bool, reasons: d
 
 
 def storage_of(weight: str, planning: Planning, plan: Plan) -> Candidate | None:
-    """How the plan stores a weight, None where it stays float32 or has no candidate of its own. Where only what is not
-    zero is stored, that is said: the levels alone tell nothing of the bytes.
+    """How the plan stores a weight, None where it stays float32. Where only what is not zero is stored, that is said:
+    the levels alone tell nothing of the bytes.
     """
+    mode = plan.stored.get(weight)
+    if mode is None:
+        return None
     ways = planning.problem.storage.get(weight, ())
-    found = next((way for way in ways if way.mode == plan.stored.get(weight)), None)
-    sparse = planning.coder.sparse.get((weight, found.mode)) if found is not None else None
-    return replace(found, specification=f"{found.specification}, {sparse}") if found is not None and sparse else found
+    found = next((way for way in ways if way.mode == mode), None) or read_by_operator(weight, mode, planning, plan)
+    sparse = planning.coder.sparse.get((weight, mode))
+    return replace(found, specification=f"{found.specification}, {sparse}") if sparse else found
+
+
+def read_by_operator(name: str, mode: str, planning: Planning, plan: Plan) -> Candidate:
+    """The storage of a weight that no pass was to store: an operator reads its codes."""
+    weight, form = planning.coder.weights[name], parse_format(mode)
+    readers = {site.name for site in planning.context.sites if site.weight is not None and site.weight.name == name}
+    asked = (c.pass_name for place, c in plan.compute.items() if place in readers or name in c.weights)
+    size = block_bytes(weight, form) if form.scaled else stored_bytes(weight, form)
+    return Candidate(next(asked, ""), "storage", name, mode, form.words, bytes=size)

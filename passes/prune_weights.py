@@ -17,13 +17,15 @@ import numpy as np
 
 from onnxc.contract.context import Context
 from onnxc.contract.fields import Between, Readable
-from onnxc.contract.passes import Level, StructuralPass
+from onnxc.contract.passes import FinishingPass, Level, LossyPass, StructuralPass
 from onnxc.data import Sample
 from onnxc.errors import RecipeError
 from onnxc.pruning.jobs import Amount, Job, model_shares, pruned
 from onnxc.pruning.masks import Importance, Pattern
+from onnxc.registry import load_passes
 
 MOST_SAMPLES = 256  # whose gradients are taken
+ALONE = "zeros alone save no byte: name a pass beside it that stores them in fewer, such as store-int8 or fold-sparse"
 FRACTIONS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # tried where nothing was told
 
 
@@ -75,8 +77,10 @@ class PruneWeights(StructuralPass):
         zeros = sum(job.weight.elements - int(np.count_nonzero(tensors[job.weight.name].values)) for job in jobs)
         total = sum(job.weight.elements for job in jobs)
         blind = f"{len(jobs) - solved} of {len(jobs)} weights pruned by magnitude alone: their inputs are not observed"
-        notes = (blind,) if amount.solves and solved < len(jobs) else ()
-        return Level(model, f"{zeros / total:.1%} of the {total:,} entries of {len(jobs)} weights are zero", notes)
+        notes = [blind] if amount.solves and solved < len(jobs) else []
+        notes += [] if context.told or stores(context) else [ALONE]
+        text = f"{zeros / total:.1%} of the {total:,} entries of {len(jobs)} weights are zero"
+        return Level(model, text, tuple(notes))
 
     def contradiction(self) -> str:
         """No amount, more than one, or fields that the amount leaves nothing to say."""
@@ -86,6 +90,13 @@ class PruneWeights(StructuralPass):
         if self.threshold and (self.pattern or self.scope != "site" or self.importance != "second-order"):
             return "threshold says which weights go: it takes no scope, pattern or importance"
         return "scope=model shares out a fraction: an N:M pattern has none" if kept and self.scope == "model" else ""
+
+
+def stores(context: Context) -> bool:
+    """Whether another pass that was named may store zeros in fewer bytes."""
+    known = load_passes()
+    named = [known[request.name] for request in context.recipe.passes or () if request.name in known]
+    return any(issubclass(kind, LossyPass) or (issubclass(kind, FinishingPass) and kind.packs) for kind in named)
 
 
 def gradient_samples(name: str, context: Context) -> list[Sample]:

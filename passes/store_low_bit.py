@@ -44,8 +44,8 @@ class StoreLowBit(LossyPass):
         block: only this size; -1: the planner chooses among none, 64 and 32.
         rounding: "gptq" (which needs data); "hqq": scales and zero points of blocks, without data; "nearest": scales of
             least squares, as a baseline or for --recover.
-        zeros: share of the codes that become zero in the sweep that rounds them (SparseGPT); stored in the smallest
-            form that they allow. Only if asked for: at equal size fewer levels are more exact.
+        zeros: share of the codes that become zero, by the second order, before what stays is rounded; stored in the
+            smallest form that they allow. Only if asked for: where files get as small, fewer channels are more exact.
         feedback, bias: as of "SolvingPass".
     """
 

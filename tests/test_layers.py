@@ -37,10 +37,10 @@ LAYERS = """
     problem
     cheapest
     equalizing
-    pruning factors cost sensitivity refining exactness
+    factors cost sensitivity refining exactness
     profiling price_file
     convergence loading macs
-    codes contract coupling owners rewriting encoding frequent observe histograms sites shapes sequential
+    codes contract coupling owners rewriting encoding frequent observe histograms sites shapes sequential pruning
     report reports
     reference
     differences overheard

@@ -168,17 +168,26 @@ def test_packed_codes_stay_unless_zeros_are_many() -> None:
     assert smaller(sparse(0.1, EIGHT_BITS, 64, 64), None) is None
 
 
-@pytest.mark.parametrize(("zeros", "says"), [(0.97, ", stored by gaps"), (0.0, "int8 codes, unfolded at load")])
+@pytest.mark.parametrize(
+    ("passes", "zeros", "says"),
+    [
+        ("store-int8", 0.97, ", stored by gaps"),
+        ("store-int8", 0.0, "int8 codes, unfolded at load"),
+        ("quantize-dynamic", 0.97, "int8 codes, stored by gaps"),
+        ("quantize-dynamic", 0.0, "int8, activations quantized at run time"),
+    ],
+)
 def test_the_report_says_that_only_what_is_not_zero_is_stored(
-    zeros: float, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    passes: str, zeros: float, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Whoever asked for the codes, a pass that stores weights or an operator that reads them."""
     pretend_everything_pays(monkeypatch)
     values = sparse(zeros, EIGHT_BITS, 256, 256).astype(np.float32) / 100
     node = helper.make_node("MatMul", ["x", "w"], ["y"], name="linear")
     ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 256]) for name in "xy"]
     graph = helper.make_graph([node], "g", ends[:1], ends[1:], [numpy_helper.from_array(values, "w")])
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    report = onnxc.optimize(proto, passes="store-int8", prices=tmp_path / "prices.json")
+    report = onnxc.optimize(proto, passes=passes, prices=tmp_path / "prices.json")
     (row,) = [row for row in report.rows if row.changed]
     assert row.specification.endswith(says)
     assert (row.bytes_after < 0.15 * 65_536) is (zeros > 0.9)

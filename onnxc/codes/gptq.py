@@ -100,9 +100,7 @@ def factorize(moment: Matrix) -> Factor:
     return Factor(order, inverse_factor(damped), moment)
 
 
-def gptq(
-    weight: Matrix, factor: Factor | None, grid: Grid, zeros: float = 0.0
-) -> tuple[NDArray[Any], NDArray[np.uint8]]:
+def gptq(weight: Matrix, factor: Factor | None, grid: Grid) -> tuple[NDArray[Any], NDArray[np.uint8]]:
     """Codes of W [G, K, N] that minimize tr((W - W')T H (W - W')) of every group, column by column.
 
     Args:
@@ -110,9 +108,6 @@ def gptq(
             the grid has them.
         factor: of the inputs' second moments; None: every weight goes to its nearest value.
         grid: the values that the weight may take.
-        zeros: share of the weights of every BLOCK of columns that become zero: those that cost least by the second
-            order, w^2 / U_kk^2, once the errors of the columns before are fed in (Frantar and Alistarh, "SparseGPT",
-            2023). The survivors make up for them like for any rounding.
 
     Returns:
         The values [G, K, N] (int8; float32 of a grid with scales of its own), and the digits that are stored for them
@@ -123,7 +118,6 @@ def gptq(
     kind = grid.snap(np.zeros(groups, np.intp), weight[:, 0])[1].dtype if depth else np.int8
     values = np.empty(weight.shape, kind)
     if factor is None:
-        weight = weight * kept_of(weight, np.ones(weight.shape[:2], np.float32), zeros)
         if isinstance(grid, TrellisGrid):  # a step of the search takes little longer for many rows
             digits, values = grid.nearest(weight)
             return values, digits
@@ -137,26 +131,15 @@ def gptq(
     for start in range(0, depth, BLOCK):
         stop = min(start + BLOCK, depth)
         errors = np.empty((groups, stop - start, outputs), np.float32)
-        kept = kept_of(remaining[:, start:stop], upper[:, np.arange(start, stop), np.arange(start, stop)], zeros)
         for row in range(start, stop):
             place = order[:, row]
-            found, rounded = grid.snap(place, remaining[:, row] * ((weight[here, place] != 0) & kept[:, row - start]))
+            found, rounded = grid.snap(place, remaining[:, row] * (weight[here, place] != 0))
             values[here, place], digits[here, place] = rounded, found
             error = (remaining[:, row] - rounded) / upper[:, row, row, None]
             remaining[:, row + 1 : stop] -= upper[:, row, row + 1 : stop, None] * error[:, None, :]
             errors[:, row - start] = error
         remaining[:, stop:] -= upper[:, start:stop, stop:].swapaxes(1, 2) @ errors
     return values, digits
-
-
-def kept_of(block: Matrix, diagonal: Matrix, zeros: float) -> NDArray[np.bool_]:
-    """Which of ``block`` [G, B, N] stay, where a share ``zeros`` goes; ``diagonal`` [G, B]: of U."""
-    if not zeros:
-        return np.ones(block.shape, np.bool_)
-    cost = (block / diagonal[:, :, None]) ** 2
-    count = round(zeros * cost[0].size)
-    limit = np.partition(cost.reshape(len(cost), -1), max(count - 1, 0), axis=1)[:, max(count - 1, 0)]
-    return np.asarray(cost > limit[:, None, None], np.bool_)
 
 
 def damage(weight: Matrix, values: Matrix, moment: Matrix | None) -> float:

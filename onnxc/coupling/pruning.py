@@ -87,7 +87,7 @@ class Channels:
             if not group.pinned and strange & {name for name, _ in group.members}:
                 group.pinned = "a weight that holds them has NaN or infinite values"
             if not group.pinned and group.kind not in allowed:
-                group.pinned = f"{group.kind} were not asked for"
+                group.pinned = f"{'residual streams' if group.kind == 'residual' else group.kind} were not asked for"
             if not group.pinned and len(steps(group, rounding)) < 2:
                 group.pinned = whole(group, coupling)
             (refused if group.pinned else groups).append(group)

@@ -204,6 +204,16 @@ def prune(weight: Matrix, met: Meeting, fraction: float, pattern: Pattern) -> Ma
     return refit(second_order(weight, curvature, fraction, pattern), curvature.moment, wanted)
 
 
+def pruned_alone(weight: Matrix, moment: Matrix | None, fraction: float) -> Matrix:
+    """``weight`` [G, K, N] with that share of zeros, where nothing before it changed and no bias makes up for them: by
+    the second order of its inputs' ``moment``, by magnitude where nothing is known of them.
+    """
+    if moment is None:
+        return np.asarray(weight * survivors(np.square(weight), fraction, Pattern()), np.float32)
+    still = np.zeros(moment.shape[:2], np.float32)
+    return prune(weight, Meeting(Curvature.of(moment), moment, still, still), fraction, Pattern())
+
+
 def rounds(fraction: float, pattern: Pattern) -> list[tuple[float, Pattern]]:
     """The rounds before the last: rising fractions, or fewer and fewer survivors in a group."""
     if pattern.of:

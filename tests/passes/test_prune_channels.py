@@ -106,6 +106,12 @@ def test_half_of_every_family_goes(name: str) -> None:
     assert reasons == (["they reach the model's output 'y'"] if name != "gpt" else [])
 
 
+def test_what_was_not_asked_for_is_said() -> None:
+    level = only(PruneChannels(fraction=0.25, heads=False, residual=False).levels(context(FAMILIES["vit"]())))
+    reasons = {note.rpartition(" stay: ")[2] for note in level.notes}
+    assert {"heads were not asked for", "residual streams were not asked for"} <= reasons
+
+
 def test_infinities_pin_their_channels_and_say_nothing_of_others() -> None:
     """Half of the rows are infinite behind the first layer: the second one's channels are judged by the others."""
     b = Builder(7)

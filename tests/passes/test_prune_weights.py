@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -207,6 +208,17 @@ def test_levels_cut_more_and_more(folder: Path) -> None:
         zeros = [float((weights(level.model)[name] == 0).mean()) for name in matrices(context)]
         shares = [*shares, float(np.mean(zeros))]
     assert shares == pytest.approx([0.3, 0.4, 0.5], abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("passes", "said"), [("prune-weights", True), ("prune-weights,simplify", True), ("prune-weights,store-int8", False)]
+)
+def test_unless_something_stores_them_zeros_are_said_to_save_nothing(folder: Path, passes: str, said: bool) -> None:
+    for fold in (False, True):
+        asked = parse_passes(f"{passes},fold-sparse" if fold else passes)
+        context = replace(context_of(folder, "sklearn_mlp", told=False), recipe=Recipe(passes=asked))
+        level = next(iter(PruneWeights(importance="magnitude").levels(context)))
+        assert any("zeros alone save no byte" in note for note in level.notes) is (said and not fold)
 
 
 @pytest.mark.parametrize(

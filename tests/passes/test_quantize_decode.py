@@ -46,6 +46,9 @@ def test_a_trained_model_runs_it_and_gptq_gains(bits: int, tmp_path: Path, monke
     monkeypatch.setattr(coder.Factors, "of", lambda *_: None)
     nearest = optimized(passes, tmp_path / "nearest.onnx", 1.0)
     assert decibels(solved) > (20 if bits == 4 else 30)
+    rows = [row for row in solved.rows if row.choice == "quantize-decode"]
+    assert rows
+    assert {row.bytes_after < (0.24 if bits == 4 else 0.4) * row.bytes_before for row in rows} == {True}
     if bits == 4:
         assert decibels(solved) > decibels(nearest) + 1.5
         assert solved.bytes_after < 0.3 * solved.bytes_before

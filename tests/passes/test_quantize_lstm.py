@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from onnx import GraphProto, ModelProto, TensorProto, helper
 
+import onnxc
 from onnxc.passes.quantize_lstm import QuantizeLstm
 from onnxc.passes.store_int8 import StoreInt8
 from tests.emission import emitted, model, node, proposed, random, samples, weight
+from tests.unpriced import pretend_everything_pays
 
 LSTM = QuantizeLstm()
 STEPS, BATCH, INPUTS, HIDDEN = 9, 3, 24, 32
@@ -77,6 +80,15 @@ def test_both_weights_are_codes_also_when_both_could_be_stored() -> None:
     assert found.plan.coded == {"w", "r"}
     assert found.kernels == {"DynamicQuantizeLSTM": 1}
     assert len(found.model.serialized()) < 0.45 * len(found.context.model.serialized())
+
+
+def test_the_report_knows_the_bytes_of_both(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pretend_everything_pays(monkeypatch)
+    report = onnxc.optimize(recurrent(), passes="quantize-lstm", ops="ort", prices=tmp_path / "prices.json")
+    rows = {row.shape[2]: row for row in report.rows if len(row.shape) == 3}
+    for width in (INPUTS, HIDDEN):
+        assert rows[width].choice == "quantize-lstm"
+        assert rows[width].bytes_after < 0.35 * rows[width].bytes_before
 
 
 def test_a_forbidden_recurrent_weight_keeps_the_site_in_float() -> None:

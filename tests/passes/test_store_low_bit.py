@@ -14,13 +14,13 @@ import onnxc
 from onnxc.coder import Coder
 from onnxc.codes.fitting import make_grid
 from onnxc.codes.formats import INT8
-from onnxc.codes.gptq import damage, gptq
-from onnxc.codes.grids import EvenGrid
+from onnxc.codes.gptq import damage
 from onnxc.codes.solve import as_groups
 from onnxc.kernels import leftover_weights, operators
 from onnxc.model import Model
 from onnxc.passes.store_low_bit import StoreLowBit
 from onnxc.propose import collect
+from onnxc.pruning.masks import pruned_alone
 from onnxc.session import Session
 from tests import trained
 from tests.unpriced import pretend_everything_pays
@@ -64,25 +64,28 @@ def test_gptq_gains_over_rounding_to_nearest(name: str, passes: str, gain: float
     assert abs(sizes[0] - sizes[1]) < 200
 
 
-def test_pruned_while_it_is_rounded() -> None:
-    """One sweep that prunes by the second order and rounds what stays beats magnitudes by far, in as few bytes."""
+def test_pruned_before_it_is_rounded() -> None:
+    """Zeros in rounds by the second order, then the survivors rounded: far better than zeros while it is rounded, which
+    lost 0.64 of the output's power at 90 %, and than magnitudes.
+    """
     context = trained.context(trained.load("vision_transformer"), trained.samples("vision_transformer", 48))
-    proposals = collect([(StoreLowBit(levels=9, zeros=0.6), True)], context)
-    coder, gains = Coder(context, proposals), []
+    proposals = collect([(StoreLowBit(levels=3, zeros=0.9), True)], context)
+    coder, gains, damages = Coder(context, proposals), list[float](), list[float]()
     for name, (way,) in proposals.storage.items():
-        factor = coder.factors.of(coder.weights[name])
-        if factor is None or coder.weights[name].elements < 9000:
+        weight, factor = coder.weights[name], coder.factors.of(coder.weights[name])
+        if factor is None or not 9000 <= weight.elements < 30000:
             continue
-        assert way.mode == "levels9@60"
+        assert way.mode == "levels3@90"
         codes = coder.codes(name, way.mode, computed=False)
-        assert (codes.values == 0).mean() > 0.59
+        assert (codes.values == 0).mean() > 0.89
         assert codes.packed is not None
-        assert codes.packed.bytes < 0.105 * coder.weights[name].bytes
+        assert codes.packed.bytes < 0.033 * weight.bytes
         matrix = as_groups(coder.values(name), codes.axis or 0, 1)
-        scaled = codes.scale.reshape(1, 1, -1)
-        by_magnitude, _ = gptq(matrix / scaled, None, EvenGrid(9), 0.6)
-        gains.append(damage(matrix, by_magnitude * scaled, factor.moment) / codes.damage)
+        least = pruned_alone(matrix, None, 0.9)
+        damages.append(codes.damage)
+        gains.append(damage(matrix, least, factor.moment) / codes.damage)
     assert len(gains) >= 8
+    assert np.median(damages) < 0.2
     assert np.median(gains) > 2
 
 
