@@ -221,6 +221,9 @@ def tune(
                 group["lr"] = group["unit"] * factor
             optimizer.zero_grad(set_to_none=True)
             value = loss(queue.pop(0))
+            if not value.requires_grad:
+                ended = "nothing that is learned matters"
+                break
             passed, step = passed + 1, step + 1
             if bool(torch.isfinite(value)):
                 value.backward()

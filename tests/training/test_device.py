@@ -16,6 +16,7 @@ from onnxc.training import importance, trainer
 from onnxc.training.importance import first_order
 from onnxc.training.interpreter import Program
 from onnxc.training.latents import write
+from onnxc.training.losses import Loss, Output
 from onnxc.training.operators import OPERATORS
 from onnxc.training.tuning import snapshot, tune
 from tests.training.elsewhere import ELSEWHERE, elsewhere
@@ -188,3 +189,20 @@ def test_first_order_importance_is_the_same_on_another_device(monkeypatch: pytes
     assert here.keys() == away.keys()
     for name, array in here.items():
         np.testing.assert_allclose(array, away[name], rtol=1e-6)
+
+
+@pytest.mark.parametrize("measure", ["auto", "kl", "mse", "cosine"])
+@pytest.mark.parametrize("kind", ["logits", "probabilities", "sigmoid", "values"])
+def test_losses_take_what_the_teacher_and_the_labels_say_from_the_processor(measure: str, kind: str) -> None:
+    """The student's outputs lie elsewhere; answers and class numbers are read from the disk."""
+    random = np.random.default_rng(0)
+    mine, theirs = (torch.tensor(random.dirichlet(np.ones(5), 3), dtype=torch.float32) for _ in range(2))
+    loss, classes = Loss([Output("y", "y", kind)], measure, 2.0), torch.tensor([0, 4, 2])
+    here = loss({"y": mine}, {"y": theirs}, classes)
+    with elsewhere(FakeCuda()) as there:
+        student = mine.to(there).requires_grad_()
+        away = loss({"y": student}, {"y": theirs}, classes)
+        away.backward()
+        assert student.grad is not None
+        assert student.grad.device == there
+        assert float(away.detach()) == pytest.approx(float(here), rel=1e-6)

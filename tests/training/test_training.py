@@ -22,6 +22,7 @@ from onnxc.quality import Quality, floor_met
 from onnxc.recipe import Budget
 from onnxc.reference import ReferenceOutputs
 from onnxc.session import Options, Session
+from onnxc.training.blocks import blocks, shapes_of
 from onnxc.training.distill import made as made_student
 from onnxc.training.interpreter import Program
 from onnxc.training.latents import tensors_of, values_of, write
@@ -232,6 +233,26 @@ def test_a_quantized_model_learns_scales_and_biases(tmp_path: Path, monkeypatch:
     made = recover(Model.load(MODELS / f"{name}.onnx"), student, samples(name, 12), settings, blockwise=False)
     assert made.parity > 20
     assert kernels(made.model) == kernels(student)
+    every_block_depends_on_what_it_learns(Model.load(MODELS / f"{name}.onnx"), student, name)
+
+
+def every_block_depends_on_what_it_learns(teacher: Model, student: Model, name: str) -> None:
+    """Codes that cross a cut would leave a block whose end does not tell what it learns."""
+    loss = Loss(matched(teacher, student))
+    names = [each.teacher for each in loss.outputs]
+    lesson = Lesson.given(Session(teacher), Session(student), samples(name, 4), names, 0)
+    trainer = Trainer(teacher, student, lesson, loss, FEW, Options())
+    first = lesson.rows[0]
+    found = blocks(trainer.program, trainer.latents, first, shapes_of(teacher, names, first))
+    assert len(found) > 4
+    for latent in trainer.latents:
+        latent.parameter.requires_grad_(True)
+    for block in found:
+        scope = trainer.program.start(first, values_of(trainer.latents))
+        trainer.program.run_nodes(trainer.program.nodes, scope)
+        ends = torch.stack([scope[each].square().sum() for each in block.targets]).sum()
+        slopes = torch.autograd.grad(ends, [each.parameter for each in block.latents], allow_unused=True)
+        assert all(each is not None for each in slopes), [each.name for each in block.made]
 
 
 def test_parity_is_checked_before_training(teacher: Model, monkeypatch: pytest.MonkeyPatch) -> None:
