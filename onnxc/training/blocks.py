@@ -4,8 +4,8 @@
                   ║       ║       ║      block 2 learns to turn the student's tensor at cut 1 into the
       student  ───○──[2]──○──[3]──○──    teacher's at cut 2; one block is in training, the others are at rest
 
-A cut is a place that few float tensors cross, all of which the teacher has too (Li et al., BRECQ, 2021). Only
-tensors of the student at two cuts are held at a time; the teacher's are made in one run and may go to disk.
+A cut is a place that few float tensors cross, all of which the teacher has too, and no codes (Li et al., BRECQ, 2021).
+Only tensors of the student at two cuts are held at a time; the teacher's are made in one run and may go to disk.
 """
 
 from __future__ import annotations
@@ -128,10 +128,13 @@ def weight_nodes(program: Program, chunk: Sequence[Node], data: set[Tensor]) -> 
 def _described(
     program: Program, latents: Sequence[Latent], sample: Mapping[str, object]
 ) -> dict[Tensor, tuple[bool, tuple[int, ...]]]:
-    """Whether a tensor is float, and its shape, for all tensors of the main graph."""
-    with torch.no_grad():
-        scope = program.start(sample, values_of(latents))
-        program.run_nodes(program.nodes, scope)
+    """Whether a tensor is float, and its shape, for all tensors of the main graph; codes that learn are float."""
+    for latent in latents:
+        latent.parameter.requires_grad_(True)
+    scope = program.start(sample, values_of(latents))
+    program.run_nodes(program.nodes, scope)
+    for latent in latents:
+        latent.parameter.requires_grad_(False)
     return {
         tensor: (value.dtype.is_floating_point, tuple(value.shape))
         for tensor, value in scope.items()

@@ -24,10 +24,10 @@ import torch
 from onnxc.data import Sample
 from onnxc.errors import ModelError
 from onnxc.model import Model, Tensor
+from onnxc.training.devices import device, orderly, within_memory
 from onnxc.training.interpreter import Program
 from onnxc.training.latents import FloatLatent, tensors_of, values_of
 from onnxc.training.losses import made_by, matched
-from onnxc.training.tuning import device, orderly
 from onnxc.training.weights import latents
 
 PROJECTIONS = 4  # of each sample
@@ -116,13 +116,20 @@ def _effects(model: Model, samples: Iterable[Sample], seed: int, threads: int) -
     scores = [Scores.of(model, name) for name in names]
     model.graph.outputs = list({each.tensor.name: each.tensor for each in scores}.values())
     where = device()
+    with within_memory(where):
+        yield from _measured(model, scores, samples, seed, threads, where)
+
+
+def _measured(
+    model: Model, scores: Sequence[Scores], samples: Iterable[Sample], seed: int, threads: int, where: torch.device
+) -> Iterator[dict[str, torch.Tensor]]:
     found = [each for each in latents(model, where) if isinstance(each, FloatLatent)]
     if not found:
         raise ModelError("the model has no float weight whose importance could be told")
     program = Program(model, trainable=tensors_of(found), device=where)
     parameters = [each.parameter.requires_grad_(True) for each in found]
     generator = torch.Generator().manual_seed(seed)
-    with orderly(seed, threads):
+    with orderly(seed, threads, where):
         for sample in samples:
             got = program(sample, values_of(found))
             for _ in range(PROJECTIONS):

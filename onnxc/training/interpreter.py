@@ -206,7 +206,7 @@ class Program:
             arguments.pop()
         try:
             made = OPERATORS[domain_of(node), node.op](call, *arguments)
-        except ModelError:
+        except (ModelError, torch.OutOfMemoryError):
             raise
         except (RuntimeError, ValueError, IndexError, TypeError, KeyError, NotImplementedError) as error:
             text = " ".join(str(error).split())[:160]

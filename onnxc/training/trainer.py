@@ -21,6 +21,7 @@ from onnxc.file import editing
 from onnxc.model import Model
 from onnxc.session import Options, Session
 from onnxc.training import blocks as cut
+from onnxc.training.devices import device, named, orderly, within_memory
 from onnxc.training.interpreter import Program
 from onnxc.training.latents import Latent, tensors_of, values_of, write
 from onnxc.training.leaning import lean
@@ -28,7 +29,7 @@ from onnxc.training.losses import Loss
 from onnxc.training.operators.table import from_numpy
 from onnxc.training.parity import check_parity
 from onnxc.training.samples import Shelf, batches, joined, plain, split
-from onnxc.training.tuning import Diary, Say, Settings, device, orderly, restore, snapshot, tune
+from onnxc.training.tuning import Diary, Say, Settings, restore, snapshot, tune
 from onnxc.training.weights import latents
 
 BLOCK_SHARE = 0.4  # of the time, for the blocks
@@ -157,6 +158,14 @@ class Trainer:
         self.teacher, self.start, self.student = teacher, student, student.copy()
         self.lesson, self.loss, self.settings, self.options, self.say = lesson, loss, settings, options, say
         self.device = device()
+        self.diary = Diary()
+        say(f"training on {named(self.device)}")
+        with within_memory(self.device):
+            self._prepare()
+
+    def _prepare(self) -> None:
+        """The program, what it learns, and whether it computes what ONNX Runtime does."""
+        lesson, loss, student = self.lesson, self.loss, self.start
         names = [each.name for each in loss.outputs]
         self.latents: list[Latent] = latents(self.student, self.device)
         self.program = Program(self.student, trainable=tensors_of(self.latents), outputs=names, device=self.device)
@@ -164,11 +173,10 @@ class Trainer:
         self.latents = [each for each in self.latents if any(tensor in reached for tensor in each.tensors)]
         if not self.latents:
             raise ModelError("the model has no weight that can be learned")
-        lean(self.program, self.latents, teacher)
+        lean(self.program, self.latents, self.teacher)
         probes = [lesson.rows[number] for number in lesson.learning[:PROBES]]
-        self.parity = check_parity(self.program, student, probes, options)
+        self.parity = check_parity(self.program, student, probes, self.options)
         self.joinable = self._joinable()
-        self.diary = Diary()
 
     def _joinable(self) -> bool:
         """Whether samples joined along their first axis give what they give one by one."""
@@ -233,10 +241,12 @@ class Trainer:
         """Train, write back, and hold the result against the start.
 
         Raises:
+            ModelError: the memory of the device is full.
             Interrupted: Ctrl-C was pressed when there was a state to go on from; before that KeyboardInterrupt.
         """
         try:
-            return self._run(blockwise=blockwise)
+            with within_memory(self.device):
+                return self._run(blockwise=blockwise)
         except KeyboardInterrupt:
             if self.diary.kept:
                 raise Interrupted from None
@@ -244,7 +254,7 @@ class Trainer:
 
     def _run(self, *, blockwise: bool) -> Trained:
         started, settings, notes = monotonic(), self.settings, list[str]()
-        with orderly(settings.seed, settings.threads):
+        with orderly(settings.seed, settings.threads, self.device) as loose:
             self._open_diary(blockwise)
             before = self.judged(self.start)
             seconds = settings.minutes * 60
@@ -267,7 +277,11 @@ class Trainer:
             after = self.judged(self.student)
             self.diary.done()
         improved = after < before
-        notes.append(f"{outcome.steps} steps, {outcome.ended}; loss on held-back samples {before:.4g} -> {after:.4g}")
+        done = f"{outcome.steps} steps on {named(self.device)}, {outcome.ended}"
+        notes.append(f"{done}; loss on held-back samples {before:.4g} -> {after:.4g}")
+        if loose:
+            kernels = ", ".join(sorted(loose))
+            notes.append(f"the same command may give other weights: {kernels} of PyTorch adds up in any order")
         if not improved:
             notes.append("training made it no better: the model stays as it was")
         model = self.student if improved else self.start

@@ -84,7 +84,7 @@ class Diary:
         if self.path is None or not self.path.exists():
             return
         try:
-            found = torch.load(self.path, weights_only=True)
+            found = torch.load(self.path, map_location="cpu", weights_only=True)  # wherever it was trained
         except Exception:  # noqa: BLE001 - a file that cannot be read, for whatever reason, is a state we do not have
             return
         if isinstance(found, dict) and found.get("key") == self.key:
@@ -132,27 +132,6 @@ def interruptions() -> Iterator[list[int]]:
         yield pressed
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-@contextmanager
-def orderly(seed: int, threads: int) -> Iterator[None]:
-    """Torch with a seed, deterministic kernels and so many threads; as before afterwards."""
-    before, strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    state = torch.random.get_rng_state()
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.manual_seed(seed)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-        torch.use_deterministic_algorithms(strict)
-        torch.random.set_rng_state(state)
-
-
-def device() -> torch.device:
-    """CUDA where torch finds it, else the processor."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def snapshot(latents: Sequence[Latent]) -> list[torch.Tensor]:
@@ -242,6 +221,9 @@ def tune(
                 group["lr"] = group["unit"] * factor
             optimizer.zero_grad(set_to_none=True)
             value = loss(queue.pop(0))
+            if not value.requires_grad:
+                ended = "nothing that is learned matters"
+                break
             passed, step = passed + 1, step + 1
             if bool(torch.isfinite(value)):
                 value.backward()

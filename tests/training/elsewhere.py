@@ -1,8 +1,8 @@
 """A second device for machines that have none: its tensors lie in the processor's memory, kept apart from others.
 
 In: a program that is told to compute on ``ELSEWHERE``. Out: its results, or the error that an accelerator would raise
-where a tensor of the one device meets one of the other. A number (a tensor without axes) may come from the processor,
-as on every device of torch.
+where a tensor of the one device meets one of the other. A number (a tensor without axes) may come from the processor
+into what is computed entry by entry, as on every device of torch; what CUDA refuses besides is in fake_cuda.py.
 """
 
 from __future__ import annotations
@@ -14,16 +14,20 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
+
+from tests.training.fake_cuda import FakeCuda, mapped
 
 ELSEWHERE = torch.device("meta")  # a label: the one device besides the processor that every build of torch has
 MOVES = ("aten::_to_copy", "aten::copy_")
+RECURRENT = (torch.lstm, torch.gru, torch.rnn_tanh)
+judges: list[FakeCuda] = []  # who is asked of every operator
 
 
 class Remote(torch.Tensor):
     """A tensor that says it is elsewhere, and holds one that is not."""
 
     held: torch.Tensor
+    __torch_function__ = torch._C._disabled_torch_function_impl  # all is told by __torch_dispatch__
 
     @staticmethod
     def __new__(cls, held: torch.Tensor) -> Remote:
@@ -39,27 +43,37 @@ class Remote(torch.Tensor):
 
 def run(function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """One operator of torch: on the processor, its result elsewhere where its arguments are or it is asked to be."""
-    tensors = [each for each in tree_leaves((args, kwargs)) if isinstance(each, torch.Tensor)]
-    remote = {id(each.held): each for each in tensors if isinstance(each, Remote)}
-    name, target = function.name(), kwargs.get("device")
-    if remote and not name.startswith(MOVES) and any(each.dim() for each in tensors if not isinstance(each, Remote)):
-        raise RuntimeError(f"{name}: tensors on the processor and elsewhere")
-    if target is not None:
-        kwargs = {**kwargs, "device": torch.device("cpu")}
+    remote: dict[int, Remote] = {}
+    here: list[torch.Tensor] = []
 
     def inner(value: Any) -> Any:
-        return value.held if isinstance(value, Remote) else value
+        if isinstance(value, Remote):
+            remote[id(value.held)] = value
+            return value.held
+        if isinstance(value, torch.Tensor):
+            here.append(value)
+        return value
 
     def outer(value: Any) -> Any:
         if isinstance(value, torch.Tensor):
             return remote[id(value)] if id(value) in remote else Remote(value)
         return value
 
-    made = function(*tree_map(inner, args), **tree_map(inner, kwargs))
+    plain, named = mapped(inner, args), {key: mapped(inner, value) for key, value in kwargs.items()}
+    name, target = function.name(), kwargs.get("device")
+    goes = bool(remote) if target is None else torch.device(target).type == ELSEWHERE.type
+    if remote and here and not name.startswith(MOVES):
+        alike = torch.Tag.pointwise in function.tags
+        if any(each.dim() or not alike for each in here):
+            raise RuntimeError(f"{name}: tensors on the processor and elsewhere")
+    for judge in judges if remote or goes else ():
+        judge.ask(function, args, kwargs, lambda each: isinstance(each, Remote))
+    if target is not None:
+        named["device"] = torch.device("cpu")
+    made = function(*plain, **named)
     if name.startswith("aten::copy_"):
         return args[0]
-    goes = bool(remote) if target is None else torch.device(target).type == ELSEWHERE.type
-    return tree_map(outer, made) if goes else made
+    return mapped(outer, made) if goes else made
 
 
 class Operators(TorchDispatchMode):
@@ -70,20 +84,26 @@ class Operators(TorchDispatchMode):
 
 
 class Functions(TorchFunctionMode):
-    """What torch computes without operators."""
+    """What torch computes without operators, or otherwise on CUDA."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
         if function is torch.tensor and torch.device(kwargs.get("device") or "cpu").type == ELSEWHERE.type:
             learned = kwargs.pop("requires_grad", False)
             return function(*args, **{**kwargs, "device": "cpu"}).to(ELSEWHERE).requires_grad_(learned)
+        if function in RECURRENT and torch.is_grad_enabled() and isinstance(args[0], Remote) and not args[6]:
+            raise RuntimeError("cudnn RNN backward can only be called in training mode")
         if function is torch.Tensor.tolist:
             args = (args[0].cpu(),)
         return function(*args, **kwargs)
 
 
 @contextmanager
-def elsewhere() -> Iterator[torch.device]:
-    """A second device, while it lasts."""
+def elsewhere(judge: FakeCuda | None = None) -> Iterator[torch.device]:
+    """A second device, while it lasts; ``judge`` is asked what CUDA would say."""
+    judges[:] = [] if judge is None else [judge]
     with Operators(), Functions():
-        yield ELSEWHERE
+        try:
+            yield ELSEWHERE
+        finally:
+            judges.clear()

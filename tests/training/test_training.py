@@ -14,21 +14,15 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from onnxc.cli import main
-from onnxc.codes.fitting import make_grid
 from onnxc.codes.formats import Format
-from onnxc.codes.gptq import factorize, gptq
-from onnxc.codes.layouts import layout_of
-from onnxc.codes.packing import packed, possible
-from onnxc.codes.solve import as_groups, from_groups
 from onnxc.data import Calibration
-from onnxc.encoding import Codes
 from onnxc.errors import DataError, Interrupted, ModelError
 from onnxc.model import Model
 from onnxc.quality import Quality, floor_met
 from onnxc.recipe import Budget
 from onnxc.reference import ReferenceOutputs
-from onnxc.rewriting.rewriter import Rewriter
 from onnxc.session import Options, Session
+from onnxc.training.blocks import blocks, shapes_of
 from onnxc.training.distill import made as made_student
 from onnxc.training.interpreter import Program
 from onnxc.training.latents import tensors_of, values_of, write
@@ -38,7 +32,7 @@ from onnxc.training.recover import lowered, recover
 from onnxc.training.trainer import Lesson, Trainer
 from onnxc.training.tuning import Settings
 from onnxc.training.weights import latents
-from tests.training.students import MODELS, rounded, samples
+from tests.training.students import MODELS, pruned, rounded, samples, stored
 from tests.unpriced import pretend_everything_pays
 
 FEW = Settings(minutes=30, steps=20, batch=8, threads=1)
@@ -165,28 +159,6 @@ def test_what_is_written_back_unlearned_is_what_was_there(teacher: Model) -> Non
         assert student.serialized() == before
 
 
-def stored(model: Model, chosen: Format, *, native: bool) -> Model:
-    """Every matrix in the packed form of a format, as the storage passes write it."""
-    model = model.copy()
-    codes = {}
-    for tensor in model.graph.weights:
-        values = np.asarray(tensor.values)
-        if values.ndim != 2 or not possible(chosen, layout := layout_of(values.shape, 1)):
-            continue
-        matrix = as_groups(values, 1, 1)
-        factor = factorize(np.eye(matrix.shape[1], dtype=np.float32)[None])
-        grid, scale = make_grid(matrix, chosen, np.ones(matrix.shape[:2], np.float32), 127)
-        found, digits = gptq(matrix / scale[:, None], factor, grid)
-        form = packed(chosen, grid, digits, layout, native=native)
-        codes[tensor.name] = Codes(from_groups(found, values.shape, 1), scale.reshape(-1), 1, 127, form)
-    rewriter = Rewriter(model, codes)
-    for name in codes:
-        rewriter.unfold(name)
-    assert len(codes) > 1
-    model.tidy()
-    return model
-
-
 @pytest.mark.parametrize(
     ("name", "native"),
     [(name, False) for name in ("40", "16", "9", "6", "4", "3", "16b32", "6b32", "d4", "p16", "t16", "t8")]
@@ -218,12 +190,7 @@ def test_packed_codes_are_learned_and_written_back(teacher: Model, name: str, na
 
 
 def test_pruned_weights_stay_zero(teacher: Model) -> None:
-    student = teacher.copy()
-    for tensor in student.graph.weights:
-        if len(tensor.shape) == 2:
-            values = np.array(tensor.values)
-            values[np.abs(values) < np.quantile(np.abs(values), 0.8)] = 0
-            tensor.values = values
+    student = pruned(teacher)
     made = recover(teacher, student, samples("sklearn_mlp"), FEW)
     assert made.improved
     for old, new in zip(student.graph.weights, made.model.graph.weights, strict=True):
@@ -265,6 +232,26 @@ def test_a_quantized_model_learns_scales_and_biases(tmp_path: Path, monkeypatch:
     made = recover(Model.load(MODELS / f"{name}.onnx"), student, samples(name, 12), settings, blockwise=False)
     assert made.parity > 20
     assert kernels(made.model) == kernels(student)
+    every_block_depends_on_what_it_learns(Model.load(MODELS / f"{name}.onnx"), student, name)
+
+
+def every_block_depends_on_what_it_learns(teacher: Model, student: Model, name: str) -> None:
+    """Codes that cross a cut would leave a block whose end does not tell what it learns."""
+    loss = Loss(matched(teacher, student))
+    names = [each.teacher for each in loss.outputs]
+    lesson = Lesson.given(Session(teacher), Session(student), samples(name, 4), names, 0)
+    trainer = Trainer(teacher, student, lesson, loss, FEW, Options())
+    first = lesson.rows[0]
+    found = blocks(trainer.program, trainer.latents, first, shapes_of(teacher, names, first))
+    assert len(found) > 4
+    for latent in trainer.latents:
+        latent.parameter.requires_grad_(True)
+    for block in found:
+        scope = trainer.program.start(first, values_of(trainer.latents))
+        trainer.program.run_nodes(trainer.program.nodes, scope)
+        ends = torch.stack([scope[each].square().sum() for each in block.targets]).sum()
+        slopes = torch.autograd.grad(ends, [each.parameter for each in block.latents], allow_unused=True)
+        assert all(each is not None for each in slopes), [each.name for each in block.made]
 
 
 def test_parity_is_checked_before_training(teacher: Model, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,17 +7,24 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from onnxc.training.operators.table import Call, ints, operator
+from onnxc.training.operators.table import Call, ints, is_float, operator
 from onnxc.windows import Windows
 
 CONVOLUTIONS = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
 TRANSPOSED = {1: functional.conv_transpose1d, 2: functional.conv_transpose2d, 3: functional.conv_transpose3d}
 
 
+def product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Of matrices as numpy's; of whole numbers in doubles where torch has no product of them (CUDA)."""
+    if is_float(a) or a.device.type == "cpu":
+        return torch.matmul(a, b)
+    return torch.matmul(a.double(), b.double()).to(a.dtype)
+
+
 @operator("MatMul")
 def matmul(call: Call, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """As numpy's."""
-    return torch.matmul(a, b)
+    return product(a, b)
 
 
 @operator("FusedMatMul", domain="com.microsoft")
@@ -33,19 +40,22 @@ def gemm(call: Call, a: torch.Tensor, b: torch.Tensor, c: Any = None) -> torch.T
     """Alpha A B + beta C."""
     a = a.T if call.get("transA", 0) else a
     b = b.T if call.get("transB", 0) else b
-    product = torch.matmul(a, b)
+    made = product(a, b)
     alpha, beta = call.get("alpha", 1.0), call.get("beta", 1.0)
-    product = product if alpha == 1 else alpha * product
+    made = made if alpha == 1 else alpha * made
     if c is None:
-        return product
-    return product + (c if beta == 1 else beta * c)
+        return made
+    return made + (c if beta == 1 else beta * c)
 
 
 @operator("Einsum")
 def einsum(call: Call, *values: torch.Tensor) -> torch.Tensor:
     """A sum over an equation's letters."""
     equation = call.get("equation")
-    return torch.einsum(equation.decode() if isinstance(equation, bytes) else equation, *values)
+    text = equation.decode() if isinstance(equation, bytes) else equation
+    if is_float(values[0]) or values[0].device.type == "cpu":
+        return torch.einsum(text, *values)
+    return torch.einsum(text, *(each.double() for each in values)).to(values[0].dtype)
 
 
 @operator("Det")

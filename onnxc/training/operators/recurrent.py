@@ -132,7 +132,8 @@ def _by_torch(
     half = len(order) * hidden
     for d in range(directions):
         parameters += [moved(w[d]), moved(r[d]), moved(b[d, :half]), moved(b[d, half:])]
-    settings = (parameters, True, 1, 0.0, False, directions == 2, False)
+    learns = x.device.type != "cpu" and torch.is_grad_enabled()  # cuDNN goes backward only from what it keeps then
+    settings = (parameters, True, 1, 0.0, learns, directions == 2, False)
     if kind == "LSTM":
         out, *last = torch.lstm(x, (states[0].contiguous(), states[1].contiguous()), *settings)
     else:
