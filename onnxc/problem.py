@@ -143,11 +143,13 @@ class Problem:
         return next((way for way in self.storage.get(name, ()) if way.mode in FLOATS), None)
 
     def bytes_of(self, weight: Weight, mode: str | None) -> int:
-        """Bytes of a weight in a format, as float32 where ``mode`` is None."""
+        """Bytes of a weight in a format, as float32 where ``mode`` is None. An int8 kernel reads int8 codes even where
+        no pass stores them.
+        """
         found = next((way.bytes for way in self.storage.get(weight.name, ()) if way.mode == mode), None)
         if found is not None or mode is None:
             return weight.bytes if found is None else found
-        return self.own_bytes.get((weight.name, mode), weight.bytes)
+        return self.own_bytes.get((weight.name, mode), weight.elements if mode == INT8.name else weight.bytes)
 
     @property
     def own_bytes(self) -> dict[tuple[str, str], int]:

@@ -352,6 +352,19 @@ def test_what_eight_bits_hold_comes_before_fewer() -> None:
     assert predicted_noise(replace(problem, heard=(1.0, 1.0)), asked[first].compute, asked[first].stored) <= 0.5 * whole
 
 
+def test_codes_that_only_kernels_ask_for_are_counted() -> None:
+    """Where halves and few levels are told no pass stores int8: such weights counted as float32, and float won."""
+    problem = large("MatMul", 4)
+    kept = {name: [way for way in ways if way.mode != "int8"][:1] for name, ways in problem.storage.items()}
+    halves = {name: [replace(way, mode="float16") for way in ways] for name, ways in kept.items()}
+    told = replace(problem, storage=halves, tables=[])
+    found = plan(told)
+    assert set(found.stored.values()) >= {"int8"}
+    codes = sum(w.elements for w in told.found.weights if found.stored.get(w.name) == "int8")
+    others = sum(told.bytes_of(w, m) for w in told.found.weights if (m := found.stored.get(w.name)) != "int8")
+    assert stored_bytes(told, found.stored) == codes + others
+
+
 def searched(problem: Problem, *, allowed: float = 1e-2, sparing: bool = False) -> tuple[Trial, list[Trial]]:
     """A search where trials are as noisy as predicted and hold what is allowed; the noise is known from the second."""
     known, problem.noise = dict(problem.noise), {}
