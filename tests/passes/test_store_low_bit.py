@@ -35,9 +35,9 @@ def unpriced(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend_everything_pays(monkeypatch)
 
 
-def optimized(name: str, passes: str | None, target: Path, **options: Any) -> onnxc.Report:
+def optimized(name: str, passes: str | None, target: Path, count: int = 64, **options: Any) -> onnxc.Report:
     return onnxc.optimize(
-        MODELS / f"{name}.onnx", target, calib=MODELS / "data" / f"{name}_calib.npz", passes=passes,
+        MODELS / f"{name}.onnx", target, calib=list(trained.samples(name, count)), passes=passes,
         prices=target.with_name("prices.json"), **options,
     )  # fmt: skip
 
@@ -106,13 +106,13 @@ def test_small_codes_run_on_int8_kernels(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_the_planner_goes_below_int8_by_itself(tmp_path: Path) -> None:
     """With data the weights take what the quality floor leaves, in several formats, and the full checker accepts it."""
-    report = optimized("vision_transformer", ROUNDING, tmp_path / "out.onnx")
+    report = optimized("vision_transformer", ROUNDING, tmp_path / "out.onnx", 24)
     assert report.bytes_after < 0.2 * report.bytes_before
     assert sqnr(report) >= 20
     onnx.checker.check_model(str(tmp_path / "out.onnx"), full_check=True)
     formats = {row.specification for row in report.rows}
     assert len(formats) > 3
-    again = optimized("vision_transformer", ROUNDING, tmp_path / "again.onnx")
+    again = optimized("vision_transformer", ROUNDING, tmp_path / "again.onnx", 24)
     assert (tmp_path / "again.onnx").read_bytes() == (tmp_path / "out.onnx").read_bytes()
     assert again.bytes_after == (tmp_path / "out.onnx").stat().st_size
 
@@ -121,7 +121,7 @@ def test_the_planner_goes_below_int8_by_itself(tmp_path: Path) -> None:
 def test_a_limit_of_size_is_kept_with_the_least_noise(size: float, tmp_path: Path) -> None:
     """A looser limit gives a better model; neither is smaller than it has to be."""
     report = optimized(
-        "vision_transformer", ROUNDING, tmp_path / "out.onnx", budget=onnxc.Budget(size=size, min_sqnr=8)
+        "vision_transformer", ROUNDING, tmp_path / "out.onnx", 24, budget=onnxc.Budget(size=size, min_sqnr=8)
     )
     share = report.bytes_after / report.bytes_before
     assert 0.8 * size < share <= size
@@ -153,7 +153,7 @@ def onnxc_format(levels: int) -> Any:
 
 def test_stored_models_load_again(tmp_path: Path) -> None:
     """A compressed model is a model like any other: it can be read, and there is little left to do."""
-    optimized("residual_cnn", None, tmp_path / "once.onnx")
+    optimized("residual_cnn", "quantize-static,store-low-bit:levels=16,store-float16", tmp_path / "once.onnx")
     Model.load(tmp_path / "once.onnx")
     report = onnxc.optimize(tmp_path / "once.onnx", tmp_path / "twice.onnx", prices=tmp_path / "p.json")
     assert report.bytes_after <= report.bytes_before
