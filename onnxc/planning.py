@@ -48,8 +48,7 @@ from onnxc.weighing import Scales
 RANGES = (("minmax", 100.0), ("percentile", 99.99), ("percentile", 99.999))  # other choices than least squares
 TIGHT, EXACT = 0.99, 0.999  # of a limit is planned for: estimates are not exact; where plans are weighed
 LIGHTER = 0.85  # of the time to load aimed at, where the best plan took too long
-ARRIVES = 1.7  # what unfolding takes, beside what its formats say: 40 and 85 ms for an EfficientNet of 18 MB, 130 and
-# 230 ms for a MiniLM of 90 MB
+ARRIVES = 1.7  # what unfolding takes, beside what its formats say: 40 and 85 ms for 18 MB, 130 and 230 ms for 90 MB
 BEYOND = 1.1  # times over a limit: no plan after the best one is nearer
 LOUDER, QUIETER = 2.0, (1.0, 0.5)  # of the best plan's noise, in plans that load faster; louder under a limit of size
 SOLVING, FEWEST_TRIALS = 60.0, 5  # seconds for solving all plans, and plans that are solved however long it takes
@@ -206,11 +205,10 @@ class Planning:
         if self.feedback or self.walks:
             start, started = perf_counter(), process_time()
             try:
-                solved = solve(plan, self.context, self.coder, feedback=self.feedback)
-                made = build_solved(plan, solved, self.context)
+                found = solve(plan, self.context, self.coder, feedback=self.feedback)
                 spent = min(perf_counter() - start, process_time() - started)  # others may be at work, or many threads
                 self.pace = self.prices.entries.setdefault(solving_key(self.context), spent)
-                return made
+                return build_solved(plan, found, self.context)
             except (ModelError, DataError) as error:
                 self.feedback = self.walks = False
                 self.notes.append(f"weights were solved on the original's activations alone: {error}")
