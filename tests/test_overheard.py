@@ -95,3 +95,12 @@ def test_labels_are_answers() -> None:
     assert overheard.changed(overheard.original) == (0, 2)
     swapped = dict(zip(overheard.original, reversed(list(overheard.original.values())), strict=True))
     assert overheard.changed(swapped) == (2, 2)
+
+
+def test_only_so_many_answers_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A byte each: of four batches of ten the first two."""
+    monkeypatch.setattr("onnxc.overheard.MOST_BYTES", 25)
+    one, overheard = session(WEIGHT), Overheard({"scores": -1})
+    with overheard.listening(one) as overheard.original:
+        in_batches(one.raw)
+    assert overheard.changed(overheard.original) == (0, 20)
