@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 from onnxc.codes.formats import FLOATS
 from onnxc.planner import plan
-from onnxc.predictions import predicted_noise, stored_bytes, stored_share
+from onnxc.predictions import predicted_loading, predicted_noise, stored_bytes, stored_share
 from onnxc.problem import Plan, Problem
 
+ALIKE = 0.97  # of what a plan is worth: another within it is worth as much
 STEP, HALVINGS, LEAST, MOST = 8.0, 4, 1e-9, 1e9  # of the price of what is limited
 
 
@@ -52,6 +54,20 @@ def worth(problem: Problem, candidate: Plan, others: float = 0.0) -> float:
     time = candidate.seconds / max(problem.prices.total, 1e-9)
     size = stored_share(problem, candidate) + others / (sum(weight.bytes for weight in problem.found.weights) or 1)
     return time if problem.most_bytes is not None else size if problem.most_seconds is not None else size * time
+
+
+def nearest_first(problem: Problem, plans: Sequence[Plan]) -> list[Plan]:
+    """``plans``, those first that are nearest to the limits and load in time, of these what is worth most, and of those
+    that are worth as much the quietest.
+    """
+
+    def far(found: Plan) -> tuple[float, bool]:
+        most = problem.most_loading
+        return shortfall(problem, found), most is not None and predicted_loading(problem, found) > most
+
+    nearest = min(map(far, plans))
+    most = min(worth(problem, each) for each in plans if far(each) == nearest) / ALIKE
+    return sorted(plans, key=lambda each: (far(each), max(worth(problem, each), most), each.noise))
 
 
 def within(problem: Problem, price: float) -> Plan:

@@ -28,7 +28,7 @@ from onnxc.exactness import file_bytes
 from onnxc.feedback import asked_for, build_solved, possible, solve, solving_key, unfitted
 from onnxc.file.storage import drop_pages
 from onnxc.judge import Judge, build
-from onnxc.limits import shortfall
+from onnxc.limits import nearest_first, shortfall
 from onnxc.model import Model
 from onnxc.overheads import Overheads
 from onnxc.predictions import predicted_loading, predicted_noise, stored_bytes
@@ -50,7 +50,7 @@ TIGHT, EXACT = 0.99, 0.999  # of a limit is planned for: estimates are not exact
 LIGHTER = 0.85  # of the time to load aimed at, where the best plan took too long
 ARRIVES = 1.7  # what unfolding takes, beside what its formats say: 40 and 85 ms for 18 MB, 130 and 230 ms for 90 MB
 BEYOND = 1.1  # times over a limit: no plan after the best one is nearer
-LOUDER, QUIETER = 2.0, (1.0, 0.5)  # of the best plan's noise, in plans that load faster; louder under a limit of size
+LOUDER, QUIETER = (1.4, 2.0), (1.0, 0.5)  # of the best plan's noise, in plans that load faster; louder for a size
 SOLVING, FEWEST_TRIALS = 60.0, 5  # seconds for solving all plans, and plans that are solved however long it takes
 HEARD_SECONDS = {False: 4.0, True: 2.0}  # for the noise of single roundings: made up samples say less
 TELLING = 4  # fewest samples kept apart on which weights are heard
@@ -155,10 +155,9 @@ class Planning:
             noise = predicted_noise(self.problem, best.plan.compute, best.plan.stored)
             most = predicted_loading(self.problem, best.plan) * LIGHTER / max(self.judge.loading, 1.0)
             self.problem.most_loading = most
-            if self.problem.most_bytes is not None:
-                yield light(self.problem, min(LOUDER * noise, self.allowed * HEADROOM))
-            for share in QUIETER:
-                yield light(self.problem, noise * share)
+            shares = (*LOUDER, *QUIETER) if self.problem.most_bytes is not None else QUIETER
+            faster = [light(self.problem, min(share * noise, self.allowed * HEADROOM)) for share in shares]
+            yield from nearest_first(self.problem, faster)
         yield from [trial.plan for trial in tried if trial.missed is None and not small_codes(trial.plan)][:1]
         rows = {name: c for name, c in best.plan.compute.items() if c.mode == "rows"}
         stored = storage_only(self.problem)  # without its rows a table unfolds at load: that helps no small model

@@ -138,7 +138,7 @@ def test_what_stopped_every_plan() -> None:
     ("passes", "agreement", "floor"),
     [
         ("quantize-decode:bits=4", 1.0, "top-1 answers changed, more than the 0 allowed"),
-        ("store-low-bit:levels=3:zeros=65%", None, "dB, below 20 dB"),
+        ("store-low-bit:levels=3:zeros=95%", None, "below 20 dB"),
     ],
 )
 def test_the_headline_names_the_floor(passes: str, agreement: float | None, floor: str, tmp_path: Path) -> None:

@@ -248,7 +248,7 @@ def test_where_solving_takes_long_the_lowest_targets_have_feedback(
 def test_weights_that_cannot_be_solved_with_feedback(
     tmp_path: Path, calls: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def failing(*_: Any) -> Any:
+    def failing(*_: Any, **__: Any) -> Any:
         raise ModelError("a part does not run")
 
     monkeypatch.setattr("onnxc.planning.solve", failing)

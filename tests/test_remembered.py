@@ -32,9 +32,9 @@ def solved(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     plans: list[object] = []
     solve = planning.solve
 
-    def counted(plan: Any, *others: Any) -> Any:
+    def counted(plan: Any, *others: Any, **more: Any) -> Any:
         plans.append(plan.key)
-        return solve(plan, *others)
+        return solve(plan, *others, **more)
 
     monkeypatch.setattr(planning, "solve", counted)
     return plans
