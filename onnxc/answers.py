@@ -16,9 +16,9 @@ _LABELS = frozenset({"ArgMax", "ArrayFeatureExtractor", "LabelEncoder"})
 def class_scores(model: Model) -> dict[str, int | None]:
     """Outputs whose answers matter: name -> axis of the classes; None where the entries are the answers.
 
-    Class scores come from Softmax or LogSoftmax, from a last Gemm or MatMul (and Add of a constant bias: a sum with
-    activations is a hidden state), or from a classifier of ai.onnx.ml; answers from ArgMax or a classifier's labels;
-    also through Identity, Cast, Reshape.
+    Class scores come from Softmax or LogSoftmax, also written out as exponentials over their sum, from a last Gemm or
+    MatMul (and Add of a constant bias: a sum with activations is a hidden state), or from a classifier of ai.onnx.ml;
+    answers from ArgMax or a classifier's labels; also through Identity, Cast, Reshape.
     """
     found: dict[str, int | None] = {}
     for output in model.graph.outputs:
@@ -28,11 +28,31 @@ def class_scores(model: Model) -> dict[str, int | None]:
         if node.op in ("Softmax", "LogSoftmax"):
             axis = int(node.attrs.get("axis", -1 if model.opset >= 13 else 1))
             found[output.name] = -1 if reshaped else axis
+        elif (summed := _summed_exponentials(node, model)) is not None:
+            found[output.name] = -1 if reshaped else summed
         elif node.op in _LABELS or (node.op in _CLASSIFIERS and tensor is node.outputs[0]):
             found[output.name] = None
         elif node.op in _SCORES | _CLASSIFIERS or (node.op == "Add" and _adds_bias(node)):
             found[output.name] = -1
     return found
+
+
+def _summed_exponentials(node: Node, model: Model) -> int | None:
+    """The axis of a Softmax that is written out: Exp(x) / ReduceSum(Exp(x)), as JAX does; None of anything else."""
+    if node.op != "Div" or not node.inputs[0].inputs or node.inputs[0].inputs[0].op != "Exp":
+        return None
+    total = node.inputs[1]
+    while total.inputs and total.inputs[0].op in _PASSING | {"Expand"}:
+        total = total.inputs[0].inputs[0]
+    if not total.inputs or total.inputs[0].op != "ReduceSum" or total.inputs[0].inputs[0] is not node.inputs[0]:
+        return None
+    reduced = total.inputs[0]
+    axes = reduced.attrs.get("axes")
+    if axes is None and len(reduced.inputs) > 1 and _is_constant(given := reduced.inputs[1]):
+        axes = (
+            model.values(given).reshape(-1).tolist() if not given.inputs or given.inputs[0].op == "Constant" else None
+        )
+    return int(axes[0]) if axes is not None and len(axes) == 1 else None
 
 
 def _producer(tensor: Tensor) -> tuple[Node | None, Tensor, bool]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import onnx
@@ -142,9 +143,12 @@ def test_outputs_are_spilled_when_they_are_large(monkeypatch: pytest.MonkeyPatch
         ([("MatMul", ["x", "w"], {}), ("Relu", ["t0"], {})], 17, "no"),
         ([("Add", ["x", "b"], {})], 17, "no"),
         ([("MatMul", ["x", "w"], {}), ("MatMul", ["x", "w"], {}), ("Add", ["t0", "t1"], {})], 17, "no"),  # hidden state
+        ([("Exp", ["x"], {}), ("ReduceSum", ["t0", "last"], {}), ("Div", ["t0", "t1"], {})], 17, 1),  # as JAX writes it
+        ([("Exp", ["x"], {}), ("ReduceSum", ["t0"], {"axes": [1]}), ("Div", ["t0", "t1"], {})], 11, 1),
+        ([("Exp", ["x"], {}), ("ReduceSum", ["x", "last"], {}), ("Div", ["t0", "t1"], {})], 17, "no"),
     ],
 )
-def test_class_scores(nodes: list[tuple[str, list[str], dict[str, int]]], opset: int, axis: object) -> None:
+def test_class_scores(nodes: list[tuple[str, list[str], dict[str, Any]]], opset: int, axis: object) -> None:
     made = [
         helper.make_node(op, inputs, ["y" if i == len(nodes) - 1 else f"t{i}"], **attributes)
         for i, (op, inputs, attributes) in enumerate(nodes)
@@ -153,6 +157,7 @@ def test_class_scores(nodes: list[tuple[str, list[str], dict[str, int]]], opset:
     weights = {"w": np.ones((4, 3), np.float32), "b": np.ones(3 if len(nodes[0][1]) > 1 else 4, np.float32)}
     if nodes[0][0] == "Add":
         weights["b"] = np.ones(4, np.float32)
+    weights["last"] = np.array([1])
     found = class_scores(Model.load(model(made, {"y": kind}, weights, opset)))
     assert found == ({} if axis == "no" else {"y": axis})
 
