@@ -228,8 +228,8 @@ class Judge:
 
         A score on few items turns on one or two of them, and the best of several trials is lucky: what a model that
         may use only ``share`` of the allowed drop loses is read off the curve through all trials, which tells it no
-        finer than by one item. Where items can be told from the drops, the share is what luck() leaves of it, and what
-        changed answers make suspected() may be no more than what is allowed, or half an item.
+        finer than by one item. Where items can be told from the drops it may be what luck() leaves, if that is more;
+        what changed answers make suspected() may be no more than what is allowed, or half an item.
         """
         assert self.score is not None
         drop, allowed = relative_drop(self.score, score), self.budget.max_drop
@@ -241,7 +241,7 @@ class Judge:
         bound = max(allowed * share, item)
         changed, judged = quality.changed + quality.scored_changed, quality.judged + quality.scored_judged
         if item and judged and not self.limited:
-            bound = max(allowed - luck(item, changed, judged), item)
+            bound = max(allowed - luck(item, changed, judged), bound)
             doubted = suspected(self.score, likely, item, changed, judged)
             if likely <= bound + TINY:  # the score tells no more; answers may
                 likely, bound = doubted, max(allowed, item / 2)
