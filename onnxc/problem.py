@@ -10,6 +10,7 @@ from onnxc.cheapest import Formats
 from onnxc.codes.formats import FLOATS, INT8, is_small
 from onnxc.contract.candidates import Candidate
 from onnxc.cost import Prices
+from onnxc.encoding import stored_bytes
 from onnxc.sensitivity import Noise, weight_key
 from onnxc.sites import Sites, Weight
 
@@ -149,7 +150,9 @@ class Problem:
         found = next((way.bytes for way in self.storage.get(weight.name, ()) if way.mode == mode), None)
         if found is not None or mode is None:
             return weight.bytes if found is None else found
-        return self.own_bytes.get((weight.name, mode), weight.elements if mode == INT8.name else weight.bytes)
+        if mode == INT8.name:
+            return self.own_bytes.get((weight.name, mode)) or stored_bytes(weight, INT8)
+        return self.own_bytes.get((weight.name, mode), weight.bytes)
 
     @property
     def own_bytes(self) -> dict[tuple[str, str], int]:

@@ -11,7 +11,6 @@ from onnxc.codes.formats import INT8, parse_format
 from onnxc.contract.candidates import Activation, Candidate
 from onnxc.convergence import convergence_note
 from onnxc.deliver import Delivery
-from onnxc.encoding import block_bytes, stored_bytes
 from onnxc.explain import ceiling, computed, further, predicted_bytes, runner_up, stopped, stored, would_help
 from onnxc.judge import Judge
 from onnxc.kernels import leftover_weights, operators
@@ -243,8 +242,8 @@ def storage_of(weight: str, planning: Planning, plan: Plan) -> Candidate | None:
 
 def read_by_operator(name: str, mode: str, planning: Planning, plan: Plan) -> Candidate:
     """The storage of a weight that no pass was to store: an operator reads its codes."""
-    weight, form = planning.coder.weights[name], parse_format(mode)
+    weight = planning.coder.weights[name]
     readers = {site.name for site in planning.context.sites if site.weight is not None and site.weight.name == name}
     asked = (c.pass_name for place, c in plan.compute.items() if place in readers or name in c.weights)
-    size = block_bytes(weight, form) if form.scaled else stored_bytes(weight, form)
-    return Candidate(next(asked, ""), "storage", name, mode, form.words, bytes=size)
+    size = planning.problem.bytes_of(weight, mode)
+    return Candidate(next(asked, ""), "storage", name, mode, parse_format(mode).words, bytes=size)

@@ -15,9 +15,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxc.codes.formats import FLOATS, HALF, Format, is_small
+from onnxc.codes.formats import FLOATS, HALF, INT8, Format, is_small
 from onnxc.contract.candidates import Activation, Candidate
 from onnxc.cost import Prices
+from onnxc.encoding import stored_bytes as code_bytes
 from onnxc.limits import better, filled_up, fits, worth
 from onnxc.model import Model
 from onnxc.planner import plan
@@ -360,7 +361,7 @@ def test_codes_that_only_kernels_ask_for_are_counted() -> None:
     told = replace(problem, storage=halves, tables=[])
     found = plan(told)
     assert set(found.stored.values()) >= {"int8"}
-    codes = sum(w.elements for w in told.found.weights if found.stored.get(w.name) == "int8")
+    codes = sum(code_bytes(w, INT8) for w in told.found.weights if found.stored.get(w.name) == "int8")
     others = sum(told.bytes_of(w, m) for w in told.found.weights if (m := found.stored.get(w.name)) != "int8")
     assert stored_bytes(told, found.stored) == codes + others
 
