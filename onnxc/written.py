@@ -48,6 +48,7 @@ def written(
         rewriter.unfold(name)
     if not plain:
         rewriter.shorten({name: mode for name, mode in sorted(plan.stored.items()) if mode in FLOATS})
+        rewriter.sheet.name_steps()
     copy.tidy()
     drop_pages()
     return rewriter

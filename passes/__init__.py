@@ -26,6 +26,7 @@ from .store_int8 import StoreInt8
 from .store_low_bit import StoreLowBit
 from .store_trellis import StoreTrellis
 from .strip_debug import StripDebug
+from .strip_defaults import StripDefaults
 from .strip_shapes import StripShapes
 from .sums_as_products import SumsAsProducts
 from .unfold_frames import UnfoldFrames
@@ -58,6 +59,7 @@ PASSES: tuple[type, ...] = (
     StoreTrellis,
     StoreFloat16,
     FoldSparse,
+    StripDefaults,
     StripShapes,
     Recover,
 )

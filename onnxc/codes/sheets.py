@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto
 
-from onnxc.model import Model, Tensor
+from onnxc.model import Model, Node, Tensor
 
 SIZES_OPSET, COUNT_OPSET = 13, 18  # of Split: sizes are an input; equal parts need their number
 OVERHEAD = 16  # bytes of a weight among others in a file, beside its name
@@ -32,11 +32,13 @@ class Sheet:
         known: tensors that all weights share, by name.
         floats: codes become floats before they are split, one Cast for all, where their form allows that; their type
             then says so.
+        made: the nodes that were written.
     """
 
     model: Model
     known: dict[str, Tensor] = field(default_factory=dict)
     floats: bool = False
+    made: list[Node] = field(default_factory=list)
 
     def constant(self, name: str, values: Array) -> Tensor:
         """An initializer."""
@@ -56,7 +58,20 @@ class Sheet:
         """A node whose outputs are called ``names``."""
         node = self.model.insert(operator, inputs, list(names), **attributes)
         node.name = ""  # its output says enough, and names take bytes
+        self.made.append(node)
         return list(node.outputs)
+
+    def name_steps(self) -> None:
+        """Give tensors between nodes of this sheet short names, ``cast_3`` in place of one made of a weight's: they are
+        written twice, and can be a tenth of a small file. What others read keeps its name.
+        """
+        own = set(map(id, self.made))
+        kept = set(map(id, self.known.values()))
+        kept.update(id(tensor) for graph in self.model.graphs() for tensor in graph.outputs)
+        for node in self.made:
+            for tensor in node.outputs:
+                if id(tensor) not in kept and all(id(reader) in own for reader in tensor.outputs):
+                    tensor.name = self.model.unique(node.op.lower())
 
     def split(self, tensor: Tensor, sizes: Sequence[int], names: Sequence[str], axis: int = 0) -> list[Tensor]:
         """``tensor`` in parts of so many entries along ``axis``."""
@@ -65,7 +80,7 @@ class Sheet:
         if len(set(sizes)) == 1:
             count = len(sizes) if self.model.opset >= COUNT_OPSET else None
             return self.nodes("Split", [tensor], names, axis=axis, num_outputs=count)
-        given = self.constant(f"{names[0]}_sizes", np.asarray(sizes, np.int64))
+        given = self.constant("sizes", np.asarray(sizes, np.int64))
         return self.nodes("Split", [tensor, given], names, axis=axis)
 
     def reshaped(self, tensor: Tensor, shape: Sequence[int], name: str) -> Tensor:

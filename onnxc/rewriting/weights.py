@@ -160,13 +160,8 @@ class CodedWeights:
             self._floats |= self._together(left, replace(self.sheet, floats=small))
         cast = self._floats[weight] if weight in self._floats else self.coded(weight)
         if cast.dtype != np.float32:
-            cast = self.model.insert("Cast", [cast], [f"{weight}_cast"], name=f"{weight}_cast", to=1).outputs[0]
-        scaled = self.model.insert(
-            "Mul",
-            [cast, self.scale(weight, "broadcast")],
-            [f"{weight}_unfolded"],
-            name=f"{weight}_unfolded",
-        ).outputs[0]
+            cast = self.sheet.cast(cast, f"{weight}_cast")
+        scaled = self.sheet.node("Mul", [cast, self.scale(weight, "broadcast")], f"{weight}_unfolded")
         scaled.dtype, scaled.shape = np.dtype(np.float32), list(self.codes[weight].values.shape)
         return scaled
 
