@@ -16,6 +16,8 @@ from onnxc.model import Model
 from onnxc.problem import Plan
 from onnxc.session import Options
 
+FORMS = ("q", "unfolded")  # what operators read: codes, or floats that have the same zeros
+
 
 def zeros_lost(context: Context, plan: Plan, model: Model, sample: Mapping[str, Any], options: Options) -> str | None:
     """A sentence on the zeros that codes of neighbours took from pruned weights; None where all of them stayed.
@@ -26,10 +28,10 @@ def zeros_lost(context: Context, plan: Plan, model: Model, sample: Mapping[str, 
     forms = {name: parse_format(plan.stored[name]) for name in plan.coded}
     at_risk = {name for name, form in forms.items() if form.dimension or form.trellis}
     weights = {weight.name: weight for weight in context.sites.weights if weight.name in at_risk and weight.sparse}
-    found = unfolded(model, [f"{name}_q" for name in weights], sample, options)
+    found = unfolded(model, [f"{name}_{form}" for name in weights for form in FORMS], sample, options)
     lost: dict[str, int] = {}
     for name, weight in weights.items():
-        codes = found.get(f"{name}_q")
+        codes = next((found[f"{name}_{form}"] for form in FORMS if f"{name}_{form}" in found), None)
         if codes is not None and codes.shape == weight.shape:
             lost[name] = int(np.count_nonzero(codes[np.asarray(context.model.values(weight.tensor)) == 0]))
     if not sum(lost.values()):

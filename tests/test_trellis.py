@@ -16,6 +16,7 @@ from onnxc.codes import trellis_packing
 from onnxc.codes.fitting import make_grid
 from onnxc.codes.formats import TRELLISES, Format, parse_format, trellis_segment
 from onnxc.codes.gptq import damage, gptq
+from onnxc.codes.grids import nearest
 from onnxc.codes.layouts import layout_of
 from onnxc.codes.packing import packed, packed_bytes
 from onnxc.codes.solve import as_groups, estimated, from_groups, solved
@@ -144,7 +145,7 @@ def test_one_share_of_their_peaks_serves_all_rows_of_a_table(levels: int) -> Non
     found = []
     for scale in (scale_of(matrix, levels, union, importance), shared_reach(matrix, levels, union, importance)):
         grid = TrellisGrid(levels, union, (scale / scale.max()) ** 2)
-        found.append(sqnr(matrix, grid.nearest(matrix / scale[:, None])[1] * scale[:, None]))
+        found.append(sqnr(matrix, nearest(grid, matrix / scale[:, None])[1] * scale[:, None]))
     assert found[0] - 0.2 < found[1] < found[0] + 0.2
 
 
@@ -170,12 +171,12 @@ def test_zeros_cost_nothing_and_far_weights_are_kept() -> None:
 def test_rows_searched_together_are_those_searched_one_by_one() -> None:
     matrix = np.random.default_rng(4).standard_normal((2, 300, 50)).astype(np.float32) * 40
     grid = TrellisGrid(8, union_of(8, 127), np.random.default_rng(5).random((2, 50)).astype(np.float32))
-    digits, values = grid.nearest(matrix)
+    digits, values = nearest(grid, matrix)
     for row in (0, 150, 299):
-        one, own = grid.snap(np.zeros(2, np.intp), matrix[:, row])
+        one, own = grid.snap((np.arange(2), np.full(2, row)), matrix[:, row])
         np.testing.assert_array_equal(one, digits[:, row])
         np.testing.assert_array_equal(own, values[:, row])
-    again = grid.nearest(values.astype(np.float32))
+    again = nearest(grid, values.astype(np.float32))
     np.testing.assert_array_equal(again[0], digits)
 
 

@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxc.codes.grids import Grid, parts
-from onnxc.codes.trellis import TrellisGrid
+from onnxc.codes.grids import Grid, nearest, parts
 
 BLOCK = 128
 DAMPING = 0.01
@@ -115,25 +114,18 @@ def gptq(weight: Matrix, factor: Factor | None, grid: Grid) -> tuple[NDArray[Any
     """
     groups, depth, outputs = weight.shape
     digits = np.empty((groups, depth, grid.width(outputs)), np.uint8)
-    kind = grid.snap(np.zeros(groups, np.intp), weight[:, 0])[1].dtype if depth else np.int8
-    values = np.empty(weight.shape, kind)
     if factor is None:
-        if isinstance(grid, TrellisGrid):  # a step of the search takes little longer for many rows
-            digits, values = grid.nearest(weight)
-            return values, digits
-        every = np.empty(groups, np.intp)
-        for row in range(depth):
-            every[:] = row
-            digits[:, row], values[:, row] = grid.snap(every, weight[:, row])
+        digits, values = nearest(grid, weight)
         return values, digits
     order, upper, here = factor.order, factor.upper, np.arange(groups)
+    values = np.empty(weight.shape, nearest(grid, weight[:, :1])[1].dtype)
     remaining = np.take_along_axis(weight, order[:, :, None], 1).astype(np.float32)
     for start in range(0, depth, BLOCK):
         stop = min(start + BLOCK, depth)
         errors = np.empty((groups, stop - start, outputs), np.float32)
         for row in range(start, stop):
             place = order[:, row]
-            found, rounded = grid.snap(place, remaining[:, row] * (weight[here, place] != 0))
+            found, rounded = grid.snap((here, place), remaining[:, row] * (weight[here, place] != 0))
             values[here, place], digits[here, place] = rounded, found
             error = (remaining[:, row] - rounded) / upper[:, row, row, None]
             remaining[:, row + 1 : stop] -= upper[:, row, row + 1 : stop, None] * error[:, None, :]

@@ -13,7 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 Matrix = NDArray[np.float32]
+Places = tuple[NDArray[np.intp], NDArray[np.intp]]  # of rows of W [G, K, N]: group and input, [R] each
 SMALL_PRODUCT = 1 << 18  # multiplications up to which OpenBLAS stays on one thread: waiting for others takes longer
+TOGETHER = 1 << 14  # weights that are snapped at once: what a search keeps of every step stays in the caches
 PART = 1 << 20  # weights of a matrix that are looked at together: an embedding table needs no copies of itself
 
 
@@ -23,8 +25,22 @@ class Grid(Protocol):
     def width(self, outputs: int) -> int:
         """Digits stored for one row of ``outputs`` weights."""
 
-    def snap(self, rows: NDArray[np.intp], target: Matrix) -> tuple[NDArray[np.uint8], NDArray[Any]]:
-        """The digits and values nearest to ``target`` [G, N]; ``rows`` [G]: the input that each group's row meets."""
+    def snap(self, at: Places, target: Matrix) -> tuple[NDArray[np.uint8], NDArray[Any]]:
+        """The digits and values nearest to rows ``target`` [R, N] of a matrix, which lie ``at`` these places."""
+
+
+def nearest(grid: Grid, matrix: Matrix) -> tuple[NDArray[np.uint8], NDArray[Any]]:
+    """The digits [G, K, width] and values [G, K, N] nearest to all of W [G, K, N]."""
+    groups, depth, outputs = matrix.shape
+    rows, many = matrix.reshape(groups * depth, outputs), max(TOGETHER // max(outputs, 1), 1)
+    group, inputs = np.divmod(np.arange(groups * depth), max(depth, 1))
+    digits, values = np.empty((groups * depth, grid.width(outputs)), np.uint8), np.empty(rows.shape, np.int8)
+    for start in range(0, len(rows), many):
+        part = slice(start, start + many)
+        digits[part], found = grid.snap((group[part], inputs[part]), rows[part])
+        values = values.astype(found.dtype, copy=False)
+        values[part] = found
+    return digits.reshape(groups, depth, -1), values.reshape(matrix.shape)
 
 
 @dataclass(frozen=True)
@@ -40,7 +56,7 @@ class EvenGrid:
     def width(self, outputs: int) -> int:
         return outputs
 
-    def snap(self, rows: NDArray[np.intp], target: Matrix) -> tuple[NDArray[np.uint8], NDArray[np.int8]]:
+    def snap(self, at: Places, target: Matrix) -> tuple[NDArray[np.uint8], NDArray[np.int8]]:
         values = np.clip(np.rint(target), self.lowest, self.lowest + self.levels - 1)
         return (values - self.lowest).astype(np.uint8), values.astype(np.int8)
 
@@ -61,10 +77,10 @@ class BlockGrid:
     def width(self, outputs: int) -> int:
         return outputs
 
-    def snap(self, rows: NDArray[np.intp], target: Matrix) -> tuple[NDArray[np.uint8], NDArray[np.int8]]:
-        here, lowest = np.arange(len(rows)), lowest_digit(self.levels)
-        scale = step_scale(self.levels, self.steps[here, rows // self.block])
-        offset = self.offsets[here, rows // self.block].astype(np.float32)
+    def snap(self, at: Places, target: Matrix) -> tuple[NDArray[np.uint8], NDArray[np.int8]]:
+        (groups, inputs), lowest = at, lowest_digit(self.levels)
+        scale = step_scale(self.levels, self.steps[groups, inputs // self.block])
+        offset = self.offsets[groups, inputs // self.block].astype(np.float32)
         codes = np.clip(np.rint((target - offset) * scale), lowest, lowest + self.levels - 1).astype(np.float32)
         values = np.clip(np.rint(codes / scale) + offset, -128, 127)
         return (codes - lowest).astype(np.uint8), values.astype(np.int8)
@@ -85,10 +101,11 @@ class ScaledGrid:
     def width(self, outputs: int) -> int:
         return outputs
 
-    def snap(self, rows: NDArray[np.intp], target: Matrix) -> tuple[NDArray[np.uint8], Matrix]:
+    def snap(self, at: Places, target: Matrix) -> tuple[NDArray[np.uint8], Matrix]:
         """Digits and real values."""
-        scale = self.scales[np.arange(len(rows)), rows // self.block]
-        codes = EvenGrid(self.levels).snap(rows, target / scale)[1].astype(np.float32)
+        groups, inputs = at
+        scale = self.scales[groups, inputs // self.block]
+        codes = EvenGrid(self.levels).snap(at, target / scale)[1].astype(np.float32)
         return (codes - lowest_digit(self.levels)).astype(np.uint8), np.asarray(codes * scale, np.float32)
 
 
@@ -107,11 +124,10 @@ class CodebookGrid:
     def width(self, outputs: int) -> int:
         return outputs // int(self.table.shape[1])
 
-    def snap(self, rows: NDArray[np.intp], target: Matrix) -> tuple[NDArray[np.uint8], NDArray[np.int8]]:
+    def snap(self, at: Places, target: Matrix) -> tuple[NDArray[np.uint8], NDArray[np.int8]]:
         dimension, shape = self.table.shape[1], target.shape
-        nearest = nearest_words(
-            target.reshape(-1, dimension), self.importance.reshape(-1, dimension), self.table.astype(np.float32)
-        )
+        importance = self.importance[at[0]].reshape(-1, dimension)
+        nearest = nearest_words(target.reshape(-1, dimension), importance, self.table.astype(np.float32))
         return nearest.reshape(shape[0], -1), self.table[nearest].reshape(shape)
 
 

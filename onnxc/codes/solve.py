@@ -130,8 +130,8 @@ def settled(scaled: Matrix, found: NDArray[np.int8], moment: Matrix, grid: Grid,
     """
 
     def snap(row: int, target: Matrix) -> Matrix:
-        rows = np.full(len(scaled), row, np.intp)
-        return grid.snap(rows, target * (start[:, row] != 0))[1].astype(np.float32)
+        at = np.arange(len(scaled)), np.full(len(scaled), row, np.intp)
+        return grid.snap(at, target * (start[:, row] != 0))[1].astype(np.float32)
 
     return descend(scaled, found.astype(np.float32), moment, snap, SWEEPS)
 

@@ -22,10 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxc.codes.formats import trellis_segment
-from onnxc.codes.grids import Matrix
+from onnxc.codes.grids import Matrix, Places
 
 STATES, SUBSETS = 4, 4
-TOGETHER = 1 << 13  # weights whose paths are searched at once: what is kept of every step stays in the caches
 HALVES = 512  # halves of a code in the range of int8: between two of them the nearest member is the same one
 
 Cells = NDArray[np.intp]
@@ -50,41 +49,22 @@ class TrellisGrid:
     Attributes:
         levels: of a code, even; ``union`` has twice as many values, int8, ascending.
         importance: [G, N], how much an error of each output counts.
+        closed: paths end where they start, as is stored; open ones are found in a third of the time, and tell how far
+            from a matrix paths are.
     """
 
     levels: int
     union: NDArray[np.int8]
     importance: Matrix
+    closed: bool = True
 
     def width(self, outputs: int) -> int:
         """Codes of a row, whose last segment may be longer than what is left."""
         count, length = trellis_segment(outputs, self.levels)
         return count * length
 
-    def snap(self, rows: NDArray[np.intp], target: Matrix) -> tuple[NDArray[np.uint8], NDArray[np.int8]]:
-        return self.searched(target, self.importance)
-
-    def nearest(self, matrix: Matrix, *, closed: bool = True) -> tuple[NDArray[np.uint8], NDArray[np.int8]]:
-        """As snap(), of all rows of W [G, K, N]: digits [G, K, width] and values [G, K, N]."""
-        groups, depth, outputs = matrix.shape
-        digits = np.empty((groups * depth, self.width(outputs)), np.uint8)
-        values = np.empty((groups * depth, outputs), np.int8)
-        rows, group = matrix.reshape(groups * depth, outputs), np.arange(groups * depth) // max(depth, 1)
-        many = max(TOGETHER // max(outputs, 1), 1)
-        for start in range(0, len(rows), many):
-            part = slice(start, start + many)
-            digits[part], values[part] = self.searched(rows[part], self.importance[group[part]], closed=closed)
-        return digits.reshape(groups, depth, -1), values.reshape(matrix.shape)
-
-    def searched(
-        self, target: Matrix, importance: Matrix, *, closed: bool = True
-    ) -> tuple[NDArray[np.uint8], NDArray[np.int8]]:
-        """Codes [R, width] and values [R, N] of the best paths near ``target`` [R, N].
-
-        Args:
-            importance: [R, N]; closed: paths end where they start, as is stored; open ones are found in a third of the
-                time, and tell how far from the target paths are.
-        """
+    def snap(self, at: Places, target: Matrix) -> tuple[NDArray[np.uint8], NDArray[np.int8]]:
+        """Codes [R, width] and values [R, N] of the best paths near ``target`` [R, N]."""
         rows, outputs = target.shape
         count, length = trellis_segment(outputs, self.levels)
 
@@ -98,8 +78,8 @@ class TrellisGrid:
         errors = self.member_values.take(cells, axis=1)
         errors -= steps
         errors *= errors
-        errors *= along(importance)
-        before, after = best_paths(errors, closed=closed)
+        errors *= along(self.importance[at[0]])
+        before, after = best_paths(errors, closed=self.closed)
         place = ((before & 1) * 2 + ((after & 1) ^ (before >> 1))) * HALVES + cells
         digits = self.member_numbers.reshape(-1).take(place) + ((after & 1) * (self.levels // 2)).astype(np.uint8)
         values = self.member_values.reshape(-1).take(place).astype(np.int8)

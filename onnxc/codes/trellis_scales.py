@@ -12,7 +12,7 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxc.codes.grids import Matrix, parts, rounded_up
+from onnxc.codes.grids import Matrix, nearest, parts, rounded_up
 from onnxc.codes.trellis import TrellisGrid, union_of
 
 REACHES = (0.75, 0.84, 0.93, 1.03, 1.15, 1.3)  # of the largest value, in that for normal weights: scales that are tried
@@ -41,9 +41,9 @@ def trellis_grid(
     return grid_of(levels, union, scale), scale
 
 
-def grid_of(levels: int, union: NDArray[np.int8], scale: Matrix) -> TrellisGrid:
+def grid_of(levels: int, union: NDArray[np.int8], scale: Matrix, *, closed: bool = True) -> TrellisGrid:
     """The grid on which errors count as the squares of scales [G, N]."""
-    return TrellisGrid(levels, union, (scale / max(float(scale.max(initial=0.0)), 1e-20)) ** 2)
+    return TrellisGrid(levels, union, (scale / max(float(scale.max(initial=0.0)), 1e-20)) ** 2, closed)
 
 
 def scale_of(matrix: Matrix, levels: int, union: NDArray[np.int8], importance: Matrix) -> Matrix:
@@ -51,7 +51,7 @@ def scale_of(matrix: Matrix, levels: int, union: NDArray[np.int8], importance: M
     peak = np.maximum(np.abs(matrix).max(1), np.float32(1e-20))
     deviation = peak * np.sqrt(((matrix / peak[:, None]) ** 2).mean(1))
     spread = np.maximum(deviation, LEAST * deviation.max(initial=np.float32(0.0)))
-    grid = grid_of(levels, union, spread)
+    grid = grid_of(levels, union, spread, closed=False)
     usual = 1.35 * NormalDist().inv_cdf(1 - 0.25 / levels) / float(union[-1])
     normal = np.asarray(np.maximum(deviation, np.float32(1e-20)) * np.float32(usual), np.float32)
     furthest = np.maximum(peak / (normal * float(union[-1]) * REACHES[-1]), 1.0)
@@ -59,7 +59,7 @@ def scale_of(matrix: Matrix, levels: int, union: NDArray[np.int8], importance: M
     for reach in (*REACHES, *(REACHES[-1] * furthest**share for share in FURTHER)):
         scale = np.asarray(normal * reach, np.float32)
         scaled = matrix / scale[:, None]
-        lost = scaled - grid.nearest(scaled, closed=False)[1]
+        lost = scaled - nearest(grid, scaled)[1]
         error = np.einsum("gk,gkn->gn", importance, lost * lost) * np.asarray(reach * reach, np.float32)
         best, least = np.where(error < least, scale, best), np.minimum(error, least)
     return np.asarray(best, np.float32)
@@ -74,6 +74,7 @@ def shared_reach(matrix: Matrix, levels: int, union: NDArray[np.int8], importanc
     errors = []
     for share in SHARES:
         scale = usual * np.float32(share)
-        lost = seen - grid_of(levels, union, scale).nearest(seen / scale[:, None], closed=False)[1] * scale[:, None]
+        grid = grid_of(levels, union, scale, closed=False)
+        lost = seen - nearest(grid, seen / scale[:, None])[1] * scale[:, None]
         errors.append(float((importance * np.square(lost, dtype=np.float64).sum(2)).sum()))
     return np.asarray(peak * np.float32(SHARES[int(np.argmin(errors))]))

@@ -235,7 +235,7 @@ class Channels:
         if again and self.seen:
             readers = self.readers(number for number, units in removed.items() if units)
             kept = {reader: left for reader in readers if (left := self.outputs(cut, reader)) is not None}
-            fitted = refit(self.model, smaller, readers, kept, self.seen, len(self.seen), self.options)
+            fitted = refit(self.model, smaller, readers, kept, self.seen, self.options)
         tied(smaller, self.names)
         return smaller, fitted
 

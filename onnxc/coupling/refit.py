@@ -9,7 +9,7 @@ Wu and Lin, 2017) and He, Zhang and Sun, "Channel Pruning for Accelerating Very 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,17 +21,17 @@ from onnxc.coupling.consumers import (
     Moments,
     Wide,
     consumers,
-    fed,
     output_rows,
     quota_of,
     rows,
     second_moments,
     stored,
-    until,
 )
 from onnxc.coupling.graph import Reader
 from onnxc.model import Model
+from onnxc.sequential import Samples, Walk
 from onnxc.session import Options
+from onnxc.shapes import infer
 from onnxc.sites import pruned
 
 RIDGES = (1e-3, 1e-2, 1e-1, 1.0)  # of the mean of H's diagonal
@@ -42,15 +42,13 @@ def refit(
     smaller: Model,
     readers: Sequence[Reader],
     kept: Mapping[Reader, np.ndarray],
-    samples: Iterable[Mapping[str, np.ndarray]],
-    count: int,
+    samples: Samples,
     options: Options,
 ) -> int:
     """Refit the weights of ``readers`` in ``smaller``, in place.
 
     Args:
         kept: reader -> the outputs of its weight that are left, [N'] per group of inputs.
-        samples: re-iterable; count: how many there are.
 
     Returns:
         How many weights were refitted.
@@ -58,15 +56,19 @@ def refit(
     before = {consumer.reader: consumer for consumer in consumers(original, readers)}
     wanted = [each for each in consumers(smaller, readers) if each.reader in before and each.matrix.shape[1] <= WIDEST]
     waiting = {consumer.reader.node for consumer in wanted}
+    types = infer(original)
+    walks = Walk(smaller, samples, options, types), Walk(original, samples, options, types)
     for batch in batches(wanted):
         pairs = [Pair(consumer, before[consumer.reader], kept.get(consumer.reader)) for consumer in batch]
         for pair in pairs:
             stream = pair.new.stream
             if stream is not None and not waiting & ancestors(smaller, stream[0]):
                 pair.stream = stream[0]
-        halves = both_moments(original, smaller, pairs, samples, count, options)
+        halves = both_moments(pairs, *walks)
         for pair in pairs:
             solve(smaller, pair, halves[pair.new.reader])
+        if any(pair.new.reader.role == "hidden" for pair in pairs):  # they read what they make: it has to run again
+            walks = Walk(smaller, samples, options, types), Walk(original, samples, options, types)
         waiting -= {pair.new.reader.node for pair in pairs}
     return len(wanted)
 
@@ -112,29 +114,16 @@ def batches(wanted: Sequence[Consumer]) -> list[list[Consumer]]:
     return list(found.values())
 
 
-def both_moments(
-    original: Model,
-    smaller: Model,
-    pairs: Sequence[Pair],
-    samples: Iterable[Mapping[str, np.ndarray]],
-    count: int,
-    options: Options,
-) -> dict[Reader, tuple[Moments, Moments]]:
+def both_moments(pairs: Sequence[Pair], smaller: Walk, original: Walk) -> dict[Reader, tuple[Moments, Moments]]:
     """Moments of the inputs in the smaller model with what the original makes of its own, of even and odd samples."""
     found: dict[tuple[Reader, int], Moments] = {}
     source = pairs[0].new.source, pairs[0].old.source
     streams = [pair.stream for pair in pairs if pair.stream is not None]
-    names = list(dict.fromkeys([source[0], *streams])), list(dict.fromkeys([source[1], *streams]))
-    inputs = {tensor.name for tensor in original.graph.inputs}
-    names = [each for each in names[0] if each not in inputs], [each for each in names[1] if each not in inputs]
-    sessions = until(smaller, names[0], options), until(original, names[1], options)
-    for number, sample in enumerate(samples):
-        new, old = (
-            dict(sample) | session.run(fed(session, sample), wanted)
-            for session, wanted in zip(sessions, names, strict=True)
-        )
+    olds = original.advance(list(dict.fromkeys([source[1], *streams])))
+    for number, new in enumerate(smaller.advance(list(dict.fromkeys([source[0], *streams])))):
+        old = next(olds)
         for pair in pairs:
-            quota = quota_of(pair.old, count)
+            quota = quota_of(pair.old, len(smaller.samples))
             read = rows(pair.old, old[source[1]], quota, number).transpose(1, 0, 2)
             with np.errstate(over="ignore", invalid="ignore"):  # rows that are not finite are left out below
                 wanted = np.matmul(read, pair.target).transpose(1, 0, 2)
@@ -146,6 +135,7 @@ def both_moments(
                     wanted = wanted + drift if drift.shape == wanted.shape else wanted
             moments = second_moments(rows(pair.new, new[source[0]], quota, number), wanted)
             found.setdefault((pair.new.reader, number % 2), Moments.like(moments)).add(moments)
+    next(olds, None)  # the last sample's tensors are put away
     result = {}
     for pair in pairs:
         even = found[pair.new.reader, 0]

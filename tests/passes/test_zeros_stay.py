@@ -141,7 +141,7 @@ def test_a_block_with_a_zero_has_one_and_others_are_as_they_were(rounding: str, 
     importance = np.ones(matrix.shape[:2], np.float32)
     grid, free = (block_grid(each, levels, 32, importance, limit, rounding) for each in (matrix, dense))
     for row in range(96):
-        values = grid.snap(np.full(2, row), matrix[:, row])[1]
+        values = grid.snap((np.arange(2), np.full(2, row)), matrix[:, row])[1]
         assert np.abs(values.astype(int)).max() <= limit
         assert not values[places[:, row]].any()
     np.testing.assert_array_equal(grid.steps[:, 1], free.steps[:, 1])
