@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxc.codes.estimates import Seen, estimated
 from onnxc.codes.formats import FLOATS, INT8, Format, is_small, parse_format
 from onnxc.codes.moments import Factors, Given, factor_key
 from onnxc.codes.saturation import as_matrix, machine_saturates, may_overflow, overflows
-from onnxc.codes.solve import as_groups, estimated, solved
+from onnxc.codes.solve import as_groups, solved
 from onnxc.codes.sparse_packing import SPARSE_OPSET, Gaps, Mask, smaller
 from onnxc.contract.context import Context
 from onnxc.encoding import BlockCodes, Codes
@@ -149,13 +150,15 @@ class Coder:
 
     def estimates(self) -> dict[str, dict[str, float]]:
         """Weight -> format -> its expected damage, of every weight that may be stored in another format than int8."""
-        found: dict[str, dict[str, float]] = {}
-        for name in self.in_order(self.ways):
-            modes, weight = self.ways[name], self.weights[name]
-            if weight.channel_axis is not None and modes not in ([], [INT8.name]):
-                formats = [self.form(name, mode) for mode in dict.fromkeys((*modes, INT8.name, self.probed(name)))]
-                found[name] = estimated(weight, self.values(name), self.context, self.factors, formats)
-        return found
+
+        def seen() -> Iterator[Seen]:
+            for name in self.in_order(self.ways):
+                modes, weight = self.ways[name], self.weights[name]
+                if weight.channel_axis is not None and modes not in ([], [INT8.name]):
+                    formats = [self.form(name, mode) for mode in dict.fromkeys((*modes, INT8.name, self.probed(name)))]
+                    yield Seen.of(weight, self.values(name), self.factors.of(weight), formats)
+
+        return estimated(seen(), self.context.target.weight_levels)
 
     def probe(self, names: Collection[str], sites: Collection[str]) -> dict[str, Codes]:
         """The codes with which the noise of each weight is measured: as they are at run time, not packed."""

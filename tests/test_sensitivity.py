@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from onnxc.coder import Coder
+from onnxc.codes.estimates import Seen, estimated
 from onnxc.codes.formats import Format
-from onnxc.codes.solve import estimated
 from onnxc.culprits.matching import showing
 from onnxc.passes.quantize_dynamic import QuantizeDynamic
 from onnxc.passes.quantize_embedding import QuantizeEmbedding
@@ -176,7 +176,9 @@ def test_the_gain_of_a_trellis_is_its_own() -> None:
     formats, fresh = [Format(16), Format(4, trellis=True)], np.concatenate([draw() for _ in range(100)])
     made = [coder.rounded(site.weight.name, each.name).restored() for each in formats]
     true = [np.square(fresh @ (values - each)).sum() / np.square(fresh @ values).sum() for each in made]
-    seen = estimated(site.weight, np.asarray(values, np.float32), context, coder.factors, formats)
+    factor = coder.factors.of(site.weight)
+    looked = Seen.of(site.weight, np.asarray(values, np.float32), factor, formats)
+    seen = estimated([looked], context.target.weight_levels)[site.weight.name]
     assert true[0] > 10 * seen[formats[0].name]
     assert seen[formats[1].name] / seen[formats[0].name] == pytest.approx(true[1] / true[0], rel=0.3)
 

@@ -13,13 +13,14 @@ import pytest
 from onnxc.cli import main
 from onnxc.coder import Coder
 from onnxc.codes import trellis_packing
+from onnxc.codes.estimates import Seen, estimated
 from onnxc.codes.fitting import make_grid
 from onnxc.codes.formats import TRELLISES, Format, parse_format, trellis_segment
 from onnxc.codes.gptq import damage, gptq
 from onnxc.codes.grids import nearest
 from onnxc.codes.layouts import layout_of
 from onnxc.codes.packing import packed, packed_bytes
-from onnxc.codes.solve import as_groups, estimated, from_groups, solved
+from onnxc.codes.solve import as_groups, from_groups, solved
 from onnxc.codes.trellis import TrellisGrid, best_paths, union_of
 from onnxc.codes.trellis_scales import scale_of, shared_reach
 from onnxc.encoding import Codes
@@ -200,7 +201,8 @@ def test_less_damage_in_as_few_bits_on_trained_weights(name: str, larger: int) -
                 nearest, _ = gptq(matrix / codes.scale, None, grid)
                 lost = damage(matrix, nearest * codes.scale, factor.moment)
                 found.setdefault("nearest", []).append(10 * float(np.log10(lost)))
-        expected = estimated(weight, values, context, coder.factors, [parse_format(n) for n in names])
+        looked = Seen.of(weight, values, coder.factors.of(weight), [parse_format(n) for n in names])
+        expected = estimated([looked], context.target.weight_levels)[weight.name]
         found.setdefault("expected", []).append(10 * float(np.log10(expected["trellis8"])) - found["trellis8"][-1])
     mean = {each: float(np.mean(values)) for each, values in found.items()}
     assert mean["trellis16"] < mean["levels16"] - 1.4

@@ -6,9 +6,6 @@ known or can be assumed, else to nearest.
 
 from __future__ import annotations
 
-from dataclasses import replace
-from functools import cache
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -28,11 +25,7 @@ from onnxc.pruning.masks import pruned_alone
 from onnxc.sites import Weight
 
 BIAS_LIMIT = 2.0**30
-LOOKED_AT, FEW = 64, 1 << 16  # outputs of a weight that an estimate looks at; elements of one that it sees whole
 SWEEPS = 2  # of coordinate descent: a third one gains next to nothing
-GAINS = (Format(16), Format(4))  # formats at which the gain of GPTQ is measured; between them it is interpolated
-ENDS = (4, 16)  # levels of trellises that are tried; what others damage lies on a line through the logarithms
-BLOCKED = 9  # levels near which its gain in blocks is measured: it hardly depends on the bits there
 
 Matrix = NDArray[np.float32]
 
@@ -134,78 +127,6 @@ def settled(scaled: Matrix, found: NDArray[np.int8], moment: Matrix, grid: Grid,
         return grid.snap(at, target * (start[:, row] != 0))[1].astype(np.float32)
 
     return descend(scaled, found.astype(np.float32), moment, snap, SWEEPS)
-
-
-def estimated(
-    weight: Weight, values: Matrix, context: Context, factors: Factors, formats: list[Format]
-) -> dict[str, float]:
-    """Format name -> expected damage, from some of the outputs: rounding to nearest, and what GPTQ gains. A scale for
-    a whole channel leaves it more to gain at few bits than scales per block, which adapt to small weights; a trellis
-    less: at 2 bits of a projection that few images were seen with, what a scale would gain is twice what it does.
-    """
-    axis, factor = weight.channel_axis, factors.of(weight)
-    assert axis is not None
-    groups = len(factor.order) if factor is not None else 1
-    matrix = as_groups(values, axis, groups)
-    outputs = matrix.shape[2]
-    if groups > LOOKED_AT and weight.elements > FEW:
-        some = np.linspace(0, groups - 1, LOOKED_AT).astype(int)
-        matrix = matrix[some]
-        factor = (
-            replace(factor, order=factor.order[some], upper=factor.upper[some], moment=factor.moment[some])
-            if factor
-            else None
-        )
-    fewest = 8  # a codebook's dimension, at most: neighbours stay neighbours
-    if outputs > LOOKED_AT and weight.elements > FEW:
-        starts = np.linspace(0, outputs - fewest, LOOKED_AT // fewest).astype(int) // fewest * fewest
-        matrix = matrix[:, :, (starts[:, None] + np.arange(fewest)).reshape(-1)]
-    importance, levels = importance_of(factor, matrix), context.target.weight_levels
-    moment = factor.moment if factor is not None else None
-
-    def rounded(chosen: Format, solver: Factor | None) -> float:
-        fitted = sparser(matrix, solver.moment if solver is not None else None, chosen)
-        grid, scale = make_grid(fitted, chosen, importance, levels)
-        found, _ = gptq(fitted / scale[:, None], solver, grid)
-        return damage(matrix, found * scale[:, None], moment)
-
-    @cache
-    def plainly(each: Format) -> float:
-        return rounded(each, None)
-
-    def gained(each: Format) -> float:
-        return rounded(each, factor) / max(plainly(each), 1e-30) + 1e-30
-
-    nearest = {each.name: plainly(each) for each in formats if not each.trellis}
-    paths, ends = [each for each in formats if each.trellis], [Format(levels, trellis=True) for levels in ENDS]
-    if len(paths) > len(ENDS):
-        tried = [np.log(plainly(each) + 1e-30) for each in ends]
-        slope = (tried[1] - tried[0]) / np.log(ENDS[1] / ENDS[0])
-        nearest |= {each.name: float(np.exp(tried[0] + slope * np.log(each.levels / ENDS[0]))) for each in paths}
-    else:
-        nearest |= {each.name: plainly(each) for each in paths}
-    if factor is None:
-        return nearest
-    bits = [each.bits for each in reversed(GAINS)]
-    gains = [np.log(gained(each)) for each in reversed(GAINS)]
-    blocked = [each for each in formats if each.block and each.rounding == "gptq" and not each.zeros]
-    typical = min(blocked, key=lambda each: (each.scaled, abs(each.levels - BLOCKED)), default=None)
-    block_gain = rounded(typical, factor) / max(nearest[typical.name], 1e-30) if typical is not None else 1.0
-
-    along = [np.log(min(gained(each), 1.0)) for each in ends] if paths else []
-
-    def expected(each: Format) -> float:
-        plain = nearest[each.name]
-        if each.rounding != "gptq":
-            return plain
-        if each.trellis:
-            return plain * float(np.exp(np.interp(np.log(each.levels), np.log(ENDS), along)))
-        if each.dimension or each.zeros:
-            return min(plain, rounded(each, factor))
-        gain = block_gain if each.block else float(np.exp(np.interp(each.bits, bits, gains)))
-        return plain * min(gain, 1.0)
-
-    return {each.name: expected(each) for each in formats}
 
 
 def smallest_scale(weight: Weight, context: Context) -> Matrix | None:
