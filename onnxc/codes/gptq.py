@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from onnxc.codes.grids import Grid, nearest, parts
 
-BLOCK = 128
+BLOCK = 32  # columns whose errors are fed forward one by one; what lies behind them meets a product of all
 DAMPING = 0.01
+INVERTED = 64  # rows of a triangle that are inverted at once
 
 Matrix = NDArray[np.float32]
 
@@ -154,6 +155,21 @@ def power(matrix: Matrix, moment: Matrix | None) -> float:
 
 
 def inverse_factor(moment: NDArray[np.float64]) -> Matrix:
-    """U [G, K, K], upper triangular, with UT U = H^-1: GPTQ's updates read it row by row."""
-    lower = np.linalg.cholesky(np.linalg.inv(moment))
-    return np.asarray(lower.swapaxes(1, 2), np.float32)
+    """U [G, K, K], upper triangular, with UT U = H^-1: GPTQ's updates read it row by row.
+
+    With inputs in reverse order H = L LT, and U is L^-1 in reverse again: no inverse of H is needed.
+    """
+    lower = np.linalg.cholesky(moment[:, ::-1, ::-1])
+    return np.ascontiguousarray(inverse_of_lower(lower)[:, ::-1, ::-1], np.float32)
+
+
+def inverse_of_lower(lower: NDArray[np.float64]) -> NDArray[np.float64]:
+    """L^-1 of lower triangular L [G, K, K], by halves: what lies below the two is a product of three."""
+    depth = lower.shape[1]
+    if depth <= INVERTED:
+        return np.asarray(np.linalg.inv(lower))
+    half, found = depth // 2, np.zeros_like(lower)
+    found[:, :half, :half] = inverse_of_lower(lower[:, :half, :half])
+    found[:, half:, half:] = inverse_of_lower(lower[:, half:, half:])
+    found[:, half:, :half] = -found[:, half:, half:] @ (lower[:, half:, :half] @ found[:, :half, :half])
+    return found

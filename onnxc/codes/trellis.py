@@ -66,27 +66,31 @@ class TrellisGrid:
     def snap(self, at: Places, target: Matrix) -> tuple[NDArray[np.uint8], NDArray[np.int8]]:
         """Codes [R, width] and values [R, N] of the best paths near ``target`` [R, N]."""
         rows, outputs = target.shape
-        count, length = trellis_segment(outputs, self.levels)
-
-        def along(matrix: Matrix) -> Matrix:
-            """[R, N] as steps of all segments, [length, R * count]; what is filled up has no importance."""
-            wide = np.pad(matrix, ((0, 0), (0, count * length - outputs))) if count * length > outputs else matrix
-            return np.ascontiguousarray(wide.reshape(-1, length).T)
-
-        steps = along(target)
+        steps, groups = self.along(target), at[0]
+        whole = len(groups) == len(self.importance) and bool((groups == np.arange(len(groups))).all())
         cells = np.fmin(np.fmax(2 * steps + HALVES // 2, 0), HALVES - 1).astype(np.intp)
         errors = self.member_values.take(cells, axis=1)
         errors -= steps
         errors *= errors
-        errors *= along(self.importance[at[0]])
+        errors *= self.importance_along if whole else self.along(self.importance[groups])
         before, after = best_paths(errors, closed=self.closed)
-        place = ((before & 1) * 2 + ((after & 1) ^ (before >> 1))) * HALVES + cells
-        digits = self.member_numbers.reshape(-1).take(place) + ((after & 1) * (self.levels // 2)).astype(np.uint8)
-        values = self.member_values.reshape(-1).take(place).astype(np.int8)
-        return (
-            digits.T.reshape(rows, count * length),
-            np.ascontiguousarray(values.T).reshape(rows, count * length)[:, :outputs],
-        )
+        last = after & 1
+        place = (((before & 1) * 2 + (last ^ (before >> 1))) * HALVES + cells).T
+        digits = self.member_numbers.take(place) + (last * (self.levels // 2)).astype(np.uint8).T
+        values = self.member_values.take(place).reshape(rows, -1)[:, :outputs]
+        return digits.reshape(rows, -1), values.astype(np.int8)
+
+    def along(self, matrix: Matrix) -> Matrix:
+        """[R, N] as steps of all segments, [length, R * count]; what is filled up has no importance."""
+        outputs = matrix.shape[1]
+        count, length = trellis_segment(outputs, self.levels)
+        wide = np.pad(matrix, ((0, 0), (0, count * length - outputs))) if count * length > outputs else matrix
+        return np.ascontiguousarray(wide.reshape(-1, length).T)
+
+    @cached_property
+    def importance_along(self) -> Matrix:
+        """Of all groups."""
+        return self.along(self.importance)
 
     @cached_property
     def members(self) -> Cells:
@@ -118,24 +122,25 @@ def best_paths(errors: Matrix, *, closed: bool) -> tuple[Cells, Cells]:
     """
     _, length, count = errors.shape
     starts, segments = STATES if closed else 1, np.arange(count)
-    by_step = errors.transpose(1, 0, 2).reshape(length, 2, 2, count)  # by b', then by b xor b''
-    steps = np.empty((length, 2, 2, 2, count), np.float32)  # by b'', b' and b
+    by_step = errors.swapaxes(0, 1).reshape(length, 2, 2, 1, count)  # by b', then by b xor b''
+    steps = np.empty((length, 2, 2, 2, 1, count), np.float32)  # by b'', b' and b
     steps[:, 0], steps[:, 1] = by_step, by_step[:, :, ::-1]
-    cost = np.full((starts, STATES, count), np.inf if closed else 0.0, np.float32)
+    cost = np.full((STATES, starts, count), np.inf if closed else 0.0, np.float32)
     cost[np.arange(starts), np.arange(starts)] = 0
-    came = np.empty((length, starts, STATES, count), np.bool_)  # b'' of the better way into a state
-    ways = np.empty((starts, 2, STATES, count), np.float32)
-    by_bits, coming = ways.reshape(starts, 2, 2, 2, count), cost.reshape(starts, 2, 2, 1, count)
-    for step in range(length):
-        np.add(coming, steps[step], out=by_bits)
-        np.less(ways[:, 1], ways[:, 0], out=came[step])
-        np.minimum(ways[:, 0], ways[:, 1], out=cost)
+    came = np.empty((length, STATES * starts * count), np.bool_)  # b'' of the better way into a state
+    ways = np.empty((2, STATES * starts * count), np.float32)
+    by_bits, coming, into = ways.reshape(2, 2, 2, starts, count), cost.reshape(2, 2, 1, starts, count), cost.reshape(-1)
+    one, other = ways
+    for step, better in zip(steps, came, strict=True):
+        np.add(coming, step, out=by_bits)
+        np.less(other, one, out=better)
+        np.minimum(one, other, out=into)
     if closed:
         last = cost[np.arange(starts), np.arange(starts)].argmin(0)
-        own = (last * STATES + np.arange(STATES)[:, None]) * count + segments
-        came = came.reshape(length, -1).take(own.reshape(-1), axis=1)  # of the start that is best for each segment
+        own = last * count + segments  # of the start that is best for each segment
+        came = came.reshape(length, STATES, starts * count).take(own, axis=2)
     else:
-        last = cost[0].argmin(0)
+        last = cost[:, 0].argmin(0)
     # The place, in [states, segments], of the state that each state was reached from.
     back = came.reshape(length, STATES, count) * np.intp(2 * count)
     back += (np.arange(STATES) // 2)[:, None] * count + segments
