@@ -12,7 +12,7 @@ import pytest
 
 from onnxc.cli import main
 from onnxc.coder import Coder
-from onnxc.codes import trellis_packing
+from onnxc.codes import trellis_packing, trellis_scales
 from onnxc.codes.estimates import Seen, estimated
 from onnxc.codes.fitting import make_grid
 from onnxc.codes.formats import TRELLISES, Format, parse_format, trellis_segment
@@ -22,7 +22,7 @@ from onnxc.codes.layouts import layout_of
 from onnxc.codes.packing import packed, packed_bytes
 from onnxc.codes.solve import as_groups, from_groups, solved
 from onnxc.codes.trellis import TrellisGrid, best_paths, union_of
-from onnxc.codes.trellis_scales import scale_of, shared_reach
+from onnxc.codes.trellis_scales import MOST, scale_of, shared_reach, some_inputs
 from onnxc.encoding import Codes
 from onnxc.model import Model
 from onnxc.observe import Observations
@@ -148,6 +148,25 @@ def test_one_share_of_their_peaks_serves_all_rows_of_a_table(levels: int) -> Non
         grid = TrellisGrid(levels, union, (scale / scale.max()) ** 2)
         found.append(sqnr(matrix, nearest(grid, matrix / scale[:, None])[1] * scale[:, None]))
     assert found[0] - 0.2 < found[1] < found[0] + 0.2
+
+
+def test_some_inputs_tell_the_scales(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inputs that count a thousand times as much as others are among them: within 1 % of what all inputs tell."""
+    random = np.random.default_rng(6)
+    matrix = random.standard_normal((1, 768, 64)).astype(np.float32) * np.exp(random.standard_normal((1, 1, 64)) / 2)
+    importance = np.exp(2 * random.standard_normal((1, 768))).astype(np.float32)
+    matrix, union, lost = matrix.astype(np.float32), union_of(8, 127), []
+    for most in (MOST, 768):
+        monkeypatch.setattr(trellis_scales, "MOST", most)
+        scale = scale_of(matrix, 8, union, importance)
+        grid = TrellisGrid(8, union, (scale / scale.max()) ** 2)
+        error = matrix - nearest(grid, matrix / scale[:, None])[1] * scale[:, None]
+        lost.append(float((importance[:, :, None] * error**2).sum()))
+    assert lost[0] == pytest.approx(lost[1], rel=0.01)
+    monkeypatch.undo()
+    seen, counts = some_inputs(matrix, importance)
+    assert seen.shape[1] == counts.shape[1] < 768
+    np.testing.assert_allclose(counts.sum(), importance.sum(), rtol=1e-3)
 
 
 def test_zeros_cost_nothing_and_far_weights_are_kept() -> None:
