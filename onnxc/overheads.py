@@ -10,14 +10,15 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from onnxc.codes.formats import PLANES, is_small, parse_format
+from onnxc.codes.formats import PLANES, Format, is_small, parse_format
 from onnxc.predictions import stored_bytes
 from onnxc.problem import Plan, Problem
 
 # What one of each takes before anything is known, in bytes: a static activation, a dynamic one, an int8 site; a format
 # of one word per code, of two, in blocks, of codebooks, along a trellis; one more weight in any of them. (Means of 38
 # files of two models.) Then how far that may be off, and how far apart equal counts may be.
-ASSUMED = np.array([500.0, 400.0, 100.0, 1000.0, 1500.0, 950.0, 800.0, 2000.0, 100.0])
+ASSUMED = np.array([500.0, 400.0, 100.0, 750.0, 1100.0, 750.0, 600.0, 1500.0, 80.0])
+WORDS, PLANE, BLOCK, BOOK, PATH = range(3, 8)
 DOUBT, SPREAD = 0.5, 120.0
 RECENT = 0.8  # what a plan counts beside the one after it: the next one is like the last
 
@@ -37,6 +38,12 @@ def counts(plan: Plan) -> np.ndarray:
     words = len(formats) - codebooks - blocks - paths - planes
     kinds = [len(activations) - dynamic, dynamic, len(plan.compute), words, planes, blocks, codebooks, paths]
     return np.array([*kinds, len(small) - len(formats)], np.float64)
+
+
+def chain_bytes(chosen: Format) -> float:
+    """About what the nodes that unfold all weights of a format take."""
+    kind = BOOK if chosen.dimension else BLOCK if chosen.block else PATH if chosen.trellis else WORDS
+    return float(ASSUMED[PLANE if kind == WORDS and chosen.levels in PLANES else kind])
 
 
 @dataclass

@@ -12,6 +12,7 @@ from dataclasses import replace
 import numpy as np
 
 from onnxc.codes.formats import FLOATS
+from onnxc.fewer_formats import fewer_formats
 from onnxc.limits import within, worth
 from onnxc.planner import plan
 from onnxc.predictions import predicted_loading, predicted_noise, stored_bytes
@@ -26,7 +27,7 @@ CHEAP, HALVINGS = 0.1, 5  # the least price of loading; steps towards the least 
 
 def light(problem: Problem, noise: float) -> Plan:
     """As under(), predicted to load in time: seconds of loading get dearer until it is, or STEPS times, and no dearer
-    than that takes.
+    than that takes; in as few formats as pays.
     """
     found = under(problem, noise)
     for _ in range(STEPS):
@@ -34,7 +35,7 @@ def light(problem: Problem, noise: float) -> Plan:
             break
         problem.load_price *= DEARER
         found = under(problem, noise)
-    return unhurried(problem, found, noise)
+    return fewer_formats(problem, unhurried(problem, found, noise), noise)
 
 
 def unhurried(problem: Problem, found: Plan, noise: float) -> Plan:

@@ -163,7 +163,7 @@ def inverse_factor(moment: NDArray[np.float64]) -> Matrix:
     return np.ascontiguousarray(inverse_of_lower(lower)[:, ::-1, ::-1], np.float32)
 
 
-def inverse_of_lower(lower: NDArray[np.float64]) -> NDArray[np.float64]:
+def inverse_of_lower(lower: NDArray[np.floating]) -> NDArray[np.floating]:
     """L^-1 of lower triangular L [G, K, K], by halves: what lies below the two is a product of three."""
     depth = lower.shape[1]
     if depth <= INVERTED:

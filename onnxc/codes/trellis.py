@@ -146,7 +146,7 @@ def best_paths(errors: Matrix, *, closed: bool) -> tuple[Cells, Cells]:
     back += (np.arange(STATES) // 2)[:, None] * count + segments
     places = np.empty((length + 1, count), np.intp)
     places[length] = last * count + segments
-    for step in range(length - 1, -1, -1):
-        back[step].reshape(-1).take(places[step + 1], out=places[step], mode="clip")
+    for at in range(length - 1, -1, -1):
+        back[at].reshape(-1).take(places[at + 1], out=places[at], mode="clip")
     found = places // count
     return found[:-1], found[1:]
