@@ -2,7 +2,7 @@
 
 Weights of one format unfold together, in a chain of nodes of its own, and every node takes time at load. Found weight
 by weight, a plan of a small model has a format for every taste: the chains can take a third of the file. So formats are
-given up, one after another that which saves most, whose weights take others that the plan has.
+given up, one after another that which saves most, and their weights take others that the plan has.
 """
 
 from __future__ import annotations
@@ -51,71 +51,76 @@ class Moves:
         return chosen
 
 
+@dataclass(frozen=True)
+class Choices:
+    """The formats that weights of a plan may have, those left out whose format is not free.
+
+    Attributes:
+        names: of the weights; modes: their formats; bytes, noise: [weights, ways] of each.
+    """
+
+    names: list[str]
+    modes: list[list[str]]
+    bytes: np.ndarray
+    noise: np.ndarray
+
+    @classmethod
+    def of(cls, problem: Problem, found: Plan) -> Choices:
+        """Weights that were told their format, or whose operator reads it as it is, keep it."""
+        formats = problem.formats
+        formed = {name for name, candidate in found.compute.items() if candidate.form}
+        bound = problem.told | {s.weight.name for s in problem.found if s.name in formed and s.weight is not None}
+        every = {name: [way.mode for way in formats.ways[row]] for name, row in formats.rows.items()}
+        names = [name for name, modes in every.items() if name not in bound and found.stored.get(name) in modes]
+        rows = np.array([formats.rows[name] for name in names], np.intp)
+        noises = problem.heard[1] * formats.noises(problem.noise, problem.ratios)
+        sizes = formats.bytes + formats.absent
+        return cls(names, [every[name] for name in names], sizes[rows], noises[rows])
+
+    def moves(self, members: list[int], stored: dict[str, str], allowed: set[str]) -> Moves:
+        """What it costs to move ``members`` to formats that are ``allowed``, or that need no chain."""
+        at, own = np.arange(len(members)), [self.modes[each].index(stored[self.names[each]]) for each in members]
+        sizes, noise = self.bytes[members], self.noise[members]
+        more, louder = sizes - sizes[at, own][:, None], noise - noise[at, own][:, None]
+        for place, member in enumerate(members):
+            barred = [way for way, mode in enumerate(self.modes[member]) if is_small(mode) and mode not in allowed]
+            more[place, barred] = np.inf
+        return Moves(more, louder)
+
+
 def fewer_formats(problem: Problem, found: Plan, noise: float) -> Plan:
     """``found`` with formats given up as long as its file is expected to take fewer bytes; its predicted noise stays
-    within ``noise``, and what limits of size and loading allow stays so.
+    within ``noise``, and within limits of size and loading where it is.
     """
     used = {mode for mode in found.stored.values() if is_small(mode)}
     chains = {mode: chain_bytes(parse_format(mode)) for mode in sorted(used)}
     if len(used) < 2 or sum(chains.values()) < WORTH * stored_bytes(problem, found.stored):
         return found
-    formats = problem.formats
-    noises = problem.heard[1] * formats.noises(problem.noise, problem.ratios)
-    formed = {name for name, candidate in found.compute.items() if candidate.form}
-    bound = problem.told | {s.weight.name for s in problem.found if s.name in formed and s.weight is not None}
-    names = [name for name in formats.rows if name in found.stored and name not in bound]
-    bound_modes = {found.stored[name] for name in bound if name in found.stored}
-    modes = [[way.mode for way in formats.ways[formats.rows[name]]] for name in names]
-    rows = np.array([formats.rows[name] for name in names], np.intp)
-    now = [found.stored[name] for name in names]
-    heard, loading = predicted_noise(problem, found.compute, found.stored), predicted_loading(problem, found)
+    choices = Choices.of(problem, found)
+    free = used - {mode for name, mode in found.stored.items() if name not in choices.names}
+    loading = predicted_loading(problem, found)
     most = max(loading, math.inf if problem.most_loading is None else problem.most_loading)
+
+    def without(plan: Plan, mode: str) -> tuple[float, Plan] | None:
+        """What giving up ``mode`` saves, and the plan; None where that cannot be."""
+        stored = dict(plan.stored)
+        members = [at for at, name in enumerate(choices.names) if stored[name] == mode]
+        moves = choices.moves(members, stored, used - {mode})
+        chosen = moves.within(max(noise - plan.noise, 0.0))
+        if chosen is None:
+            return None
+        stored |= {choices.names[at]: choices.modes[at][way] for at, way in zip(members, chosen.tolist(), strict=True)}
+        made = replace(plan, stored=stored, noise=predicted_noise(problem, plan.compute, stored))
+        held = predicted_loading(problem, made) <= most and (fits(problem, made) or not fits(problem, plan))
+        saved = chains[mode] - float(moves.bytes[np.arange(len(members)), chosen].sum())
+        return (saved, made) if held and saved > 0 else None
+
     plan = found
     while len(used) > 1:
-        best: tuple[float, Plan, str, float, list[str]] | None = None
-        for mode in sorted(used - bound_modes):
-            members = [at for at, each in enumerate(now) if each == mode]
-            if not members or any(mode not in modes[at] for at in members):
-                continue
-            moves = moves_of(formats.bytes, noises, rows, members, modes, now, used - {mode})
-            chosen = moves.within(max(noise, heard) - heard)
-            if chosen is None:
-                continue
-            at = np.arange(len(members))
-            saved = chains[mode] - float(moves.bytes[at, chosen].sum())
-            if saved <= (best[0] if best is not None else 0.0):
-                continue
-            after = list(now)
-            for member, way in zip(members, chosen.tolist(), strict=True):
-                after[member] = modes[member][way]
-            stored = {**plan.stored, **dict(zip(names, after, strict=True))}
-            made = replace(plan, stored=stored, noise=predicted_noise(problem, plan.compute, stored))
-            if predicted_loading(problem, made) <= most and (fits(problem, made) or not fits(problem, plan)):
-                best = saved, made, mode, heard + float(moves.noise[at, chosen].sum()), after
-        if best is None:
+        tried = {mode: made for mode in sorted(used & free) if (made := without(plan, mode)) is not None}
+        if not tried:
             break
-        _, plan, gone, heard, now = best
+        gone = max(tried, key=lambda mode: tried[mode][0])
+        plan = tried[gone][1]
         used.discard(gone)
     return plan
-
-
-def moves_of(
-    sizes: np.ndarray,
-    noises: np.ndarray,
-    rows: np.ndarray,
-    members: list[int],
-    modes: list[list[str]],
-    now: list[str],
-    allowed: set[str],
-) -> Moves:
-    """What moving ``members`` to formats that are ``allowed``, or that need no chain, costs."""
-    some = rows[members]
-    own = np.array([modes[at].index(now[at]) for at in members])
-    at = np.arange(len(members))
-    more = sizes[some] - sizes[some][at, own][:, None]
-    louder = noises[some] - noises[some][at, own][:, None]
-    for place, member in enumerate(members):
-        barred = [way for way, mode in enumerate(modes[member]) if is_small(mode) and mode not in allowed]
-        more[place, barred] = np.inf
-        more[place, len(modes[member]) :] = np.inf
-    return Moves(more, louder)
