@@ -156,7 +156,7 @@ def _add_distill(verbs: Any) -> None:
     learning = made.add_argument_group("learning")
     learning.add_argument("--minutes", type=own_words(minutes), default=10.0, help="longest training (10)")
     learning.add_argument(
-        "--steps", type=own_words(count), default=2000, help="of the optimizer, if time allows (2000)"
+        "--steps", type=own_words(count), default=6000, help="of the optimizer, if time allows (6000)"
     )
     learning.add_argument("--batch", type=own_words(count), default=32, help="samples in a step (32)")
     learning.add_argument(

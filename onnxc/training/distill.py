@@ -134,7 +134,7 @@ def distill(
     *,
     data: Any,
     minutes: float = 10.0,
-    steps: int = 2000,
+    steps: int = 6000,
     batch: int = 32,
     rate: float = 2e-3,
     measure: str = "auto",
