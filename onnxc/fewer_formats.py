@@ -68,8 +68,7 @@ class Choices:
     def of(cls, problem: Problem, found: Plan) -> Choices:
         """Weights that were told their format, or whose operator reads it as it is, keep it."""
         formats = problem.formats
-        formed = {name for name, candidate in found.compute.items() if candidate.form}
-        bound = problem.told | {s.weight.name for s in problem.found if s.name in formed and s.weight is not None}
+        bound = problem.bound(found)
         every = {name: [way.mode for way in formats.ways[row]] for name, row in formats.rows.items()}
         names = [name for name, modes in every.items() if name not in bound and found.stored.get(name) in modes]
         rows = np.array([formats.rows[name] for name in names], np.intp)

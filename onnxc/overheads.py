@@ -31,19 +31,21 @@ def counts(plan: Plan) -> np.ndarray:
     dynamic = sum(each for _, each in activations)
     small = [parse_format(name) for name in plan.stored.values() if is_small(name)]
     formats = set(small)
-    codebooks, blocks, paths = (
-        sum(bool(getattr(each, what)) for each in formats) for what in ("dimension", "block", "trellis")
-    )
-    planes = sum(each.levels in PLANES and not each.block for each in formats)
-    words = len(formats) - codebooks - blocks - paths - planes
-    kinds = [len(activations) - dynamic, dynamic, len(plan.compute), words, planes, blocks, codebooks, paths]
+    chains = [sum(chain_of(each) == kind for each in formats) for kind in (WORDS, PLANE, BLOCK, BOOK, PATH)]
+    kinds = [len(activations) - dynamic, dynamic, len(plan.compute), *chains]
     return np.array([*kinds, len(small) - len(formats)], np.float64)
+
+
+def chain_of(chosen: Format) -> int:
+    """The place in ASSUMED of the nodes that unfold a format."""
+    if chosen.dimension or chosen.block or chosen.trellis:
+        return BOOK if chosen.dimension else BLOCK if chosen.block else PATH
+    return PLANE if chosen.levels in PLANES else WORDS
 
 
 def chain_bytes(chosen: Format) -> float:
     """About what the nodes that unfold all weights of a format take."""
-    kind = BOOK if chosen.dimension else BLOCK if chosen.block else PATH if chosen.trellis else WORDS
-    return float(ASSUMED[PLANE if kind == WORDS and chosen.levels in PLANES else kind])
+    return float(ASSUMED[chain_of(chosen)])
 
 
 @dataclass

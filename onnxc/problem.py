@@ -143,6 +143,11 @@ class Problem:
         """The storage in float16, or in the smaller float that was asked for."""
         return next((way for way in self.storage.get(name, ()) if way.mode in FLOATS), None)
 
+    def bound(self, found: Plan) -> set[str]:
+        """Sites and weights of a plan that are not free: told by name, or read as they lie by the chosen operator."""
+        formed = {name for name, candidate in found.compute.items() if candidate.form}
+        return self.told | {s.weight.name for s in self.found if s.name in formed and s.weight is not None}
+
     def bytes_of(self, weight: Weight, mode: str | None) -> int:
         """Bytes of a weight in a format, as float32 where ``mode`` is None. An int8 kernel reads int8 codes even where
         no pass stores them.

@@ -69,8 +69,7 @@ def finer(problem: Problem, found: Plan, loading: float = math.inf, *, alike: bo
     used = set(found.stored.values())
     formats = problem.formats
     noises = problem.heard[1] * formats.noises(problem.noise, problem.ratios)
-    formed = {name for name, candidate in found.compute.items() if candidate.form}
-    bound = problem.told | {s.weight.name for s in problem.found if s.name in formed and s.weight is not None}
+    bound = problem.bound(found)
     now, barred = np.full(len(formats.ways), -1), np.zeros(formats.bytes.shape, bool)
     for name, row in formats.rows.items():
         modes = [way.mode for way in formats.ways[row]]

@@ -49,7 +49,7 @@ class StripDefaults(FinishingPass):
             for name in plain:
                 del node.attrs[name]
             count += len(plain)
-        return Outcome(count, (f"{count} attributes that had their default value removed",) if count else ())
+        return Outcome(count, (f"{count} attributes removed that only repeat their default",) if count else ())
 
 
 def defaults_of(operator: str, opset: int, domain: str) -> Mapping[str, Any]:
