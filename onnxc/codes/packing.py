@@ -35,7 +35,7 @@ from onnxc.codes.palettes import PAIRED, PackedPalette, palette_bytes
 from onnxc.codes.sheets import OVERHEAD, Packed, Piece, Sheet, by_kind, joined, spread
 from onnxc.codes.trellis import TrellisGrid
 from onnxc.codes.trellis_packing import PackedTrellis
-from onnxc.codes.words import digit_table, packed_words
+from onnxc.codes.words import separated
 from onnxc.model import Tensor
 
 NATIVE_OPSET = 21  # 4-bit integers are a type of their own
@@ -91,8 +91,6 @@ class PackedDigits:
         if total > digits.size:
             codes = sheet.reshaped(codes, (-1,), f"{name}_padded")
             codes = sheet.split(codes, (digits.size, total - digits.size), (f"{name}_digits", f"{name}_rest"))[0]
-        if not self.native:
-            codes = sheet.node("Cast", [codes], f"{name}_floats", to=TensorProto.FLOAT)
         rows = sheet.reshaped(codes, (-1, self.block), f"{name}_blocks")
         step = sheet.constant(f"{name}_step", joined(np.asarray(forms[each].steps) for each in pieces))
         step = sheet.node("Cast", [step], f"{name}_steps", to=TensorProto.FLOAT)
@@ -103,39 +101,45 @@ class PackedDigits:
         return spread(sheet, rounded, pieces)
 
     def unfolded(self, sheet: Sheet, name: str, digits: Array) -> tuple[Tensor, int]:
-        """Codes, and how many of them: int8, or float32 where 4-bit integers have blocks."""
+        """Codes, and how many of them: float32 where the sheet wants that or they have blocks, or int8."""
+        floats = sheet.floats or bool(self.block)
         if self.native:
             codes = (digits.astype(np.int8) + np.int8(lowest_digit(self.levels))).astype(ml_dtypes.int4)
-            to = TensorProto.FLOAT if self.block else TensorProto.INT8
-            return sheet.node("Cast", [sheet.constant(f"{name}_packed", codes)], f"{name}_all", to=to), digits.size
-        if self.levels in PLANES:
-            return two_digits(sheet, name, digits, self.levels)
-        words = packed_words(digits, self.levels)
-        index = sheet.node("Cast", [sheet.constant(f"{name}_packed", words)], f"{name}_words", to=TensorProto.INT32)
-        codes = sheet.node("Gather", [digit_table(sheet, self.levels), index], f"{name}_all")
-        return codes, words.size * WORDS[self.levels][1]
+            made, total = sheet.constant(f"{name}_packed", codes), digits.size
+        elif self.levels in PLANES:
+            made, total = two_digits(sheet, name, digits, self.levels)
+        else:
+            made, zero = separated(sheet, name, digits, self.levels)
+            total = -(-digits.size // WORDS[self.levels][1]) * WORDS[self.levels][1]
+            if zero == lowest_digit(self.levels) and not floats:
+                return made, total
+            made = raised(sheet, name, made, lowest_digit(self.levels) - zero)
+        if floats:
+            return sheet.cast(made, f"{name}_floats"), total
+        return sheet.node("Cast", [made], f"{name}_all", to=TensorProto.INT8), total
+
+
+def raised(sheet: Sheet, name: str, codes: Tensor, difference: int) -> Tensor:
+    """``codes`` of int32 and a number, which is nothing where they are int8."""
+    return sheet.node("Add", [codes, sheet.number(difference)], f"{name}_raised") if difference else codes
 
 
 def two_digits(sheet: Sheet, name: str, digits: Array, levels: int) -> tuple[Tensor, int]:
-    """Codes of more levels than a word has room for, high * base + low, and how many of them."""
+    """Codes of more levels than a word has room for, high * base + low, and how many of them: int32."""
     high, low = PLANES[levels]
     together = lcm(WORDS[high][1], WORDS[low][1])
     padded = np.zeros(-(-digits.size // together) * together, np.uint8)
     padded[: digits.size] = digits.reshape(-1)
-    parts = []
+    parts, zeros = [], []
     for label, base, part in (("high", high, padded // low), ("low", low, padded % low)):
-        words = sheet.constant(f"{name}_{label}", packed_words(part, base))
-        index = sheet.node("Cast", [words], f"{name}_{label}_words", to=TensorProto.INT32)
-        found = sheet.node("Gather", [digit_table(sheet, base), index], f"{name}_{label}_all")
-        floats = sheet.node("Cast", [found], f"{name}_{label}_floats", to=TensorProto.FLOAT)
-        parts.append(sheet.reshaped(floats, (-1,), f"{name}_{label}_digits"))
-    lowest = lowest_digit(levels) - low * lowest_digit(high) - lowest_digit(low)
-    raised = sheet.node("Mul", [parts[0], sheet.shared(f"base_{low}", np.asarray(low, np.float32))], f"{name}_raised")
-    summed = sheet.node("Add", [raised, parts[1]], f"{name}_sum")
-    moved = sheet.node(
-        "Add", [summed, sheet.shared(f"lowest_{levels}", np.asarray(lowest, np.float32))], f"{name}_moved"
-    )
-    return sheet.node("Cast", [moved], f"{name}_all", to=TensorProto.INT8), padded.size
+        found, zero = separated(sheet, f"{name}_{label}", part, base)
+        if zero:
+            found = sheet.node("Cast", [found], f"{name}_{label}_whole", to=TensorProto.INT32)
+        parts.append(sheet.reshaped(found, (-1,), f"{name}_{label}_flat"))
+        zeros.append(zero)
+    lowest = lowest_digit(levels) - low * zeros[0] - zeros[1]
+    scaled = sheet.node("Mul", [parts[0], sheet.number(low)], f"{name}_scaled")
+    return raised(sheet, name, sheet.node("Add", [scaled, parts[1]], f"{name}_sum"), lowest), padded.size
 
 
 @dataclass(frozen=True)
@@ -176,7 +180,7 @@ class PackedWords:
             return spread(sheet, vectors, dict.fromkeys(forms, Piece.of(layout.shape)))
         outputs = layout.outputs // layout.groups
         matrix = sheet.reshaped(vectors, (count * layout.groups, layout.depth, outputs), f"{name}_matrix")
-        turned = sheet.node("Transpose", [matrix], f"{name}_turned", perm=[0, 2, 1])
+        turned = sheet.transposed(matrix, (0, 2, 1), f"{name}_turned")
         return spread(sheet, turned, dict.fromkeys(forms, Piece.of(layout.shape, layout.axis)))
 
 

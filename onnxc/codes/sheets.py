@@ -32,12 +32,15 @@ class Sheet:
         known: tensors that all weights share, by name.
         floats: codes become floats before they are split, one Cast for all, where their form allows that; their type
             then says so.
+        groups: where weights that lie in one tensor are told instead of being split from each other; None: they are
+            split.
         made: the nodes that were written.
     """
 
     model: Model
     known: dict[str, Tensor] = field(default_factory=dict)
     floats: bool = False
+    groups: list[Group] | None = None
     made: list[Node] = field(default_factory=list)
 
     def constant(self, name: str, values: Array) -> Tensor:
@@ -84,16 +87,41 @@ class Sheet:
         return self.nodes("Split", [tensor, given], names, axis=axis)
 
     def reshaped(self, tensor: Tensor, shape: Sequence[int], name: str) -> Tensor:
-        """A Reshape to ``shape``; equal shapes share their constant."""
+        """A Reshape to ``shape``, unless it is known to have it; equal shapes share their constant."""
+        if tensor.shape is not None and list(tensor.shape) == list(shape):
+            if tensor.inputs:
+                tensor.name = self.model.unique(name)
+            return tensor
         label = "x".join(map(str, shape)).replace("-1", "all")
         sizes = self.shared(f"shape_{label}", np.asarray(shape, np.int64))
-        return self.node("Reshape", [tensor, sizes], name)
+        made = self.node("Reshape", [tensor, sizes], name)
+        made.shape = list(shape) if -1 not in shape else None
+        return made
+
+    def transposed(self, tensor: Tensor, order: Sequence[int], name: str) -> Tensor:
+        """A Transpose."""
+        made = self.node("Transpose", [tensor], name, perm=list(order))
+        made.shape = [tensor.shape[axis] for axis in order] if tensor.shape is not None else None
+        return made
+
+    def number(self, value: int) -> Tensor:
+        """An int32 that nodes share."""
+        return self.shared(f"number_{value}", np.asarray(value, np.int32))
 
     def cast(self, tensor: Tensor, name: str) -> Tensor:
         """``tensor`` as float32."""
         made = self.node("Cast", [tensor], name, to=TensorProto.FLOAT)
         made.dtype, made.shape = np.dtype(np.float32), tensor.shape
         return made
+
+
+@dataclass(frozen=True)
+class Group:
+    """Weights of one shape, but for their rows along ``axis``, in one tensor: ``rows`` of each."""
+
+    tensor: Tensor
+    axis: int
+    rows: Mapping[str, int]
 
 
 @dataclass(frozen=True)
@@ -129,7 +157,8 @@ def by_kind(pieces: Mapping[str, Piece]) -> list[str]:
 
 
 def spread(sheet: Sheet, tensor: Tensor, pieces: Mapping[str, Piece], total: int | None = None) -> dict[str, Tensor]:
-    """The weights in a tensor that holds them one behind the other, in the order of ``by_kind``.
+    """The weights in a tensor that holds them one behind the other, in the order of ``by_kind``; without those that the
+    sheet's groups tell.
 
     Args:
         tensor: any shape; total: its entries, where there are more than those of the pieces.
@@ -157,7 +186,10 @@ def spread(sheet: Sheet, tensor: Tensor, pieces: Mapping[str, Piece], total: int
             made = sheet.reshaped(part, (sum(rows), *others), f"{label}_rows" if axis else label)
         if axis:
             order = [*range(1, axis + 1), 0, *range(axis + 1, len(others) + 1)]
-            made = sheet.node("Transpose", [made], label, perm=order)
+            made = sheet.transposed(made, order, label)
+        if len(names) > 1 and sheet.groups is not None:
+            sheet.groups.append(Group(made, axis, dict(zip(names, rows, strict=True))))
+            continue
         found |= dict(zip(names, [made] if len(names) == 1 else sheet.split(made, rows, names, axis), strict=True))
     if sheet.floats:
         for name, made in found.items():

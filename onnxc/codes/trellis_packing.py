@@ -107,7 +107,7 @@ def turned(sheet: Sheet, values: Tensor, names: list[str], form: PackedTrellis) 
     layout, codes, label = form.layout, form.digits.shape[2], names[0]
     made, axis = sheet.reshaped(values, (len(names) * layout.groups, layout.depth, codes), f"{label}_matrix"), 2
     if not layout.last:
-        made, axis = sheet.node("Transpose", [made], f"{label}_turned", perm=[0, 2, 1]), 1
+        made, axis = sheet.transposed(made, (0, 2, 1), f"{label}_turned"), 1
     if codes > form.outputs:
         sizes = (form.outputs, codes - form.outputs)
         made = sheet.split(made, sizes, (f"{label}_codes", f"{label}_beyond"), axis)[0]
@@ -143,15 +143,10 @@ def after_states(sheet: Sheet, name: str, words: Array, size: int) -> Tensor:
     first, last = sheet.split(stored, (words.shape[1] - 1, 1), (f"{name}_earlier", f"{name}_last"), 1)
     before = sheet.node("Concat", [last, first], f"{name}_before", axis=1)
     before = sheet.node("Cast", [before], f"{name}_before_index", to=TensorProto.INT32)
-    state = sheet.node("Div", [before, number(sheet, size // STATES)], f"{name}_states")
-    start = sheet.node("Mul", [state, number(sheet, size)], f"{name}_of_states")
+    state = sheet.node("Div", [before, sheet.number(size // STATES)], f"{name}_states")
+    start = sheet.node("Mul", [state, sheet.number(size)], f"{name}_of_states")
     word = sheet.node("Cast", [stored], f"{name}_index", to=TensorProto.INT32)
     return sheet.node("Add", [start, word], f"{name}_after")
-
-
-def number(sheet: Sheet, value: int) -> Tensor:
-    """An int32 that nodes share."""
-    return sheet.shared(f"number_{value}", np.asarray(value, np.int32))
 
 
 def codes_together(levels: int, size: int) -> int:

@@ -134,7 +134,7 @@ class Exporter:
             *(tensor for tensor, _ in graph.value_info if tensor is not None),
         }
         for tensor in inside:
-            if not (tensor in known or isinstance(tensor, ConstantShell) or tensor.described == (None, None)):
+            if not (tensor in known or isinstance(tensor, ConstantShell) or tensor.described[0] is None):
                 _value(tensor, None, out.value_info.add())
 
     def _initializer(self, tensor: Constant, out: GraphProto) -> None:

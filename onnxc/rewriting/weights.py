@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from onnxc.codes.floats import PackedFloats, fits_bfloat16
 from onnxc.codes.formats import FLOATS
-from onnxc.codes.sheets import Sheet, emit_together
+from onnxc.codes.sheets import Group, Sheet, emit_together
 from onnxc.encoding import BlockCodes, Codes
 from onnxc.model import Constant, Graph, Model, Tensor
 
@@ -42,6 +42,8 @@ class CodedWeights:
     _floats: dict[str, Tensor] = field(default_factory=dict, init=False)
     _scales: dict[tuple[str, tuple[int, ...]], Tensor] = field(default_factory=dict, init=False)
     _made: dict[str, Tensor] = field(default_factory=dict, init=False)
+    _groups: dict[str, Group] = field(default_factory=dict, init=False)
+    _unfolded: bool = field(default=False, init=False)
 
     def coded(self, weight: str) -> Tensor:
         """The int8 tensor that replaces ``weight``, named after it: an initializer, or what unfolds to it at load.
@@ -84,24 +86,38 @@ class CodedWeights:
         if form == "zero":
             label = f"zero_{codes.scale.size}" if codes.scale.ndim else "zero"
             return self.sheet.shared(label, np.zeros(codes.scale.shape, np.int8))
-        if not self._scales:
-            self._scales |= self.scales()
+        self._all_scales()
         shape = codes.broadcast_scale().shape if form == "broadcast" and not along_last(codes) else codes.scale.shape
         if (weight, shape) not in self._scales:
-            (other,) = (made for (name, _), made in self._scales.items() if name == weight)
-            self._scales[weight, shape] = self.sheet.reshaped(other, shape, f"{weight}_scales")
+            made = next((made for (name, _), made in self._scales.items() if name == weight), None)
+            self._scales[weight, shape] = (
+                self.sheet.reshaped(made, shape, f"{weight}_scales")
+                if made is not None
+                else self.model.constant(f"{weight}_scale", codes.scale.reshape(shape))
+            )
         return self._scales[weight, shape]
 
+    def _all_scales(self) -> dict[tuple[str, tuple[int, ...]], Tensor]:
+        """The scales of all weights by name and shape, made when the first is asked for."""
+        if not self._scales:
+            self._scales |= self.scales()
+        return self._scales
+
     def scales(self) -> dict[tuple[str, tuple[int, ...]], Tensor]:
-        """The scale of every weight, in the shape in which it is expected to be read.
+        """The scale of every weight, in the shape in which it is expected to be read; those of a group are one.
 
         Those that bfloat16 holds and that are many unfold together.
         """
-        flat = {name: codes for name, codes in self.codes.items() if not isinstance(codes, BlockCodes)}
-        scales = {
-            name: codes.broadcast_scale() if name in self.floats and not along_last(codes) else codes.scale
-            for name, codes in flat.items()
-        }
+        self._unfold_floats()
+        scales, grouped = dict[str, NDArray[np.float32]](), set[str]()
+        for label, group in self._groups.items():
+            scale = np.concatenate([self.codes[name].broadcast_scale() for name in group.rows], group.axis)
+            scales[label] = scale if group.axis < scale.ndim - 1 else scale.reshape(-1)
+            grouped |= set(group.rows)
+        for name, codes in self.codes.items():
+            if name not in grouped and not isinstance(codes, BlockCodes):
+                wide = name in self.floats and not along_last(codes)
+                scales[name] = codes.broadcast_scale() if wide else codes.scale
         short = [name for name, scale in scales.items() if scale.ndim and fits_bfloat16(scale)]
         forms = {f"{name}_scale": PackedFloats.of(scales[name], "bfloat16") for name in short}
         if (
@@ -153,17 +169,61 @@ class CodedWeights:
 
     def unfolded(self, weight: str) -> Tensor:
         """Cast(codes) * scale, which ONNX Runtime folds at load."""
-        done = self._floats.keys() | self._coded.keys()
-        if weight in self.floats and weight not in done and self.codes[weight].packed is not None:
-            left = [name for name in self.codes if name in self.floats and name not in done]
-            small = sum(self.codes[name].values.size for name in left) <= SMALL
-            self._floats |= self._together(left, replace(self.sheet, floats=small))
+        self._unfold_floats()
+        key = f"{weight}_unfolded"
+        for label, group in self._groups.items():
+            if weight in group.rows and key not in self._made:
+                self._made |= self._scaled_together(label, group)
+        if key in self._made:
+            return self._made[key]
         cast = self._floats[weight] if weight in self._floats else self.coded(weight)
         if cast.dtype != np.float32:
             cast = self.sheet.cast(cast, f"{weight}_cast")
-        scaled = self.sheet.node("Mul", [cast, self.scale(weight, "broadcast")], f"{weight}_unfolded")
-        scaled.dtype, scaled.shape = np.dtype(np.float32), list(self.codes[weight].values.shape)
-        return scaled
+        return self._scaled(cast, self.scale(weight, "broadcast"), key, list(self.codes[weight].values.shape))
+
+    def _unfold_floats(self) -> None:
+        """Let the weights that no operator reads as codes become floats together, once.
+
+        Those of one shape stay together until they are multiplied with their scales: one Mul for all of them.
+        """
+        if self._unfolded:
+            return
+        self._unfolded = True
+        names = [name for name in self.codes if name in self.floats and name not in self._coded]
+        left = [name for name in names if self.codes[name].packed is not None]
+        small = sum(self.codes[name].values.size for name in left) <= SMALL
+        groups: list[Group] = []
+        self._floats |= self._together(left, replace(self.sheet, floats=small, groups=groups if small else None))
+        for group in groups:
+            rows = {label.removesuffix("_q"): count for label, count in group.rows.items()}
+            if all(self.codes[name].axis == group.axis for name in rows):
+                self._groups[f"{next(iter(rows))}_together"] = replace(group, rows=rows)
+                continue
+            for name, made in zip(rows, self._split(group, [f"{name}_q" for name in rows]), strict=True):
+                made.dtype, made.shape = np.dtype(np.float32), list(self.codes[name].values.shape)
+                self._floats[name] = made
+
+    def _split(self, group: Group, names: Collection[str]) -> list[Tensor]:
+        """The weights of a group, each on its own."""
+        return self.sheet.split(group.tensor, list(group.rows.values()), list(names), group.axis)
+
+    def _scaled_together(self, label: str, group: Group) -> dict[str, Tensor]:
+        """The weights of a group, multiplied with their scales and split."""
+        ((_, shape),) = (key for key in self._all_scales() if key[0] == label)
+        whole = list(self.codes[next(iter(group.rows))].values.shape)
+        whole[group.axis] = sum(group.rows.values())
+        scaled = self._scaled(group.tensor, self._scales[label, shape], label, whole)
+        names = [f"{name}_unfolded" for name in group.rows]
+        made = self._split(replace(group, tensor=scaled), names)
+        for name, tensor in zip(group.rows, made, strict=True):
+            tensor.dtype, tensor.shape = np.dtype(np.float32), list(self.codes[name].values.shape)
+        return dict(zip(names, made, strict=True))
+
+    def _scaled(self, values: Tensor, scale: Tensor, name: str, shape: list[int]) -> Tensor:
+        """A product of a known shape."""
+        made = self.sheet.node("Mul", [values, scale], name)
+        made.dtype, made.shape = np.dtype(np.float32), [*shape]
+        return made
 
     def recode(self, weight: str, codes: Codes) -> None:
         """``codes`` in place of those that were written for ``weight``; only where nothing is packed."""
