@@ -106,14 +106,9 @@ def load_allowed(limit: float | None, before: float) -> float:
     return limit * before if limit is not None else max(DEFAULT_LOAD_TIME * before, before + LOAD_NOISE)
 
 
-def loading(limit: float | None, before: LoadCost, after: LoadCost) -> float:
-    """How many times over the allowed time a model takes to load."""
-    return after.seconds / max(load_allowed(limit, before.seconds), 1e-9)
-
-
 def loads_too_long(limit: float | None, before: LoadCost, after: LoadCost) -> str | None:
     """The sentence about a model that loads longer than allowed, None if it does not."""
-    if loading(limit, before, after) <= 1:
+    if after.seconds <= load_allowed(limit, before.seconds):
         return None
     allowed = DEFAULT_LOAD_TIME if limit is None else limit
     times = f"{after.seconds * 1e3:,.0f} ms to load, {after.seconds / max(before.seconds, 1e-9):.2f} times as long"
@@ -174,7 +169,7 @@ def gate(
                 rejected.append(f"{what} runs {ratio.median:.2f} times as fast as the input")
                 continue
             loads = loads_of(judge, path, prices)
-            judge.loading = loading(judge.budget.max_load_time, *loads)
+            judge.spare = load_allowed(judge.budget.max_load_time, loads[0].seconds) - loads[1].seconds
             slow = loads_too_long(judge.budget.max_load_time, *loads)
             if slow is not None and (judge.budget.max_load_time is not None or not (told or patient)):
                 rejected.append(f"{what} {slow}")

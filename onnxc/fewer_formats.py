@@ -2,7 +2,8 @@
 
 Weights of one format unfold together, in a chain of nodes of its own, and every node takes time at load. Found weight
 by weight, a plan of a small model has a format for every taste: the chains can take a third of the file. So formats are
-given up, one after another that which saves most, and their weights take others that the plan has.
+given up, one after another that which saves most, and their weights take others that the plan has. Where the plan would
+load too long more of them are, those first that cost the fewest bytes for a second.
 """
 
 from __future__ import annotations
@@ -88,20 +89,20 @@ class Choices:
 
 
 def fewer_formats(problem: Problem, found: Plan, noise: float) -> Plan:
-    """``found`` with formats given up as long as its file is expected to take fewer bytes; its predicted noise stays
-    within ``noise``, and within limits of size and loading where it is.
+    """``found`` with formats given up as long as its file is expected to take fewer bytes, and until it is predicted to
+    load in time; its predicted noise stays within ``noise``, and within limits of size and loading where it is.
     """
-    used = {mode for mode in found.stored.values() if is_small(mode)}
+    used = small_formats(found)
     chains = {mode: chain_bytes(parse_format(mode)) for mode in sorted(used)}
-    if len(used) < 2 or sum(chains.values()) < WORTH * stored_bytes(problem, found.stored):
+    most = math.inf if problem.most_loading is None else problem.most_loading
+    loading = predicted_loading(problem, found)
+    if loading <= most and (len(used) < 2 or sum(chains.values()) < WORTH * stored_bytes(problem, found.stored)):
         return found
     choices = Choices.of(problem, found)
     free = used - {mode for name, mode in found.stored.items() if name not in choices.names}
-    loading = predicted_loading(problem, found)
-    most = max(loading, math.inf if problem.most_loading is None else problem.most_loading)
 
-    def without(plan: Plan, mode: str) -> tuple[float, Plan] | None:
-        """What giving up ``mode`` saves, and the plan; None where that cannot be."""
+    def without(plan: Plan, mode: str) -> tuple[float, float, Plan] | None:
+        """The bytes that giving up ``mode`` saves, the seconds, and the plan; None where that cannot be."""
         stored = dict(plan.stored)
         members = [at for at, name in enumerate(choices.names) if stored[name] == mode]
         moves = choices.moves(members, stored, used - {mode})
@@ -110,16 +111,28 @@ def fewer_formats(problem: Problem, found: Plan, noise: float) -> Plan:
             return None
         stored |= {choices.names[at]: choices.modes[at][way] for at, way in zip(members, chosen.tolist(), strict=True)}
         made = replace(plan, stored=stored, noise=predicted_noise(problem, plan.compute, stored))
-        held = predicted_loading(problem, made) <= most and (fits(problem, made) or not fits(problem, plan))
+        if fits(problem, plan) and not fits(problem, made):
+            return None
         saved = chains[mode] - float(moves.bytes[np.arange(len(members)), chosen].sum())
-        return (saved, made) if held and saved > 0 else None
+        return saved, predicted_loading(problem, plan) - predicted_loading(problem, made), made
 
     plan = found
-    while len(used) > 1:
-        tried = {mode: made for mode in sorted(used & free) if (made := without(plan, mode)) is not None}
-        if not tried:
+    while used:
+        tried = [(mode, *made) for mode in sorted(used & free) if (made := without(plan, mode)) is not None]
+        over = loading - most
+        paying = [each for each in tried if each[1] > 0 and len(used) > 1 and each[2] >= min(0.0, over)]
+        faster = [each for each in tried if each[2] > 0] if over > 0 else []
+        if paying:
+            chosen = max(paying, key=lambda each: each[1])
+        elif faster:
+            chosen = max(faster, key=lambda each: each[1] / min(each[2], over))
+        else:
             break
-        gone = max(tried, key=lambda mode: tried[mode][0])
-        plan = tried[gone][1]
-        used.discard(gone)
+        used.discard(chosen[0])
+        plan, loading = chosen[3], predicted_loading(problem, chosen[3])
     return plan
+
+
+def small_formats(found: Plan) -> set[str]:
+    """Those of a plan that have a chain of nodes."""
+    return {mode for mode in found.stored.values() if is_small(mode)}

@@ -122,7 +122,7 @@ class Judge:
         drops: (noise in dB, relative drop of the score, below 0 where it rose) of every model that was scored.
         strictly: every plan is held to the share of the allowed drop that plans below 8 bits are held to: the model
             was fitted to the samples.
-        loading: how many times over the allowed time the last model that was measured took to load.
+        spare: seconds by which the last model that was measured loads faster than it must; below 0 where it does not.
         out_of_reach: whether no plan was found that is predicted to hold the limits of size and speed.
         overheard: the original's answers on the items of the score.
         batch, shapes: what inputs look like when models are timed; as the samples are where neither is given.
@@ -142,7 +142,7 @@ class Judge:
     finishing: Sequence[tuple[FinishingPass, bool]] = ()
     drops: list[tuple[float, float]] = field(default_factory=list)
     strictly: bool = False
-    loading: float = 1.0
+    spare: float = 0.0
     out_of_reach: bool = False
     batch: int | None = None
     shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)

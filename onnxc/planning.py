@@ -29,9 +29,10 @@ from onnxc.feedback import asked_for, build_solved, possible, solve, solving_key
 from onnxc.file.storage import drop_pages
 from onnxc.judge import Judge, build
 from onnxc.limits import nearest_first, shortfall
+from onnxc.load_room import lighter, room_to_load
 from onnxc.model import Model
 from onnxc.overheads import Overheads
-from onnxc.predictions import predicted_loading, predicted_noise, stored_bytes
+from onnxc.predictions import predicted_noise, stored_bytes
 from onnxc.price import priced
 from onnxc.price_file import Finding, PriceFile, cpu_name
 from onnxc.problem import Plan, Problem, small_codes
@@ -47,8 +48,7 @@ from onnxc.weighing import Scales
 
 RANGES = (("minmax", 100.0), ("percentile", 99.99), ("percentile", 99.999))  # other choices than least squares
 TIGHT, EXACT = 0.99, 0.999  # of a limit is planned for: estimates are not exact; where plans are weighed
-LIGHTER = 0.85  # of the time to load aimed at, where the best plan took too long
-ARRIVES = 1.7  # what unfolding takes, beside what its formats say: 40 and 85 ms for 18 MB, 130 and 230 ms for 90 MB
+FASTER = 3  # plans that load faster, where the best one took too long
 BEYOND = 1.1  # times over a limit: no plan after the best one is nearer
 LOUDER, QUIETER = (1.4, 2.0), (1.0, 0.5)  # of the best plan's noise, in plans that load faster; louder for a size
 SOLVING, FEWEST_TRIALS = 60.0, 5  # seconds for solving all plans, and plans that are solved however long it takes
@@ -147,17 +147,17 @@ class Planning:
                 yield self.judged(plan)
 
     def after(self, best: Trial, tried: Sequence[Trial]) -> Iterator[Plan]:
-        """What to deliver where the ``best`` plan cannot be: should it take too long to load, plans that load faster;
-        should it be slower than the input, the same storage without int8 arithmetic; then the simplified model as it
-        is. Each is made when it is asked for: by then it is known how long the one before it took to load.
+        """What to deliver where the ``best`` plan cannot be: plans that load faster; the same storage without int8
+        arithmetic, which may be slower; the simplified model as it is. Each is made when it is asked for: by then it is
+        known how long the one before it took to load.
         """
-        if self.problem.noise and self.problem.has_small_codes:  # it may have taken too long to load
-            noise = predicted_noise(self.problem, best.plan.compute, best.plan.stored)
-            most = predicted_loading(self.problem, best.plan) * LIGHTER / max(self.judge.loading, 1.0)
-            self.problem.most_loading = most
-            shares = (*LOUDER, *QUIETER) if self.problem.most_bytes is not None else QUIETER
-            faster = [light(self.problem, min(share * noise, self.allowed * HEADROOM)) for share in shares]
-            yield from nearest_first(self.problem, faster)
+        noise, last = predicted_noise(self.problem, best.plan.compute, best.plan.stored), best.plan
+        shares = (*LOUDER, *QUIETER) if self.problem.most_bytes is not None else QUIETER
+        for _ in range(FASTER if self.problem.noise and self.problem.has_small_codes else 0):
+            problem = replace(self.problem, most_loading=lighter(self.problem, last, self.judge.spare))
+            faster = [light(problem, min(share * noise, self.allowed * HEADROOM)) for share in shares]
+            last = nearest_first(problem, faster)[0]
+            yield last
         yield from [trial.plan for trial in tried if trial.missed is None and not small_codes(trial.plan)][:1]
         rows = {name: c for name, c in best.plan.compute.items() if c.mode == "rows"}
         stored = storage_only(self.problem)  # without its rows a table unfolds at load: that helps no small model
@@ -167,13 +167,13 @@ class Planning:
         yield from (replace(each, seconds=self.problem.prices.total) for each in floats)
 
     def loading(self, first: Trial) -> float | None:
-        """Seconds in which weights may unfold at load, so that the file loads in time; None where that is not known.
-        What else loading takes is measured of the ``first`` plan: integer kernels are made ready at load.
-        """
+        """Seconds in which weights may unfold at load, so that the file loads in time; None where that is not known."""
         if not self.problem.has_small_codes or not self.context.target.measured:
             return None
-        unfolding = predicted_loading(self.problem, first.plan)
-        return max(time_left(self.judge, first.model, self.prices) / ARRIVES + unfolding, 0.0)
+        limited = self.judge.budget.max_load_time is not None
+        return room_to_load(
+            self.problem, first, self.built, partial(time_left, self.judge, prices=self.prices), limited
+        )
 
     @property
     def allowed(self) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from onnxc.cheapest import load_seconds
+from onnxc.codes.formats import FLOATS, parse_format
 from onnxc.contract.candidates import Candidate
 from onnxc.islands import crossings, fused_joints
 from onnxc.problem import Plan, Problem
@@ -45,9 +46,11 @@ def stored_bytes(problem: Problem, stored: Mapping[str, str]) -> int:
 
 
 def predicted_loading(problem: Problem, plan: Plan) -> float:
-    """Seconds in which the weights of ``plan`` unfold at load."""
+    """Seconds in which the weights of ``plan`` unfold at load, and its integer kernels are made ready."""
     weights = {weight.name: weight for weight in problem.found.weights}
-    return sum(load_seconds(plan.stored[name], weights[name].elements) for name in sorted(plan.stored))
+    chains = sum(parse_format(mode).chain_seconds for mode in sorted(set(plan.stored.values())) if mode not in FLOATS)
+    sites = problem.site_loading * len(plan.integers)
+    return sites + chains + sum(load_seconds(plan.stored[name], weights[name].elements) for name in sorted(plan.stored))
 
 
 def stored_share(problem: Problem, plan: Plan) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -40,6 +40,11 @@ class Plan:
         return tuple(sorted((s, c.mode) for s, c in self.compute.items())), tuple(sorted(self.stored.items()))
 
     @property
+    def integers(self) -> list[str]:
+        """Names of the sites that run on integers."""
+        return [name for name, candidate in self.compute.items() if candidate.mode != "rows"]
+
+    @property
     def coded(self) -> set[str]:
         """Names of the weights that are stored as codes."""
         return {name for name, mode in self.stored.items() if mode not in FLOATS}
@@ -62,7 +67,8 @@ class Problem:
         limited: the price of what is limited that the last plan under limits was found with.
         most_bytes: of all weights, and most_seconds: of a run, where a limit is given; free: none counts any more.
         load_price: what a second of loading counts beside all bytes; most_loading: seconds in which all weights may
-            unfold, None where nothing is known of that.
+            unfold and sites be made ready, None where nothing is known of that; site_loading: what a site on integers
+            takes of them, beside its float form.
         unit: the bytes that count as much as ``pace`` seconds; see smallest_bytes().
         pace: by default the float model's time. Of a plan near the one sought, so that least bytes times seconds is
             found where shares of its own bytes and seconds are traded.
@@ -88,6 +94,7 @@ class Problem:
     most_bytes: float | None = None
     most_seconds: float | None = None
     most_loading: float | None = None
+    site_loading: float = 0.0
     free: bool = False
     tables: list[Formats] = field(default_factory=list, repr=False)
     forbidden: set[str] = field(default_factory=set)
@@ -171,6 +178,24 @@ class Problem:
         """Whether a weight may be stored in fewer than 8 bits."""
         forms = [way.mode for ways in self.storage.values() for way in ways]
         return any(is_small(form) for form in (*forms, *(form for _, form in self.own_bytes)))
+
+    def only(self, modes: Collection[str]) -> Problem:
+        """The same problem without the formats below 8 bits that are not among ``modes``; weights that have no other
+        keep all of theirs.
+        """
+        storage = {
+            name: [way for way in ways if not is_small(way.mode) or way.mode in modes] or list(ways)
+            for name, ways in self.storage.items()
+        }
+        return replace(self, storage=storage)
+
+    def in_floats(self) -> Problem:
+        """The same problem without integer kernels, but for those that were told."""
+        compute = {
+            name: [way for way in ways if way.mode == "rows" or name in self.told]
+            for name, ways in self.compute.items()
+        }
+        return replace(self, compute=compute)
 
     def in_full_codes(self) -> Problem:
         """The same problem without the formats below 8 bits, where there is another."""

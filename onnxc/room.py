@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from onnxc.codes.formats import parse_format
 from onnxc.limits import LEAST, MOST, fits, within
 from onnxc.predictions import predicted_loading, predicted_noise, stored_bytes
 from onnxc.problem import Plan, Problem
@@ -66,29 +67,37 @@ def finer(problem: Problem, found: Plan, loading: float = math.inf, *, alike: bo
         alike: only formats that some weight has already: others bring nodes and tables of their own.
     """
     assert problem.most_bytes is not None
-    used = set(found.stored.values())
+    used, kinds = set(found.stored.values()), dict[str, list[tuple[int, int]]]()
     formats = problem.formats
     noises = problem.heard[1] * formats.noises(problem.noise, problem.ratios)
     bound = problem.bound(found)
     now, barred = np.full(len(formats.ways), -1), np.zeros(formats.bytes.shape, bool)
     for name, row in formats.rows.items():
         modes = [way.mode for way in formats.ways[row]]
-        barred[row, : len(modes)] = [alike and mode not in used for mode in modes]
+        for way, mode in enumerate(modes):
+            if mode not in used:
+                barred[row, way] = alike
+                kinds.setdefault(mode, []).append((row, way))
         if found.stored.get(name) in modes and name not in bound:
             now[row] = modes.index(found.stored[name])
     rows = np.flatnonzero(now >= 0)
+    first = np.zeros(formats.bytes.shape)  # seconds that the first weight of a format takes more
+    for mode, places in kinds.items():
+        first[tuple(zip(*places, strict=True))] = parse_format(mode).chain_seconds
     room, time = problem.most_bytes - stored_bytes(problem, found.stored), loading - predicted_loading(problem, found)
     while len(rows):
         at = rows, now[rows]
         more = formats.bytes[rows] - formats.bytes[at][:, None] + formats.absent[rows]
         gone = noises[at][:, None] - noises[rows]
-        longer = formats.loading[rows] - formats.loading[at][:, None]
+        longer = formats.loading[rows] + first[rows] - formats.loading[at][:, None]
         fitting = (gone > 0) & (more <= room) & (longer <= np.maximum(time, 0)) & ~barred[rows]
         gain = np.where(fitting, gone / np.maximum(more, 1), 0.0)
-        place, way = np.unravel_index(int(np.argmax(gain)), gain.shape)
+        place, way = (int(each) for each in np.unravel_index(int(np.argmax(gain)), gain.shape))
         if gain[place, way] <= 0:
             break
         room, time, now[rows[place]] = room - more[place, way], time - longer[place, way], way
+        if first[rows[place], way]:
+            first[tuple(zip(*kinds[formats.ways[rows[place]][way].mode], strict=True))] = 0.0
     names = list(formats.rows)
     stored = {**found.stored, **{names[row]: formats.ways[row][now[row]].mode for row in rows}}
     return replace(found, stored=stored, noise=predicted_noise(problem, found.compute, stored))

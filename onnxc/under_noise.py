@@ -11,9 +11,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from onnxc.codes.formats import FLOATS
-from onnxc.fewer_formats import fewer_formats
-from onnxc.limits import within, worth
+from onnxc.codes.formats import FLOATS, parse_format
+from onnxc.fewer_formats import fewer_formats, small_formats
+from onnxc.limits import better, within, worth
+from onnxc.overheads import chain_bytes
 from onnxc.planner import plan
 from onnxc.predictions import predicted_loading, predicted_noise, stored_bytes
 from onnxc.problem import Plan, Problem
@@ -26,31 +27,59 @@ CHEAP, HALVINGS = 0.1, 5  # the least price of loading; steps towards the least 
 
 
 def light(problem: Problem, noise: float) -> Plan:
-    """As under(), predicted to load in time: seconds of loading get dearer until it is, or STEPS times, and no dearer
-    than that takes; in as few formats as pays.
+    """As under(), in as few formats as pays, and predicted to load in time if a plan is: without integer kernels, which
+    take long to be made ready, where none is with them.
     """
-    found = under(problem, noise)
+    found = hurried(problem, noise)
+    if in_time(problem, found) or not found.integers:
+        return found
+    floats = hurried(problem.in_floats(), noise)
+    return floats if in_time(problem, floats) else found
+
+
+def hurried(problem: Problem, noise: float) -> Plan:
+    """A plan predicted to load in time: seconds of loading get dearer until it is, or STEPS times, and no dearer than
+    that takes.
+    """
+    found = plain(problem, noise)
     for _ in range(STEPS):
-        if problem.most_loading is None or predicted_loading(problem, found) <= problem.most_loading:
+        if in_time(problem, found):
             break
         problem.load_price *= DEARER
-        found = under(problem, noise)
-    return fewer_formats(problem, unhurried(problem, found, noise), noise)
+        found = plain(problem, noise)
+    return unhurried(problem, found, noise)
+
+
+def in_time(problem: Problem, found: Plan) -> bool:
+    """Whether a plan is predicted to load fast enough, as far as that is known."""
+    return problem.most_loading is None or predicted_loading(problem, found) <= problem.most_loading
+
+
+def plain(problem: Problem, noise: float) -> Plan:
+    """As under(), in as few formats as pays: what these leave of the noise goes into fewer bits of others."""
+    found = under(problem, noise)
+    fewer = fewer_formats(problem, found, noise)
+    if fewer is found:
+        return found
+    again = under(problem.only(small_formats(fewer)), noise)
+    others = [sum(chain_bytes(parse_format(mode)) for mode in sorted(small_formats(each))) for each in (again, fewer)]
+    late = not in_time(problem, again) and in_time(problem, fewer)
+    return again if not late and better(problem, again, fewer, others=(others[0], others[1])) else fewer
 
 
 def unhurried(problem: Problem, found: Plan, noise: float) -> Plan:
     """``found``, or a better plan that loading is cheaper for and that still loads in time."""
-    low, high, most = CHEAP, problem.load_price, problem.most_loading
-    if most is None or high <= low or predicted_loading(problem, found) > most:
+    low, high = CHEAP, problem.load_price
+    if problem.most_loading is None or high <= low or not in_time(problem, found):
         return found
     for _ in range(HALVINGS):
         middle = math.sqrt(low * high)
-        tried = within(replace(problem, load_price=middle), found.price)
-        low, high = (low, middle) if predicted_loading(problem, tried) <= most else (middle, high)
+        tried = fewer_formats(problem, within(replace(problem, load_price=middle), found.price), noise)
+        low, high = (low, middle) if in_time(problem, tried) else (middle, high)
     if high == problem.load_price:
         return found
-    slower = under(replace(problem, load_price=high), noise)
-    if predicted_loading(problem, slower) > most or worth(problem, slower) > worth(problem, found):
+    slower = plain(replace(problem, load_price=high), noise)
+    if not in_time(problem, slower) or worth(problem, slower) > worth(problem, found):
         return found
     problem.load_price = high
     return slower

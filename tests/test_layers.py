@@ -23,7 +23,7 @@ LAYERS = """
     weighing remembered
     deliver head_start judge price training validate
     search
-    bracket room under_noise fewer_formats
+    bracket room under_noise fewer_formats load_room
     trial
     limits
     culprits

@@ -117,16 +117,26 @@ class Format:
 
     def load_seconds(self, elements: int) -> float:
         """About what a weight of so many elements more costs at load, beside others of the format; measured with ONNX
-        Runtime 1.32, AVX2 and AVX512. The first one of a format takes up to a millisecond more: its nodes and table.
+        Runtime 1.32, AVX2 and AVX512. The first one of a format takes ``chain_seconds`` more.
         """
         if self == INT8 or self.scaled:
-            return 1e-9 * elements
+            return (0.0 if self.scaled else 2 * NODE_SECONDS) + 1e-9 * elements
         if self.trellis:
             rows = (0.65 if self.levels in DOUBLED and elements >= LARGE else 1.0) / TRELLISES[self.levels]
             return PIECE_SECONDS + elements * (1.0 + 11.0 * rows + bits_apart(self.levels)) * 1e-9
         if self.levels in PLANES and elements >= LARGE:  # floats of all codes at once, several times over
             return PIECE_SECONDS + elements * 25e-9
         return PIECE_SECONDS + elements * (6.5e-9 if self.block or self.levels in PLANES else 3.5e-9)
+
+    @property
+    def chain_seconds(self) -> float:
+        """About what the nodes cost at load that unfold all weights of the format, whatever their number, in the
+        measure of load_seconds.
+        """
+        if self == INT8 or self.scaled:
+            return 0.0
+        nodes = 8 if self.dimension else 24 if self.trellis else 12 if self.levels in PLANES else 5
+        return (nodes + 7 * bool(self.block)) * NODE_SECONDS
 
     @property
     def words(self) -> str:
@@ -177,13 +187,14 @@ def trellis_bytes(elements: int, levels: int) -> int:
     return elements // TRELLISES[levels] + (elements // 8 if bits_apart(levels) else 0)
 
 
-PIECE_SECONDS = 2e-5  # what one more weight costs at load in any form: it is split off and copied
+NODE_SECONDS = 2.6e-5  # what a node costs at load that makes little
+PIECE_SECONDS = 2.5 * NODE_SECONDS  # what one more weight costs: it is shaped and scaled, some together
 INT8 = Format()
 
 
 def float_seconds(elements: int) -> float:
     """About what a weight stored as smaller floats costs at load."""
-    return PIECE_SECONDS + elements * 1.5e-9
+    return NODE_SECONDS + elements * 1.5e-9
 
 
 def parse_format(name: str) -> Format:

@@ -1,0 +1,41 @@
+"""How long a plan's weights may take to unfold. In: a model that was loaded, and how late it was. Out: seconds.
+
+They are in the measure of Format.load_seconds, which tells formats apart; what the rest of loading takes is measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from onnxc.model import Model
+from onnxc.predictions import predicted_loading
+from onnxc.problem import Plan, Problem
+from onnxc.trial import Trial
+
+ARRIVES = 1.7  # what unfolding takes, beside what its formats say: 40 and 85 ms for 18 MB, 130 and 230 ms for 90 MB
+LIGHTER = 1.15  # times the seconds to save, where a plan took too long
+
+
+def room_to_load(
+    problem: Problem, first: Trial, built: Callable[[Plan], Model], left: Callable[[Model], float], limited: bool
+) -> float:
+    """Seconds in which weights may unfold and integer kernels be made ready, so that the file loads in time.
+
+    What else loading takes is measured of the ``first`` plan; and what a kernel takes, which the problem then knows,
+    where that plan loads too late or a limit was given.
+
+    Args:
+        left: the seconds by which a model loads faster than it must.
+    """
+    spare, sites = left(first.model), first.plan.integers
+    if sites and (spare < 0 or limited):
+        kept = {name: candidate for name, candidate in first.plan.compute.items() if name not in sites}
+        gained = left(built(replace(first.plan, compute=kept))) - spare
+        problem.site_loading = max(gained, 0.0) / ARRIVES / len(sites)
+    return max(spare / ARRIVES + predicted_loading(problem, first.plan), 0.0)
+
+
+def lighter(problem: Problem, last: Plan, spare: float) -> float:
+    """The same where the ``last`` plan loaded ``spare`` seconds faster than it must; below 0 it was late."""
+    return max(predicted_loading(problem, last) + min(spare, 0.0) * LIGHTER / ARRIVES, 0.0)
