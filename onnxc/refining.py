@@ -35,6 +35,7 @@ GAIN, CLEAR = 0.97, 0.5  # of the noise, and with too few samples to tell
 SURE, SURER = 2.0, 3.0  # standard errors of a gain: of one of a few rules, of one of many ranges
 SAFE = 0.5  # of a wider range: it cuts off less of other samples too, and often one loud sample is all that tells
 FEWEST = 4  # samples that tell how sure a gain is
+LEAST = 0.01  # of the mean noise of a sample: what is below it counts as nothing in a ratio
 
 
 class Bench(Protocol):
@@ -62,14 +63,37 @@ class Purse:
 
 
 def convincing(before: Errors, after: Errors, sure: float) -> bool:
-    """Whether ``after`` [samples, outputs] is less noise than ``before``, also for other samples of their kind."""
+    """Whether ``after`` [samples, outputs] is less noise than ``before``, also for other samples of their kind: by the
+    mean of the differences, or of the ratios, where a few loud samples hide what the others have in common.
+    """
     totals, found = before.sum(0), after.sum(0)
     worst = int(totals.argmax())
     if len(before) < FEWEST:
         return bool(found.max() < CLEAR * totals[worst])
-    gains = before[:, worst] - after[:, worst]
-    chance = float(gains.std(ddof=1)) * np.sqrt(len(gains))
-    return bool(found.max() < GAIN * totals[worst] and gains.sum() > sure * chance)
+    if found.max() >= GAIN * totals[worst]:
+        return False
+    return clear(before[:, worst] - after[:, worst], sure) or clear(ratios(before, after), sure)
+
+
+def held_together(before: Errors, after: Errors) -> bool:
+    """Whether ranges that were chosen one by one are better together too: in all, or on most samples. Of class scores
+    most of the noise is in few answers that change with any rounding, to one side or the other.
+    """
+    return bool(after.sum(0).max() < before.sum(0).max()) or (
+        len(before) >= FEWEST and clear(ratios(before, after), SURE)
+    )
+
+
+def ratios(before: Errors, after: Errors) -> NDArray[np.float64]:
+    """[samples], logarithms of how many times as loud ``before`` was, in the output that was loudest."""
+    worst = int(before.sum(0).argmax())
+    least = LEAST * before[:, worst].mean()
+    return np.asarray(np.log((before[:, worst] + least) / (after[:, worst] + least)))
+
+
+def clear(gains: NDArray[np.float64], sure: float) -> bool:
+    """Whether the sum of ``gains`` is so many standard errors above 0."""
+    return bool(gains.sum() > sure * gains.std(ddof=1) * np.sqrt(len(gains)))
 
 
 def refine(
@@ -116,7 +140,7 @@ def refine(
         if noise[name] < SMALL * sum(noise.values()) or better is None:
             break
         chosen[name] = better
-    if least is None or (chosen != current and bench.errors(together(chosen)).sum(0).max() < least.sum(0).max()):
+    if least is None or (chosen != current and held_together(least, bench.errors(together(chosen)))):
         current = chosen
     return {name: (each.low, each.high) for name, each in current.items() if each != start[name]}
 

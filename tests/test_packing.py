@@ -74,8 +74,9 @@ def test_unfolds_to_the_codes(shape: Any, axis: int, groups: int, chosen: Format
     np.testing.assert_array_equal(np.asarray(result), codes.restored())
 
 
-@pytest.mark.parametrize("opset", [12, 13, 18, 21])
-def test_weights_unfold_together(opset: int) -> None:
+@pytest.mark.parametrize("floats", [False, True], ids=["codes", "floats"])
+@pytest.mark.parametrize("opset", [9, 12, 13, 18, 21])
+def test_weights_unfold_together(opset: int, floats: bool) -> None:
     """Forty weights of all formats and shapes take fewer nodes than weights, and each is its codes bit for bit."""
     codes = {}
     for position in range(40):
@@ -87,7 +88,7 @@ def test_weights_unfold_together(opset: int) -> None:
     ends: list[dict[str, Any]] = [{f"{end}{name}": list(s) for name, s in shapes.items()} for end in "xy"]
     stored = {name: np.zeros(s, np.float32) for name, s in shapes.items()}
     loaded = Model.load(model(adds, ends[0], ends[1], stored, opset=opset))
-    rewriter = Rewriter(loaded, codes)
+    rewriter = Rewriter(loaded, codes, floats=set(codes) if floats else ())
     for name in codes:
         rewriter.unfold(name)
     loaded.tidy()
@@ -99,6 +100,46 @@ def test_weights_unfold_together(opset: int) -> None:
     results = session.run({f"x{name}": np.zeros(s, np.float32) for name, s in shapes.items()})
     for name, each in codes.items():
         np.testing.assert_array_equal(np.asarray(results[f"y{name}"]), each.restored(), err_msg=name)
+
+
+def test_weights_of_one_shape_are_scaled_together() -> None:
+    """One Mul for all rows, then a Split whose outputs are the weights; what lies turned is scaled turned back."""
+    convs = {f"c{rows}": ((rows, 32, 3, 3), 0) for rows in (16, 8, 24)}
+    matrices = {f"m{columns}": ((64, columns), 1) for columns in (48, 96)}
+    codes = {n: solved(shape, axis, 1, Format(9), False) for n, (shape, axis) in convs.items()}
+    codes |= {n: solved(shape, axis, 1, Format(9, 32), False) for n, (shape, axis) in matrices.items()}
+    shapes = {name: each.values.shape for name, each in codes.items()}
+    adds = [node("Add", f"x{name} {name}", f"y{name}") for name in codes]
+    ends: list[dict[str, Any]] = [{f"{end}{name}": list(s) for name, s in shapes.items()} for end in "xy"]
+    loaded = Model.load(model(adds, ends[0], ends[1], {n: np.zeros(s, np.float32) for n, s in shapes.items()}))
+    rewriter = Rewriter(loaded, codes, floats=set(codes))
+    for name in codes:
+        rewriter.unfold(name)
+    loaded.tidy()
+    products = [each for each in loaded.nodes() if each.op == "Mul"]
+    assert len(products) == 2
+    split = {tensor.name for product in products for reader in product.outputs[0].outputs for tensor in reader.outputs}
+    assert split == {f"{name}_unfolded" for name in codes}
+    results = Session(loaded).run({f"x{name}": np.zeros(s, np.float32) for name, s in shapes.items()})
+    for name, each in codes.items():
+        np.testing.assert_array_equal(np.asarray(results[f"y{name}"]), each.restored(), err_msg=name)
+
+
+@pytest.mark.parametrize("elements", [2048, 262144], ids=["divided", "looked up"])
+@pytest.mark.parametrize("levels", [144, 64, 40, 16, 9, 8, 6, 4, 3])
+def test_few_codes_need_no_table(levels: int, elements: int) -> None:
+    shape = (elements // 64, 64)
+    codes = solved(shape, 1, 1, Format(levels), False)
+    loaded = Model.load(
+        model([node("Add", "x w", "y")], {"x": shape}, {"y": shape}, {"w": np.zeros(shape, np.float32)})
+    )
+    rewriter = Rewriter(loaded, {"w": codes}, floats={"w"})
+    rewriter.unfold("w")
+    loaded.tidy()
+    tables = [each for each in loaded.nodes() if each.op == "Gather"]
+    assert bool(tables) == (elements > 100_000)
+    result = Session(loaded).run({"x": np.zeros(shape, np.float32)})["y"]
+    np.testing.assert_array_equal(np.asarray(result), codes.restored())
 
 
 @pytest.mark.parametrize("chosen", [INT8, *FORMATS], ids=lambda each: each.name)
