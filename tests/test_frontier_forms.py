@@ -27,7 +27,7 @@ def few_targets(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(walking, "LADDER_DB", (30.0, 20.0))
     patch.setattr(walking, "TRIES", 1)
     patch.setattr(walking, "LEAN", ())
-    patch.setattr(forms, "ANCHOR_DB", FLOOR_DB)
+    patch.setattr(forms, "ANCHORS_DB", (FLOOR_DB,))
     patch.setattr(forms, "ALWAYS", 1e9)
     patch.setattr(prospects, "speed_up", lambda *_: 1.2)  # of a form in float
     patch.setattr(planning, "HEARD_SECONDS", {False: 1e6, True: 1e6})  # on all samples, however long it takes

@@ -13,7 +13,7 @@ from onnxc.contract.candidates import Activation
 from onnxc.histograms import Histogram
 from onnxc.passes.quantize_static import QuantizeStatic
 from onnxc.propose import collect
-from onnxc.refining import Errors, convincing, refine
+from onnxc.refining import Errors, convincing, held_together, refine
 from onnxc.sensitivity import Meter, build_probe
 from onnxc.session import Options
 from tests.trained import context, load, samples
@@ -56,11 +56,29 @@ def test_no_runs_no_choice() -> None:
         ([[4.0, 1.0]] * 4, [[1.0, 5.0]] * 4, False),  # another output loses
         ([[4.0]], [[3.0]], False),  # one sample tells little
         ([[4.0]], [[1.0]], True),
+        (
+            [[1.0], [1.1], [0.9], [40.0]],
+            [[0.2], [0.3], [0.25], [8.0]],
+            True,
+        ),  # all gain, one is so loud that it hides it
+        ([[1.0], [1.1], [0.9], [40.0]], [[1.2], [1.3], [1.0], [8.0]], False),  # the loud one alone gains
     ],
 )
 def test_a_gain_has_to_convince(before: list[list[float]], after: list[list[float]], expected: bool) -> None:
     pair: tuple[Errors, Errors] = np.array(before), np.array(after)
     assert convincing(*pair, 2.0) is expected
+
+
+@pytest.mark.parametrize(
+    ("after", "expected"),
+    [
+        ([[1.0], [1.2], [1.1], [9.0]], True),  # less in all
+        ([[0.2], [0.3], [0.25], [11.0]], True),  # less in three, and one answer that changed
+        ([[2.0], [2.5], [1.9], [11.0]], False),
+    ],
+)
+def test_what_was_chosen_one_by_one_has_to_hold_together(after: list[list[float]], expected: bool) -> None:
+    assert held_together(np.array([[1.0], [1.1], [0.9], [10.0]]), np.array(after)) is expected
 
 
 class Recordings:

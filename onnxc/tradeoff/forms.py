@@ -1,7 +1,7 @@
 """Smaller forms of the model go down the ladder too: fewer channels, factors. In: the whole model's walk. Out: points.
 
-What a form saves depends on how much noise is left for its codes: the best one for a target in the middle and the best
-one at the floor are made, and walk down from there.
+What a form saves depends on how much noise is left for its codes: the best one for each of two targets in the middle
+and the best one at the floor are made, and walk down from there, the smallest and fastest first.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from onnxc.structure.prospects import Cut, Prospects
 from onnxc.tradeoff.building import Builder
 from onnxc.tradeoff.walking import Walk, targets
 
-ANCHOR_DB = 20.0  # of the target in the middle
+ANCHORS_DB = (20.0, 15.0)  # of targets in the middle
 ROOM = 0.8  # of the noise of a target: a form that makes more in float leaves too little for codes
 ALWAYS = 30.0  # seconds that may be spent on forms anyway, where the whole model took less
 LONGEST = 600.0  # seconds of the processor for the whole model, beyond which no form is walked down
@@ -39,13 +39,14 @@ def walk_forms(run: Run, whole: Walk, say: Progress, started: float) -> None:
         run.notes.append(f"smaller forms were not tried: the whole model took {spent:.0f} s, they would too")
         return
     clock.allowed, clock.spent = max(spent, ALWAYS), 0.0
-    seen = set[str]()
-    for lowest in dict.fromkeys((max(ANCHOR_DB, run.judge.lowest_sqnr), run.judge.lowest_sqnr)):
-        cut = best_cut(run, whole, clock, lowest, say)
-        if cut is None or cut.text in seen:
-            continue
-        seen.add(cut.text)
-        ladder = [each for each in targets(run.judge.lowest_sqnr) if cut.noise < ROOM * 10 ** (-each / 10)]
+    floor, cuts = run.judge.lowest_sqnr, dict[str, tuple[float, Cut]]()
+    for lowest in dict.fromkeys((*(max(each, floor) for each in ANCHORS_DB), floor)):
+        for promise, cut in best_cuts(run, whole, clock, lowest, say):
+            if cut.text not in cuts:
+                cuts[cut.text] = promise, cut
+                break
+    for _, cut in sorted(cuts.values(), key=lambda pair: pair[0]):
+        ladder = [each for each in targets(floor) if cut.noise < ROOM * 10 ** (-each / 10)]
         if not ladder:
             continue
         if clock.spent > clock.allowed:
@@ -64,13 +65,13 @@ def walk_forms(run: Run, whole: Walk, say: Progress, started: float) -> None:
         clock.took(f"walking down {cut.text}", process_time() - start)
 
 
-def best_cut(run: Run, whole: Walk, clock: Clock, lowest: float, say: Progress) -> Cut | None:
-    """The form whose plan is predicted to be the best one with ``lowest`` dB; None where that is one of the whole
-    model.
+def best_cuts(run: Run, whole: Walk, clock: Clock, lowest: float, say: Progress) -> list[tuple[float, Cut]]:
+    """The forms whose plans are predicted to be better with ``lowest`` dB than those of the whole model, each with what
+    it promises, the best one first.
     """
     near = max(whole.within(lowest), key=lambda trial: trial.noise, default=None)
     if near is None:
-        return None
+        return []
     judge, budget = run.judge, run.judge.budget
     judge.budget = replace(budget, min_sqnr=lowest)
     try:
@@ -83,4 +84,4 @@ def best_cut(run: Run, whole: Walk, clock: Clock, lowest: float, say: Progress) 
     finally:
         judge.budget = budget
     run.notes += [note for note in notes if note not in run.notes]
-    return min(cuts, key=lambda cut: prospects.aim.of(cut.predicted), default=None)
+    return sorted(((prospects.aim.of(cut.predicted), cut) for cut in cuts), key=lambda pair: pair[0])

@@ -124,8 +124,9 @@ class Walk:
         return self.visit(under(problem, aim))
 
     def within(self, lowest: float) -> list[Trial]:
-        """What was built with at least ``lowest`` dB."""
-        return [trial for trials in self.known.values() for trial in trials if trial.quality.sqnr_db >= lowest]
+        """What was built with at least ``lowest`` dB and holds every floor."""
+        built = [trial for trials in self.known.values() for trial in trials if trial.missed is None]
+        return [trial for trial in built if trial.quality.sqnr_db >= lowest]
 
     def lean(self) -> None:
         """The smallest and the fastest plan at the floor."""
