@@ -43,7 +43,7 @@ def load_costs(
     a: Path | str, b: Path | str, options: Options = Options(), *, rounds: int = 1
 ) -> tuple[LoadCost, LoadCost]:
     """The load cost of two models, in fresh processes in turn: the least of ``rounds`` each, and where they load fast
-    that of many loads in turn in one process, since a processor's pace changes. Raises as load_cost.
+    that of many loads in turn in as many processes, since a processor's pace changes. Raises as load_cost.
     """
     found: tuple[list[LoadCost], list[LoadCost]] = [], []
     for turn in range(rounds):
@@ -51,7 +51,8 @@ def load_costs(
             found[index].append(load_cost((a, b)[index], options))
     best = [min(cost.seconds for cost in costs) for costs in found]
     if max(best) < SMALL:
-        best = [cost.seconds for cost in in_a_process([a, b], options)]
+        turns = [in_a_process([a, b], options) for _ in range(rounds)]
+        best = [min(turn[index].seconds for turn in turns) for index in (0, 1)]
     peaks = [[cost.peak_bytes for cost in costs if cost.peak_bytes is not None] for costs in found]
     first, second = (LoadCost(seconds, min(peak, default=None)) for seconds, peak in zip(best, peaks, strict=True))
     return first, second

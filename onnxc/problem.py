@@ -110,6 +110,11 @@ class Problem:
         """From now on no limit of size or speed counts."""
         self.free, self.most_bytes, self.most_seconds = True, None, None
 
+    @property
+    def hurried(self) -> bool:
+        """Whether loading had to get dearer for a plan to load in time."""
+        return self.load_price > Problem.load_price
+
     @cached_property
     def sizes(self) -> dict[str, int]:
         """Elements of every weight."""

@@ -23,7 +23,7 @@ from onnxc.errors import DataError, ModelError
 from onnxc.file.storage import drop_pages
 from onnxc.judge import SMALL_SHARE, Judge
 from onnxc.model import Model
-from onnxc.predictions import predicted_loading, stored_bytes
+from onnxc.predictions import stored_bytes
 from onnxc.price_file import Finding
 from onnxc.search import CLOSE
 from onnxc.session import Session
@@ -35,7 +35,6 @@ from onnxc.trial import Trial
 WON = 0.5  # of the time that a form wins in float (as an exponent), what is expected to be won in a plan
 TRUSTED = 0.67  # how much the floor counts, and not the noise of the best plan: a score may have stopped it by chance
 ROOM = 0.2  # of the noise that is allowed, left for codes: with less no plan gets smaller
-HURRIED = 0.8  # of the time to load that is allowed: a plan that takes more was stopped by that
 MADE = 3  # forms of one pass that are made
 LEADING = 1.0  # seconds in which the float form is timed
 
@@ -87,8 +86,7 @@ class Prospects:
         what the floor allows; the latter where the time to load stopped it.
         """
         floor, problem = self.whole.planning.allowed * HEADROOM, self.whole.planning.problem
-        most = problem.most_loading
-        if most is not None and predicted_loading(problem, self.best.plan) > HURRIED * most:
+        if problem.hurried:
             return floor
         return float(min(floor, floor**TRUSTED * max(self.best.noise, 1e-12) ** (1 - TRUSTED)))
 
