@@ -30,11 +30,15 @@ def light(problem: Problem, noise: float) -> Plan:
     """As under(), in as few formats as pays, and predicted to load in time if a plan is: without integer kernels, which
     take long to be made ready, where none is with them.
     """
-    found = hurried(problem, noise)
+    price, found = problem.load_price, hurried(problem, noise)
     if in_time(problem, found) or not found.integers:
         return found
-    floats = hurried(problem.in_floats(), noise)
-    return floats if in_time(problem, floats) else found
+    other = replace(problem.in_floats(), load_price=price)
+    floats = hurried(other, noise)
+    if not in_time(problem, floats):
+        return found
+    problem.load_price = other.load_price
+    return floats
 
 
 def hurried(problem: Problem, noise: float) -> Plan:

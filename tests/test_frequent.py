@@ -122,6 +122,28 @@ def test_frequent_rows_unfold_to_8_bits_and_cost_what_is_said(form: str) -> None
     assert said == pytest.approx(sizes[0] - sizes[1], abs=160)
 
 
+@pytest.mark.parametrize("form", ["trellis8", "levels9", "codebook4"])
+def test_two_tables_with_frequent_rows_unfold_together(form: str) -> None:
+    """Beside weights of their shape, which become floats and are scaled together."""
+    _, codes = coded(form, texts(32))
+    assert isinstance(codes.packed, PackedRows)
+    every = {"v": codes, "w": codes, "y": replace(codes, packed=codes.packed.others)}
+    every["z"] = every["y"]
+    zeros = np.zeros((WORDS, WIDTH), np.float32)
+    adds = [node("Add", f"x {name}", f"of_{name}") for name in every]
+    loaded = Model.load(
+        model(adds, {"x": zeros.shape}, {f"of_{name}": zeros.shape for name in every}, dict.fromkeys(every, zeros))
+    )
+    rewriter = Rewriter(loaded, every, floats=set(every))
+    for name in every:
+        rewriter.unfold(name)
+    loaded.tidy()
+    found = Session(loaded).run({"x": zeros})
+    for name in ("v", "w"):
+        np.testing.assert_array_equal(np.asarray(found[f"of_{name}"]), codes.restored())
+    np.testing.assert_array_equal(np.asarray(found["of_y"]), np.asarray(found["of_z"]))
+
+
 def replace_rows(table: Any) -> Any:
     """The same weight, of which no rows are known."""
     return replace(table, frequent=None)

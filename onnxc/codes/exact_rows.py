@@ -46,7 +46,7 @@ class PackedRows:
 
     def emit(self, sheet: Sheet, forms: Mapping[str, PackedRows]) -> dict[str, Tensor]:
         """Write the nodes that unfold ``forms``, to int8 on any sheet."""
-        sheet = replace(sheet, floats=False)
+        sheet = replace(sheet, floats=False, groups=None)
         parts = {f"{name}_small": form for name, form in forms.items()}
         unfolded = self.others.emit(sheet, {part: form.others for part, form in parts.items()})
         found: dict[str, Tensor] = {}
