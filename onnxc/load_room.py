@@ -22,14 +22,14 @@ def room_to_load(
 ) -> float:
     """Seconds in which weights may unfold and integer kernels be made ready, so that the file loads in time.
 
-    What else loading takes is measured of the ``first`` plan; and what a kernel takes, which the problem then knows,
-    where that plan loads too late or a limit was given.
+    What else loading takes is measured of the ``first`` plan. Where a limit was given it is measured too what a kernel
+    takes, which the problem then knows: kernels are not given up for a limit that nobody asked for.
 
     Args:
-        left: the seconds by which a model loads faster than it must.
+        left: the seconds by which a model loads faster than it must; limited: whether a limit was given.
     """
     spare, sites = left(first.model), first.plan.integers
-    if sites and (spare < 0 or limited):
+    if sites and limited:
         kept = {name: candidate for name, candidate in first.plan.compute.items() if name not in sites}
         gained = left(built(replace(first.plan, compute=kept))) - spare
         problem.site_loading = max(gained, 0.0) / ARRIVES / len(sites)

@@ -27,11 +27,11 @@ CHEAP, HALVINGS = 0.1, 5  # the least price of loading; steps towards the least 
 
 
 def light(problem: Problem, noise: float) -> Plan:
-    """As under(), in as few formats as pays, and predicted to load in time if a plan is: without integer kernels, which
-    take long to be made ready, where none is with them.
+    """As under(), in as few formats as pays, and predicted to load in time if a plan is: without integer kernels, where
+    none is with them and it is known what they take to be made ready.
     """
     price, found = problem.load_price, hurried(problem, noise)
-    if in_time(problem, found) or not found.integers:
+    if in_time(problem, found) or not (found.integers and problem.site_loading):
         return found
     other = replace(problem.in_floats(), load_price=price)
     floats = hurried(other, noise)
