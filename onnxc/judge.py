@@ -122,6 +122,7 @@ class Judge:
         drops: (noise in dB, relative drop of the score, below 0 where it rose) of every model that was scored.
         strictly: every plan is held to the share of the allowed drop that plans below 8 bits are held to: the model
             was fitted to the samples.
+        free: whether the limits of size and speed count no more: they are out of reach.
         spare: seconds by which the last model that was measured loads faster than it must; below 0 where it does not.
         out_of_reach: whether no plan was found that is predicted to hold the limits of size and speed.
         overheard: the original's answers on the items of the score.
@@ -142,6 +143,7 @@ class Judge:
     finishing: Sequence[tuple[FinishingPass, bool]] = ()
     drops: list[tuple[float, float]] = field(default_factory=list)
     strictly: bool = False
+    free: bool = False
     spare: float = 0.0
     out_of_reach: bool = False
     batch: int | None = None
@@ -328,8 +330,8 @@ class Judge:
 
     @property
     def limited(self) -> bool:
-        """Whether a limit of size or speed was given."""
-        return self.budget.size is not None or self.budget.speed is not None
+        """Whether a limit of size or speed was given, and counts."""
+        return not self.free and (self.budget.size is not None or self.budget.speed is not None)
 
     def weighed(
         self, made: Model, plan: Plan, verdict: tuple[Quality, float | None, str | None], notes: tuple[str, ...]

@@ -148,8 +148,7 @@ class Planning:
 
     def after(self, best: Trial, tried: Sequence[Trial]) -> Iterator[Plan]:
         """What to deliver where the ``best`` plan cannot be: plans that load faster; the same storage without int8
-        arithmetic, which may be slower; the simplified model as it is. Each is made when it is asked for: by then it is
-        known how long the one before it took to load.
+        arithmetic; the simplified model as it is. Each is made when it is known how long the one before took to load.
         """
         noise, last = predicted_noise(self.problem, best.plan.compute, best.plan.stored), best.plan
         shares = (*LOUDER, *QUIETER) if self.problem.most_bytes is not None else QUIETER
@@ -232,6 +231,7 @@ class Planning:
     def judged(self, plan: Plan) -> Trial:
         """``plan`` as a model, held against the original."""
         self.say(f"judging a plan with {len(plan.compute)} sites in int8 and {len(plan.coded)} weights as codes")
+        self.judge.free = self.problem.free
         expected = self.expected(plan) if self.attempts or self.scales.able else None
         trial = self.judge.trial(self.built(plan), plan)
         return self.learned(trial, file_bytes(trial.model), expected)
@@ -240,6 +240,7 @@ class Planning:
         """As judged(), but where weights are solved with feedback and another run did, its figures without a model."""
         figures = self.memory.recall(plan) if self.feedback else None
         if figures is not None:
+            self.judge.free = self.problem.free
             expected = self.expected(plan) if self.attempts or self.scales.able else None
             trial = self.judge.again(plan, figures.quality, figures.score, figures.notes)
             if trial is not None:
@@ -254,8 +255,8 @@ class Planning:
         """``trial`` with its model. Raises OutdatedError where it is not what another run said of it."""
         if trial.model is not NOTHING:
             return trial
-        judge, drops = self.judge, list(self.judge.drops)
-        calls = judge.evaluations
+        judge, drops, calls = self.judge, list(self.judge.drops), self.judge.evaluations
+        judge.free = False  # it may have been judged before limits were given up
         self.say("building the best plan, whose figures are known")
         made = replace(judge.trial(self.built(trial.plan), trial.plan), before=trial.before, others=trial.others)
         judge.drops, judge.evaluations = drops, calls
