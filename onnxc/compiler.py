@@ -44,6 +44,7 @@ from onnxc.frequent import frequent_rows
 from onnxc.head_start import head_start
 from onnxc.judge import Judge
 from onnxc.model import Model, Tensor
+from onnxc.naming import name_nodes
 from onnxc.observe import Observations, observe
 from onnxc.planning import Planning
 from onnxc.price_file import PriceFile
@@ -55,7 +56,7 @@ from onnxc.samples.hooks import Evaluation
 from onnxc.samples.images import is_image
 from onnxc.samples.inputs import index_limits
 from onnxc.session import Options, Session, runtime_version
-from onnxc.sites import Site, Sites, find, name_nodes
+from onnxc.sites import Site, Sites, find
 from onnxc.structure.choice import Choice
 from onnxc.structure.named import shrunk
 from onnxc.structure.planned import Planned

@@ -22,12 +22,13 @@ from onnxc.errors import DataError, InputError, ModelError
 from onnxc.file.containers import contained
 from onnxc.macs import multiplications
 from onnxc.model import Constant, Model
+from onnxc.naming import name_nodes
 from onnxc.observe import Observations, Watch
 from onnxc.propose import collect, passes_of
 from onnxc.recipe import Recipe
 from onnxc.report import RefusalRow, Report, SiteRow, plain
 from onnxc.session import Options, Session
-from onnxc.sites import Sites, find, name_nodes
+from onnxc.sites import Sites, find
 from onnxc.targets import target
 
 

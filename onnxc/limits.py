@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 from onnxc.codes.formats import FLOATS
 from onnxc.planner import plan
@@ -34,12 +35,13 @@ def over(*limited: tuple[float, float | None]) -> float:
 def better(
     problem: Problem, first: Plan, second: Plan, share: float = 1.0, others: tuple[float, float] = (0.0, 0.0)
 ) -> bool:
-    """Whether ``first`` is nearer to the limits, or as near and worth more; ``share`` of the other's worth at most.
+    """Whether ``first`` is nearer to the limits, or as near and loads in time, or both do and it is worth more; ``share``
+    of the other's worth at most.
 
     Args:
         others: bytes of the file of each besides its weights, where they are known: formats take some too.
     """
-    far, near = shortfall(problem, second), shortfall(problem, first)
+    near, far = distance(problem, first), distance(problem, second)
     if near != far:
         return near < far
     return worth(problem, first, others[0]) < worth(problem, second, others[1]) * share
@@ -56,15 +58,21 @@ def worth(problem: Problem, candidate: Plan, others: float = 0.0) -> float:
     return time if problem.most_bytes is not None else size if problem.most_seconds is not None else size * time
 
 
+def distance(problem: Problem, found: Plan) -> tuple[float, bool]:
+    """How far a plan is from the limits of size and speed, and whether it is predicted to load too late."""
+    return shortfall(problem, found), not in_time(problem, found)
+
+
+def in_time(problem: Problem, found: Plan) -> bool:
+    """Whether a plan is predicted to load fast enough, as far as that is known."""
+    return problem.most_loading is None or predicted_loading(problem, found) <= problem.most_loading
+
+
 def nearest_first(problem: Problem, plans: Sequence[Plan]) -> list[Plan]:
     """``plans``, those first that are nearest to the limits and load in time, of these what is worth most, and of those
     that are worth as much the quietest.
     """
-
-    def far(found: Plan) -> tuple[float, bool]:
-        most = problem.most_loading
-        return shortfall(problem, found), most is not None and predicted_loading(problem, found) > most
-
+    far = partial(distance, problem)
     nearest = min(map(far, plans))
     most = min(worth(problem, each) for each in plans if far(each) == nearest) / ALIKE
     return sorted(plans, key=lambda each: (far(each), max(worth(problem, each), most), each.noise))

@@ -31,8 +31,10 @@ def room_to_load(
     spare, sites = left(first.model), first.plan.integers
     if sites and limited:
         kept = {name: candidate for name, candidate in first.plan.compute.items() if name not in sites}
-        gained = left(built(replace(first.plan, compute=kept))) - spare
-        problem.site_loading = max(gained, 0.0) / ARRIVES / len(sites)
+        floats = replace(first.plan, compute=kept)
+        gained = (left(built(floats)) - spare) / ARRIVES
+        gained += predicted_loading(problem, floats) - predicted_loading(problem, first.plan)
+        problem.site_loading = max(gained, 0.0) / len(sites)
     return max(spare / ARRIVES + predicted_loading(problem, first.plan), 0.0)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from onnxc.cheapest import load_seconds
-from onnxc.codes.formats import FLOATS, parse_format
+from onnxc.codes.formats import FLOATS, INT8, NODE_SECONDS, parse_format
 from onnxc.contract.candidates import Candidate
 from onnxc.islands import crossings, fused_joints
 from onnxc.problem import Plan, Problem
@@ -47,10 +47,24 @@ def stored_bytes(problem: Problem, stored: Mapping[str, str]) -> int:
 
 def predicted_loading(problem: Problem, plan: Plan) -> float:
     """Seconds in which the weights of ``plan`` unfold at load, and its integer kernels are made ready."""
-    weights = {weight.name: weight for weight in problem.found.weights}
-    chains = sum(parse_format(mode).chain_seconds for mode in sorted(set(plan.stored.values())) if mode not in FLOATS)
-    sites = problem.site_loading * len(plan.integers)
-    return sites + chains + sum(load_seconds(plan.stored[name], weights[name].elements) for name in sorted(plan.stored))
+    elements, stored = problem.found.elements, plan.stored
+    chains = sum(parse_format(mode).chain_seconds for mode in sorted(set(stored.values())) if mode not in FLOATS)
+    each = sum(load_seconds(stored[name], elements[name]) for name in sorted(stored))
+    return problem.site_loading * len(plan.integers) + chains + each + NODE_SECONDS * nodes_of_floats(problem, plan)
+
+
+def nodes_of_floats(problem: Problem, plan: Plan) -> int:
+    """Nodes that weights take which become floats, beside those that load_seconds() counts of each: codes of a format
+    are cast or shaped and scaled, those of one shape but for their channels together, and split.
+    """
+    alike, taken, groups, counted = problem.found.alike, problem.found.read_by, dict[tuple[str, int], int](), 0
+    read = {name for at, way in plan.compute.items() for name in (taken.get(at), *way.weights)}
+    for name, mode in plan.stored.items():
+        if name not in read:
+            key = mode, alike[name][mode in FLOATS]
+            groups[key] = groups.get(key, 0) + 1
+            counted += mode != INT8.name
+    return sum((mode not in FLOATS) + (1 if count == 1 else 2) for (mode, _), count in groups.items()) - counted
 
 
 def stored_share(problem: Problem, plan: Plan) -> float:

@@ -68,7 +68,7 @@ class Problem:
         most_bytes: of all weights, and most_seconds: of a run, where a limit is given; free: none counts any more.
         load_price: what a second of loading counts beside all bytes; most_loading: seconds in which all weights may
             unfold and sites be made ready, None where nothing is known of that; site_loading: what a site on integers
-            takes of them, beside its float form.
+            takes of them, beside its float form; hurried: whether the best plan would not load in time.
         unit: the bytes that count as much as ``pace`` seconds; see smallest_bytes().
         pace: by default the float model's time. Of a plan near the one sought, so that least bytes times seconds is
             found where shares of its own bytes and seconds are traded.
@@ -95,6 +95,7 @@ class Problem:
     most_seconds: float | None = None
     most_loading: float | None = None
     site_loading: float = 0.0
+    hurried: bool = False
     free: bool = False
     tables: list[Formats] = field(default_factory=list, repr=False)
     forbidden: set[str] = field(default_factory=set)
@@ -109,11 +110,6 @@ class Problem:
     def unlimited(self) -> None:
         """From now on no limit of size or speed counts."""
         self.free, self.most_bytes, self.most_seconds = True, None, None
-
-    @property
-    def hurried(self) -> bool:
-        """Whether loading had to get dearer for a plan to load in time."""
-        return self.load_price > Problem.load_price
 
     @cached_property
     def sizes(self) -> dict[str, int]:

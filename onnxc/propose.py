@@ -17,11 +17,12 @@ from onnxc.contract.rounding import Asked
 from onnxc.cost import Prices
 from onnxc.errors import RecipeError
 from onnxc.model import Model
+from onnxc.naming import overridable
 from onnxc.problem import Problem
 from onnxc.recipe import PassRequest, Recipe
 from onnxc.registry import load_passes
 from onnxc.samples.hooks import did_you_mean
-from onnxc.sites import Site, Sites, may_be_stored, overridable
+from onnxc.sites import Site, Sites, may_be_stored
 from onnxc.targets import TARGETS
 
 Pass = ExactPass | StructuralPass | LossyPass | FinishingPass | TrainingPass

@@ -7,7 +7,7 @@ im2col, per group. *Joints* are nodes without weights that can run in int8 betwe
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
@@ -156,6 +156,28 @@ class Sites:
     types: dict[str, TensorType] = field(default_factory=dict)
     once: set[Node] = field(default_factory=set)
 
+    @cached_property
+    def elements(self) -> dict[str, int]:
+        """Of every weight."""
+        return {weight.name: weight.elements for weight in self.weights}
+
+    @cached_property
+    def alike(self) -> dict[str, tuple[int, int]]:
+        """Numbers that are equal for weights whose codes can lie in one tensor, as they have one shape but for their
+        channels; the same for their floats, whose rows lie behind each other.
+        """
+        kinds, found = dict[Hashable, int](), dict[str, tuple[int, int]]()
+        for weight in self.weights:
+            shape, axis = weight.shape, weight.channel_axis
+            codes = weight.name if axis is None else (axis, shape[:axis], shape[axis + 1 :])
+            found[weight.name] = kinds.setdefault(codes, len(kinds)), kinds.setdefault(shape[1:], len(kinds))
+        return found
+
+    @cached_property
+    def read_by(self) -> dict[str, str]:
+        """Name of a site -> that of its weight."""
+        return {site.name: site.weight.name for site in self.sites if site.weight is not None}
+
     def is_float(self, tensor: Tensor) -> bool:
         """Whether ``tensor`` is known to hold floats of a type that weights may have."""
         known = self.types.get(tensor.name)
@@ -176,34 +198,6 @@ class Sites:
 def pruned(values: NDArray[np.floating]) -> bool:
     """Whether so many entries are zero that somebody made them so."""
     return bool(values.size and values.size - np.count_nonzero(values) >= max(SPARSE * values.size, 1))
-
-
-def name_nodes(model: Model) -> None:
-    """Give every node and every tensor a name of its own, so that plans, reports and profiles can speak of it. Names of
-    nodes that had none are marked: files do without them.
-    """
-    seen: set[str] = set()
-    for node in model.nodes():
-        wanted = node.name or f"{node.op}_{node.outputs[0].name if node.outputs else ''}"
-        name, count = wanted, 0
-        while name in seen:
-            count += 1
-            name = f"{wanted}_{count}"
-        node.given = "" if node.name and node.name != node.given else name
-        node.name = name
-        seen.add(name)
-    owners: dict[str, Tensor] = {}
-    for graph in model.graphs():  # two branches may use one name for two tensors; ours go by name
-        defaults = set(overridable(graph))
-        for tensor in (each for each in graph.tensors_inside() if each not in defaults):
-            if owners.setdefault(tensor.name, tensor) is not tensor:
-                tensor.name = model.unique(tensor.name)
-
-
-def overridable(graph: Graph) -> list[Constant]:
-    """Initializers that are inputs too: a caller may feed others, so they are defaults and stay as they are."""
-    inputs = {tensor.name for tensor in graph.inputs}
-    return [tensor for tensor in graph.weights if tensor.name in inputs]
 
 
 def may_be_stored(tensor: Constant) -> bool:

@@ -13,7 +13,7 @@ import numpy as np
 
 from onnxc.codes.formats import FLOATS, parse_format
 from onnxc.fewer_formats import fewer_formats, small_formats
-from onnxc.limits import better, within, worth
+from onnxc.limits import better, in_time, within, worth
 from onnxc.overheads import chain_bytes
 from onnxc.planner import plan
 from onnxc.predictions import predicted_loading, predicted_noise, stored_bytes
@@ -21,6 +21,7 @@ from onnxc.problem import Plan, Problem
 from onnxc.sensitivity import activation_key
 
 REPAIRS, LOUDEST = 24, 12
+MANY = 500  # weights: where other formats for some of them use up the noise, nothing is repaired
 FULL_ENOUGH, CLOSED = 0.99, 1.02  # of the noise aimed at; ratio of two prices between which plans hardly differ
 DEARER, STEPS = 4.0, 6  # of the price of loading, where a plan would take too long
 CHEAP, HALVINGS = 0.1, 5  # the least price of loading; steps towards the least that makes a plan load in time
@@ -30,18 +31,18 @@ def light(problem: Problem, noise: float) -> Plan:
     """As under(), in as few formats as pays, and predicted to load in time if a plan is: without integer kernels, where
     none is with them and it is known what they take to be made ready.
     """
-    price, found = problem.load_price, hurried(problem, noise)
+    price, found = problem.load_price, loading_in_time(problem, noise)
     if in_time(problem, found) or not (found.integers and problem.site_loading):
         return found
     other = replace(problem.in_floats(), load_price=price)
-    floats = hurried(other, noise)
+    floats = loading_in_time(other, noise)
     if not in_time(problem, floats):
         return found
     problem.load_price = other.load_price
     return floats
 
 
-def hurried(problem: Problem, noise: float) -> Plan:
+def loading_in_time(problem: Problem, noise: float) -> Plan:
     """A plan predicted to load in time: seconds of loading get dearer until it is, or STEPS times, and no dearer than
     that takes.
     """
@@ -49,14 +50,10 @@ def hurried(problem: Problem, noise: float) -> Plan:
     for _ in range(STEPS):
         if in_time(problem, found):
             break
+        problem.hurried = True
         problem.load_price *= DEARER
         found = plain(problem, noise)
     return unhurried(problem, found, noise)
-
-
-def in_time(problem: Problem, found: Plan) -> bool:
-    """Whether a plan is predicted to load fast enough, as far as that is known."""
-    return problem.most_loading is None or predicted_loading(problem, found) <= problem.most_loading
 
 
 def plain(problem: Problem, noise: float) -> Plan:
@@ -94,7 +91,7 @@ def under(problem: Problem, noise: float) -> Plan:
 
     A search over the price of noise gives the two plans of the convex hull on either side; between them the noisier
     one is repaired: what brings least for its noise is put back until the rest fits. Where there are so many weights
-    that the quieter one leaves next to none of the noise unused, there is nothing to repair.
+    that next to none of the noise is left unused, there is nothing to repair.
     """
     low, high = 1e-5, 1e9
     below, above = within(problem, high), within(problem, low)
@@ -112,8 +109,12 @@ def under(problem: Problem, noise: float) -> Plan:
             above, low = candidate, middle
     if below.noise >= noise * FULL_ENOUGH:
         return below
-    between = [repair(problem, above, noise), *(filled(problem, each, below, above, noise) for each in (below, above))]
-    return min([below, *(each for each in between if each is not None)], key=lambda each: worth(problem, each))
+    made = [filled(problem, each, below, above, noise) for each in (below, above)]
+    between = [below, *(each for each in made if each is not None)]
+    if len(problem.found.weights) < MANY or all(each.noise < noise * FULL_ENOUGH for each in between):
+        repaired = repair(problem, above, noise)
+        between += [repaired] if repaired is not None else []
+    return min(between, key=lambda each: worth(problem, each))
 
 
 def filled(problem: Problem, computing: Plan, below: Plan, above: Plan, noise: float) -> Plan | None:

@@ -25,13 +25,13 @@ from onnxc.errors import DataError, ModelError
 from onnxc.kernels import leftover_weights, operators
 from onnxc.loading import load_cost
 from onnxc.model import Model
+from onnxc.naming import name_nodes
 from onnxc.parts import Parts
 from onnxc.quality import OutputError, Quality, floor_met, relative_drop
 from onnxc.recipe import Budget
 from onnxc.reference import ReferenceOutputs
 from onnxc.samples.hooks import Evaluation
 from onnxc.session import Options, Session, measure_ratio
-from onnxc.sites import name_nodes
 
 if TYPE_CHECKING:
     from onnxc.runtime.timing import LoadCost, Ratio

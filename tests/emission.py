@@ -17,6 +17,7 @@ from onnxc.cost import Prices
 from onnxc.judge import build
 from onnxc.kernels import leftover_weights, operators
 from onnxc.model import Model
+from onnxc.naming import name_nodes
 from onnxc.observe import Observations, observe
 from onnxc.passes.quantize_static import QuantizeStatic
 from onnxc.planner import plan
@@ -24,7 +25,7 @@ from onnxc.problem import Plan
 from onnxc.propose import Proposals, collect
 from onnxc.recipe import Recipe
 from onnxc.session import Options, Session
-from onnxc.sites import find, name_nodes
+from onnxc.sites import find
 from onnxc.targets import target
 
 Sample = dict[str, np.ndarray]

@@ -14,10 +14,11 @@ from onnxc.contract.context import Context
 from onnxc.contract.passes import Level, StructuralPass
 from onnxc.data import Calibration, generate
 from onnxc.model import Model
+from onnxc.naming import name_nodes
 from onnxc.observe import Observations
 from onnxc.recipe import Recipe
 from onnxc.session import Session
-from onnxc.sites import find, name_nodes
+from onnxc.sites import find
 from onnxc.targets import target
 
 MODELS = Path(__file__).parents[1] / "models"

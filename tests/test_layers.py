@@ -50,6 +50,7 @@ LAYERS = """
     targets progress streams
     data samples
     bodies session runtime
+    naming
     model file flow windows
     errors
     __init__

@@ -13,7 +13,7 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from onnxc.errors import ModelError
 from onnxc.model import Constant, Model, Variable
-from onnxc.sites import name_nodes
+from onnxc.naming import name_nodes
 
 INFO = helper.make_tensor_value_info
 FLOAT = TensorProto.FLOAT

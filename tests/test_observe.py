@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from onnxc.histograms import BINS, Histogram
 from onnxc.model import Model
+from onnxc.naming import name_nodes
 from onnxc.observe import MOST_ROWS, Observations, observe, patches, sampled_rows
 from onnxc.session import Options, Session
-from onnxc.sites import find, name_nodes
+from onnxc.sites import find
 from onnxc.targets import target
 from tests.emission import Sample, model, node, random, samples, weight
 

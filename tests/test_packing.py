@@ -15,9 +15,10 @@ from onnxc.codes.packing import packed, possible
 from onnxc.codes.solve import as_groups, from_groups
 from onnxc.encoding import Codes, stored_bytes
 from onnxc.model import Model
+from onnxc.naming import name_nodes
 from onnxc.rewriting.rewriter import Rewriter
 from onnxc.session import Options, Session
-from onnxc.sites import find, name_nodes
+from onnxc.sites import find
 from onnxc.targets import target
 from tests.emission import model, node, random
 

@@ -21,6 +21,7 @@ from onnxc.cost import Prices
 from onnxc.encoding import stored_bytes as code_bytes
 from onnxc.limits import better, filled_up, fits, worth
 from onnxc.model import Model
+from onnxc.naming import name_nodes
 from onnxc.planner import plan
 from onnxc.predictions import predicted_loading, predicted_noise, stored_bytes
 from onnxc.problem import Plan, Problem
@@ -29,7 +30,7 @@ from onnxc.quality import Quality
 from onnxc.room import quietest
 from onnxc.search import Search
 from onnxc.sensitivity import activation_key, weight_key
-from onnxc.sites import find, name_nodes
+from onnxc.sites import find
 from onnxc.targets import target
 from onnxc.trial import NOTHING, Trial
 from onnxc.under_noise import light, under

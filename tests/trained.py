@@ -15,13 +15,14 @@ from onnxc.contract.context import Context
 from onnxc.data import Calibration
 from onnxc.judge import build
 from onnxc.model import Model
+from onnxc.naming import name_nodes
 from onnxc.observe import observe
 from onnxc.passes.quantize_static import QuantizeStatic
 from onnxc.problem import Plan
 from onnxc.propose import collect
 from onnxc.recipe import Recipe
 from onnxc.session import Options, Session
-from onnxc.sites import find, name_nodes
+from onnxc.sites import find
 from onnxc.targets import target
 from tests.emission import Sample
 

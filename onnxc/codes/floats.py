@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxc.codes.formats import FLOATS
-from onnxc.codes.sheets import Piece, Sheet, by_kind, joined, spread
+from onnxc.codes.sheets import Sheet
 from onnxc.model import Tensor
 
 TYPES: dict[str, Any] = {
@@ -66,17 +66,23 @@ class PackedFloats:
 
     def emit(self, sheet: Sheet, forms: Mapping[str, PackedFloats]) -> dict[str, Tensor]:
         """Write the nodes that unfold ``forms``."""
-        scaled = self.scale is not None
-        labels = {f"{name}_raw" if scaled else name: form for name, form in forms.items()}
-        pieces = {name: Piece.of(form.values.shape) for name, form in labels.items()}
-        pieces = {name: pieces[name] for name in by_kind(pieces)}
-        first = next(iter(forms)).removesuffix("_unfolded")
-        stored = sheet.constant(f"{first}_short", joined(labels[name].values for name in pieces))
-        found = spread(sheet, sheet.cast(stored, f"{first}_cast"), pieces)
+        scaled, kinds, found = self.scale is not None, dict[Hashable, list[str]](), dict[str, Tensor]()
+        for name, form in forms.items():
+            kinds.setdefault(form.values.shape[1:], []).append(name)
+        for alike in kinds.values():  # a Cast each, since a Reshape each out of one Cast for all takes as many nodes
+            labels = [f"{name}_raw" if scaled else name for name in alike]
+            first = alike[0].removesuffix("_unfolded")
+            stored = sheet.constant(f"{first}_short", np.concatenate([forms[name].values for name in alike]))
+            cast = sheet.cast(stored, labels[0] if len(alike) == 1 else f"{first}_cast")
+            rows = [len(forms[name].values) for name in alike]
+            parts = [cast] if len(alike) == 1 else sheet.split(cast, rows, labels)
+            for name, part in zip(alike, parts, strict=True):
+                part.dtype, part.shape = np.dtype(np.float32), list(forms[name].values.shape)
+                found[name] = part
         if not scaled:
             return found
         scales = {name: sheet.constant(f"{name}_scale", np.asarray(form.scale)) for name, form in forms.items()}
-        return {name: sheet.node("Mul", [found[f"{name}_raw"], scales[name]], name) for name in forms}
+        return {name: sheet.node("Mul", [found[name], scales[name]], name) for name in forms}
 
 
 def fits_bfloat16(values: Array) -> bool:

@@ -116,17 +116,18 @@ class Format:
         return not (self.block or self.dimension or self.trellis)
 
     def load_seconds(self, elements: int) -> float:
-        """About what a weight of so many elements more costs at load, beside others of the format; measured with ONNX
-        Runtime 1.32, AVX2 and AVX512. The first one of a format takes ``chain_seconds`` more.
+        """About what a weight of so many elements more costs at load, beside others of the format, until its codes have
+        its shape; measured with ONNX Runtime 1.32, AVX2 and AVX512. The first one of a format takes ``chain_seconds``
+        more.
         """
         if self == INT8 or self.scaled:
-            return (0.0 if self.scaled else 2 * NODE_SECONDS) + 1e-9 * elements
+            return 1e-9 * elements
         if self.trellis:
             rows = (0.65 if self.levels in DOUBLED and elements >= LARGE else 1.0) / TRELLISES[self.levels]
-            return PIECE_SECONDS + elements * (1.0 + 11.0 * rows + bits_apart(self.levels)) * 1e-9
+            return NODE_SECONDS + elements * (1.0 + 11.0 * rows + bits_apart(self.levels)) * 1e-9
         if self.levels in PLANES and elements >= LARGE:  # floats of all codes at once, several times over
-            return PIECE_SECONDS + elements * 25e-9
-        return PIECE_SECONDS + elements * (6.5e-9 if self.block or self.levels in PLANES else 3.5e-9)
+            return NODE_SECONDS + elements * 25e-9
+        return NODE_SECONDS + elements * (6.5e-9 if self.block or self.levels in PLANES else 3.5e-9)
 
     @property
     def chain_seconds(self) -> float:
@@ -188,7 +189,6 @@ def trellis_bytes(elements: int, levels: int) -> int:
 
 
 NODE_SECONDS = 2.6e-5  # what a node costs at load that makes little
-PIECE_SECONDS = 2.5 * NODE_SECONDS  # what one more weight costs: it is shaped and scaled, some together
 INT8 = Format()
 
 

@@ -11,9 +11,10 @@ from onnxc.culprits.restoring import restored
 from onnxc.culprits.scales import Factors
 from onnxc.exactness import file_bytes
 from onnxc.model import Model
+from onnxc.naming import name_nodes
 from onnxc.profiling import FLOAT, profile
 from onnxc.session import Options
-from onnxc.sites import find, name_nodes
+from onnxc.sites import find
 from onnxc.targets import target
 
 NEW = "new"

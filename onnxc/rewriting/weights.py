@@ -5,6 +5,7 @@ Each is made when it is first asked for, and once.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -19,6 +20,7 @@ from onnxc.encoding import BlockCodes, Codes
 from onnxc.model import Constant, Graph, Model, Tensor
 
 FEW_SCALES = 128  # in a model: their unfolding would take as many bytes as it saves
+WORTH_A_CAST = 32  # scales that lie together: fewer take no more bytes as float32
 SMALL = 1 << 22  # weights of a model that become floats all at once: of more, one at a time, in less memory
 
 
@@ -118,7 +120,11 @@ class CodedWeights:
             if name not in grouped and not isinstance(codes, BlockCodes):
                 wide = name in self.floats and not along_last(codes)
                 scales[name] = codes.broadcast_scale() if wide else codes.scale
-        short = [name for name, scale in scales.items() if scale.ndim and fits_bfloat16(scale)]
+        entries = Counter[tuple[int, ...]]()  # of scales that one Cast can unfold
+        for scale in scales.values():
+            entries[scale.shape[1:]] += scale.size
+        many = {name for name, scale in scales.items() if scale.ndim and entries[scale.shape[1:]] >= WORTH_A_CAST}
+        short = [name for name, scale in scales.items() if name in many and fits_bfloat16(scale)]
         forms = {f"{name}_scale": PackedFloats.of(scales[name], "bfloat16") for name in short}
         if (
             self.plain
@@ -202,6 +208,23 @@ class CodedWeights:
             for name, made in zip(rows, self._split(group, [f"{name}_q" for name in rows]), strict=True):
                 made.dtype, made.shape = np.dtype(np.float32), list(self.codes[name].values.shape)
                 self._floats[name] = made
+        for members in [] if self.plain else self._alike([name for name in names if name not in left]):
+            label, axis = f"{members[0]}_together", self.codes[members[0]].axis
+            assert axis is not None
+            values = np.concatenate([self.codes[name].values for name in members], axis)
+            cast = self.sheet.cast(self.model.constant(f"{label}_q", values), f"{label}_cast")
+            self._groups[label] = Group(cast, axis, {name: self.codes[name].values.shape[axis] for name in members})
+
+    def _alike(self, names: Collection[str]) -> list[list[str]]:
+        """Those of ``names`` whose int8 codes can lie in one tensor: of one shape, but for the axis of their scales."""
+        kinds: dict[tuple[object, ...], list[str]] = {}
+        for name in names:
+            codes = self.codes[name]
+            if codes.axis is not None and not isinstance(codes, BlockCodes):
+                shape = codes.values.shape
+                kinds.setdefault((codes.axis, shape[: codes.axis], shape[codes.axis + 1 :]), []).append(name)
+        sizes = {name: self.codes[name].values.size for name in names}
+        return [found for found in kinds.values() if len(found) > 1 and sum(map(sizes.__getitem__, found)) <= SMALL]
 
     def _split(self, group: Group, names: Collection[str]) -> list[Tensor]:
         """The weights of a group, each on its own."""

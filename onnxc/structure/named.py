@@ -14,7 +14,7 @@ from onnxc.contract.passes import StructuralPass
 from onnxc.file.storage import drop_pages
 from onnxc.judge import Judge
 from onnxc.model import Model
-from onnxc.sites import name_nodes
+from onnxc.naming import name_nodes
 
 SLACK_DB = 1.0  # below what was told, for what is quantized on top of it
 SLACK_DROP = 0.01

@@ -23,11 +23,11 @@ from onnxc.errors import DataError, ModelError
 from onnxc.file.storage import drop_pages
 from onnxc.judge import SMALL_SHARE, Judge
 from onnxc.model import Model
+from onnxc.naming import name_nodes
 from onnxc.predictions import stored_bytes
 from onnxc.price_file import Finding
 from onnxc.search import CLOSE
 from onnxc.session import Session
-from onnxc.sites import name_nodes
 from onnxc.structure.planned import Aim, Clock, Figures, Planned
 from onnxc.structure.stakes import stakes_of
 from onnxc.trial import Trial

@@ -15,9 +15,9 @@ from onnxc.contract.fields import configured
 from onnxc.contract.passes import ExactPass, LossyPass
 from onnxc.data import Sample
 from onnxc.model import Model
+from onnxc.naming import name_nodes
 from onnxc.registry import load_passes
 from onnxc.session import Options
-from onnxc.sites import name_nodes
 
 RAISING = "raise-opset"
 

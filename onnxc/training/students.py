@@ -26,12 +26,13 @@ from onnxc.data import Calibration, Sample
 from onnxc.errors import ModelError
 from onnxc.file.shell import is_constant
 from onnxc.model import Model, Node
+from onnxc.naming import name_nodes
 from onnxc.observe import Observations
 from onnxc.propose import passes_of
 from onnxc.recipe import Recipe
 from onnxc.registry import load_passes
 from onnxc.session import Options
-from onnxc.sites import find, name_nodes
+from onnxc.sites import find
 from onnxc.targets import target
 from onnxc.training.blocks import witness
 from onnxc.training.operators.linear import CONVOLUTIONS, convolve

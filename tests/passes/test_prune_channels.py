@@ -24,11 +24,12 @@ from onnxc.coupling.selection import Damage, Problem, allocate, evenly, second_o
 from onnxc.data import Calibration, generate
 from onnxc.errors import RecipeError
 from onnxc.model import Model
+from onnxc.naming import name_nodes
 from onnxc.observe import Observations
 from onnxc.passes.prune_channels import PruneChannels
 from onnxc.recipe import Recipe
 from onnxc.session import Options, Session
-from onnxc.sites import find, name_nodes
+from onnxc.sites import find
 from onnxc.targets import target
 from tests.builders import MODELS as ODD_MODELS
 from tests.builders import Builder, X

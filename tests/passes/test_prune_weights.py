@@ -20,11 +20,12 @@ from onnxc.contract.passes import Level
 from onnxc.data import Calibration
 from onnxc.errors import RecipeError
 from onnxc.model import Model
+from onnxc.naming import name_nodes
 from onnxc.observe import Observations, observe
 from onnxc.passes.prune_weights import PruneWeights
 from onnxc.recipe import Recipe, parse_passes
 from onnxc.session import Options, Session
-from onnxc.sites import find, name_nodes
+from onnxc.sites import find
 from onnxc.targets import target
 
 MODELS = Path(__file__).parents[2] / "models"
