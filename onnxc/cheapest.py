@@ -12,7 +12,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from onnxc.codes.formats import FLOATS, float_seconds, parse_format
+from onnxc.codes.formats import FLOATS, INT8, float_seconds, parse_format
 from onnxc.contract.candidates import Candidate
 
 
@@ -33,13 +33,15 @@ class Formats:
     """The ways to store weights as codes, smaller floats left out.
 
     Attributes:
-        storage: weight name -> its candidates, as the problem has them.
+        storage: weight name -> its candidates, as the problem has them; sizes: weight name -> elements; computed:
+            weight name -> seconds that its int8 codes take at load, where they are waves.
         rows: weight name -> row of the arrays; ways: the candidates of each row, in order.
         bytes, loading: [weights, ways]; absent: the same, infinite where a row has fewer ways.
     """
 
     storage: Mapping[str, Sequence[Candidate]]
     sizes: Mapping[str, int]
+    computed: Mapping[str, float] = field(default_factory=dict)
     rows: dict[str, int] = field(init=False)
     ways: list[list[Candidate]] = field(init=False)
     bytes: np.ndarray = field(init=False)
@@ -59,6 +61,8 @@ class Formats:
             self.absent[row, : len(ways)] = 0.0
             costs = np.array([load_costs(way.mode) for way in ways])
             self.loading[row, : len(ways)] = costs[:, 0] + self.sizes.get(name, 0) * costs[:, 1]
+            if name in self.computed:
+                self.loading[row, : len(ways)] += [(way.mode == INT8.name) * self.computed[name] for way in ways]
 
     def noises(self, alone: Mapping[str, float], ratios: Mapping[str, Mapping[str, float]]) -> np.ndarray:
         """[weights, ways]: noise of each way. ``alone``: weight name -> measured noise; ``ratios`` of ways to it."""

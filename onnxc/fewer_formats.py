@@ -133,6 +133,48 @@ def fewer_formats(problem: Problem, found: Plan, noise: float) -> Plan:
     return plan
 
 
+def one_format(problem: Problem, found: Plan, noise: float) -> list[Plan]:
+    """``found`` with every weight in full codes or in one format below 8 bits, of each format the plan with the fewest
+    bytes within ``noise``, those that are predicted to load in time: weights change to the other of the two, those
+    first that cost the fewest bytes for a second, until it does.
+    """
+    most = math.inf if problem.most_loading is None else problem.most_loading
+    choices, plans = Choices.of(problem, found), list[Plan]()
+    members = list(range(len(choices.names)))
+    for mode in sorted({mode for modes in choices.modes for mode in modes if is_small(mode)}):
+        moves = choices.moves(members, dict(found.stored), {mode})
+        chosen = moves.within(max(noise - found.noise, 0.0))
+        if chosen is None:
+            continue
+
+        def with_ways(ways: np.ndarray) -> Plan:
+            stored = {name: choices.modes[at][ways[at]] for at, name in enumerate(choices.names)}
+            return replace(found, stored={**found.stored, **stored})
+
+        made, steps = with_ways(chosen), list[tuple[float, int, int]]()
+        loading = predicted_loading(problem, made)
+        for at in members if loading > most else ():
+            for way in np.flatnonzero(np.isfinite(moves.bytes[at])).tolist():
+                other = chosen.copy()
+                other[at] = way
+                saved = loading - predicted_loading(problem, with_ways(other))
+                if saved > 0:
+                    steps.append((float(moves.bytes[at, way] - moves.bytes[at, chosen[at]]) / saved, at, way))
+        for _, at, way in sorted(steps):
+            if loading <= most:
+                break
+            before, chosen[at] = chosen[at], way
+            made = with_ways(chosen)
+            if predicted_noise(problem, made.compute, made.stored) > noise:
+                chosen[at] = before
+            loading = predicted_loading(problem, with_ways(chosen))
+        made = with_ways(chosen)
+        made = replace(made, noise=predicted_noise(problem, made.compute, made.stored))
+        if loading <= most and made.noise <= noise:
+            plans.append(made)
+    return plans
+
+
 def small_formats(found: Plan) -> set[str]:
     """Those of a plan that have a chain of nodes."""
     return {mode for mode in found.stored.values() if is_small(mode)}

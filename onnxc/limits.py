@@ -35,8 +35,8 @@ def over(*limited: tuple[float, float | None]) -> float:
 def better(
     problem: Problem, first: Plan, second: Plan, share: float = 1.0, others: tuple[float, float] = (0.0, 0.0)
 ) -> bool:
-    """Whether ``first`` is nearer to the limits, or as near and loads in time, or both do and it is worth more; ``share``
-    of the other's worth at most.
+    """Whether ``first`` is nearer to the limits, or as near and loads in time where ``second`` does not, or is worth
+    more; ``share`` of the other's worth at most.
 
     Args:
         others: bytes of the file of each besides its weights, where they are known: formats take some too.

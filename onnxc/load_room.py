@@ -35,9 +35,15 @@ def room_to_load(
         gained = (left(built(floats)) - spare) / ARRIVES
         gained += predicted_loading(problem, floats) - predicted_loading(problem, first.plan)
         problem.site_loading = max(gained, 0.0) / len(sites)
-    return max(spare / ARRIVES + predicted_loading(problem, first.plan), 0.0)
+    problem.loaded = predicted_loading(problem, first.plan), spare
+    return max(spare / ARRIVES + problem.loaded[0], 0.0)
 
 
 def lighter(problem: Problem, last: Plan, spare: float) -> float:
-    """The same where the ``last`` plan loaded ``spare`` seconds faster than it must; below 0 it was late."""
-    return max(predicted_loading(problem, last) + min(spare, 0.0) * LIGHTER / ARRIVES, 0.0)
+    """The same where the ``last`` plan loaded ``spare`` seconds faster than it must; below 0 it was late. What was
+    measured of the first one tells how long predicted seconds really are.
+    """
+    predicted, arrives = predicted_loading(problem, last), ARRIVES
+    if problem.loaded is not None and predicted > problem.loaded[0]:
+        arrives = max((problem.loaded[1] - spare) / (predicted - problem.loaded[0]), ARRIVES)
+    return max(predicted + min(spare, 0.0) * LIGHTER / arrives, 0.0)

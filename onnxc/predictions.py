@@ -47,9 +47,11 @@ def stored_bytes(problem: Problem, stored: Mapping[str, str]) -> int:
 
 def predicted_loading(problem: Problem, plan: Plan) -> float:
     """Seconds in which the weights of ``plan`` unfold at load, and its integer kernels are made ready."""
-    elements, stored = problem.found.elements, plan.stored
-    chains = sum(parse_format(mode).chain_seconds for mode in sorted(set(stored.values())) if mode not in FLOATS)
-    each = sum(load_seconds(stored[name], elements[name]) for name in sorted(stored))
+    elements, waves, each, totals = problem.found.elements, problem.found.waves, 0.0, dict[str, int]()
+    for name, mode in sorted(plan.stored.items()):
+        each += load_seconds(mode, elements[name]) + (waves.get(name, 0.0) if mode == INT8.name else 0.0)
+        totals[mode] = totals.get(mode, 0) + elements[name]
+    chains = sum(parse_format(mode).chain_seconds(totals[mode]) for mode in sorted(totals) if mode not in FLOATS)
     return problem.site_loading * len(plan.integers) + chains + each + NODE_SECONDS * nodes_of_floats(problem, plan)
 
 

@@ -82,8 +82,10 @@ def finer(problem: Problem, found: Plan, loading: float = math.inf, *, alike: bo
             now[row] = modes.index(found.stored[name])
     rows = np.flatnonzero(now >= 0)
     first = np.zeros(formats.bytes.shape)  # seconds that the first weight of a format takes more
+    sizes = [problem.found.elements.get(name, 0) for name in formats.rows]
     for mode, places in kinds.items():
-        first[tuple(zip(*places, strict=True))] = parse_format(mode).chain_seconds
+        largest = max(sizes[row] for row, _ in places)
+        first[tuple(zip(*places, strict=True))] = parse_format(mode).chain_seconds(largest)
     room, time = problem.most_bytes - stored_bytes(problem, found.stored), loading - predicted_loading(problem, found)
     while len(rows):
         at = rows, now[rows]

@@ -162,6 +162,11 @@ class Sites:
         return {weight.name: weight.elements for weight in self.weights}
 
     @cached_property
+    def waves(self) -> dict[str, float]:
+        """Seconds that computing a weight takes at load, where its int8 codes are sampled waves."""
+        return {weight.name: weight.waves.load_seconds for weight in self.weights if weight.waves is not None}
+
+    @cached_property
     def alike(self) -> dict[str, tuple[int, int]]:
         """Numbers that are equal for weights whose codes can lie in one tensor, as they have one shape but for their
         channels; the same for their floats, whose rows lie behind each other.

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
 from onnxc.codes.formats import FLOATS, parse_format
-from onnxc.fewer_formats import fewer_formats, small_formats
-from onnxc.limits import better, in_time, within, worth
+from onnxc.fewer_formats import fewer_formats, one_format, small_formats
+from onnxc.limits import better, distance, in_time, within, worth
 from onnxc.overheads import chain_bytes
 from onnxc.planner import plan
-from onnxc.predictions import predicted_loading, predicted_noise, stored_bytes
+from onnxc.predictions import predicted_noise, stored_bytes
 from onnxc.problem import Plan, Problem
 from onnxc.sensitivity import activation_key
 
@@ -47,13 +48,15 @@ def loading_in_time(problem: Problem, noise: float) -> Plan:
     that takes.
     """
     found = plain(problem, noise)
+    if in_time(problem, found):
+        return unhurried(problem, found, noise)
+    problem.hurried, plans = True, one_format(problem, found, noise)
     for _ in range(STEPS):
-        if in_time(problem, found):
-            break
-        problem.hurried = True
         problem.load_price *= DEARER
         found = plain(problem, noise)
-    return unhurried(problem, found, noise)
+        if in_time(problem, found):
+            break
+    return min([unhurried(problem, found, noise), *plans], key=partial(with_chains, problem))
 
 
 def plain(problem: Problem, noise: float) -> Plan:
@@ -63,9 +66,18 @@ def plain(problem: Problem, noise: float) -> Plan:
     if fewer is found:
         return found
     again = under(problem.only(small_formats(fewer)), noise)
-    others = [sum(chain_bytes(parse_format(mode)) for mode in sorted(small_formats(each))) for each in (again, fewer)]
-    late = not in_time(problem, again) and in_time(problem, fewer)
-    return again if not late and better(problem, again, fewer, others=(others[0], others[1])) else fewer
+    others = chains_of(again), chains_of(fewer)
+    return again if better(problem, again, fewer, others=others) else fewer
+
+
+def chains_of(found: Plan) -> float:
+    """Bytes of the nodes that unfold the formats of a plan."""
+    return sum(chain_bytes(parse_format(mode)) for mode in sorted(small_formats(found)))
+
+
+def with_chains(problem: Problem, found: Plan) -> tuple[float, bool, float]:
+    """What is least for the best plan."""
+    return *distance(problem, found), worth(problem, found, chains_of(found))
 
 
 def unhurried(problem: Problem, found: Plan, noise: float) -> Plan:

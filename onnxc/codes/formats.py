@@ -129,14 +129,16 @@ class Format:
             return NODE_SECONDS + elements * 25e-9
         return NODE_SECONDS + elements * (6.5e-9 if self.block or self.levels in PLANES else 3.5e-9)
 
-    @property
-    def chain_seconds(self) -> float:
-        """About what the nodes cost at load that unfold all weights of the format, whatever their number, in the
-        measure of load_seconds.
+    def chain_seconds(self, elements: int) -> float:
+        """About what the nodes cost at load that unfold all weights of the format, so many elements in all, in the
+        measure of load_seconds; more where words are looked up in a table that nodes make.
         """
         if self == INT8 or self.scaled:
             return 0.0
         nodes = 8 if self.dimension else 24 if self.trellis else 12 if self.levels in PLANES else 5
+        if self.even or self.block:
+            digits = [WORDS[levels][1] for levels in digits_of(self.levels)]
+            nodes += sum(count + 1 for count in digits if elements > FEW * count)
         return (nodes + 7 * bool(self.block)) * NODE_SECONDS
 
     @property
@@ -188,6 +190,7 @@ def trellis_bytes(elements: int, levels: int) -> int:
     return elements // TRELLISES[levels] + (elements // 8 if bits_apart(levels) else 0)
 
 
+FEW = 1 << 14  # words whose codes are divided out of them: of more they are looked up
 NODE_SECONDS = 2.6e-5  # what a node costs at load that makes little
 INT8 = Format()
 

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
+from onnxc.codes.formats import NODE_SECONDS
 from onnxc.codes.sheets import Sheet
 from onnxc.model import Model, Tensor
 
@@ -29,7 +30,7 @@ LOOKED_AT, PEAK = 8, 0.9  # rows of which most must have so much of their power 
 BORDER = 4  # frequencies next to none and to the highest
 TURNS = 4
 CLOSE = 2e-4  # largest error over the largest entry: far below a step of int8
-OVERHEAD = 1400  # bytes of the nodes
+OVERHEAD, NODES = 1400, 15  # bytes of the nodes, and how many there are
 QUARTER = np.float32(np.pi / 2)
 
 Array = NDArray[Any]
@@ -113,6 +114,11 @@ class Waves:
     def bytes(self) -> int:
         """What they add to a file."""
         return 4 * len(self.window) + len(self.frequencies) * (1 + smallest_type(self.frequencies).itemsize) + OVERHEAD
+
+    @property
+    def load_seconds(self) -> float:
+        """About what computing them costs at load, in the measure of Format.load_seconds."""
+        return NODES * NODE_SECONDS + 18e-9 * prod(self.shape)
 
 
 def even(amplitudes: NDArray[np.float64]) -> NDArray[np.float64]:

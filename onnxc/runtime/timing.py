@@ -188,7 +188,7 @@ def _middle_mean(values: Sequence[float]) -> float:
 
 
 _CHILD = """
-import json, sys, time
+import json, statistics, sys, time
 import numpy, onnxruntime
 job = json.loads(sys.argv[1])
 def status(key):
@@ -233,19 +233,24 @@ first, session = load(job["paths"][0])
 after = peak()
 times = [[first], *([] for path in job["paths"][1:])]
 del session
-while first < 5 and (len(times[-1]) < 3 or (len(times[-1]) < 20 and sum(times[-1]) < 0.15)):
+while first < 5 and (len(times[-1]) < 3 or (len(times[-1]) < 20 and sum(times[-1]) < 0.15 * len(times))):
     for path, found in zip(job["paths"], times):
         seconds, session = load(path)
         found.append(seconds)
         del session
-print(json.dumps([[min(found) for found in times], None if before is None else max(after - before, 0)]))
+# a processor's pace changes: the ratio of two loads behind each other does not
+turns = list(zip(times[0][len(times) > 1:], *times[1:]))
+ratios = [statistics.median(turn[at] / turn[0] for turn in turns) for at in range(len(times))]
+best = min(turn[0] for turn in turns)
+print(json.dumps([[best * ratio for ratio in ratios], None if before is None else max(after - before, 0)]))
 """
 
 
 def child_load_costs(
     paths: Sequence[str], *, providers: Sequence[str], threads: int, level: str, custom_ops: Sequence[str]
 ) -> list[LoadCost] | str:
-    """Loads models in turn in a fresh Python; the last line of its error when that fails. Memory is told of the first.
+    """Loads models in turn in a fresh Python: of the first the least seconds, of others that times the median ratio of
+    a turn. Memory is told of the first. The last line of its error when that fails.
 
     A fresh process because memory that this one has touched before would not count.
     """
