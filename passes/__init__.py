@@ -5,6 +5,7 @@ from .factor_conv import FactorConv
 from .factor_matmul import FactorMatmul
 from .flush_subnormals import FlushSubnormals
 from .fold_sparse import FoldSparse
+from .integer_convolutions import IntegerConvolutions
 from .merge_duplicates import MergeDuplicates
 from .plain_gelu import PlainGelu
 from .plain_linears import PlainLinears
@@ -59,6 +60,7 @@ PASSES: tuple[type, ...] = (
     StoreTrellis,
     StoreFloat16,
     FoldSparse,
+    IntegerConvolutions,
     StripDefaults,
     StripShapes,
     Recover,

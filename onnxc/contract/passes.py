@@ -55,11 +55,13 @@ class FinishingPass(Configurable, ABC):
 
     Attributes:
         packs: what it writes is no initializer any more; not every target reads that.
+        hurries: unasked it runs only where a time to load is asked for, on targets that can be measured.
     """
 
     kind: ClassVar[str] = "exact"
     name: ClassVar[str]
     packs: ClassVar[bool] = False
+    hurries: ClassVar[bool] = False
 
     @abstractmethod
     def finish(self, model: Model, *, told: bool = False) -> Outcome:
