@@ -45,23 +45,22 @@ def light(problem: Problem, noise: float) -> Plan:
 
 def loading_in_time(problem: Problem, noise: float) -> Plan:
     """A plan predicted to load in time: seconds of loading get dearer until it is, or STEPS times, and no dearer than
-    that takes.
+    that takes; or one of few formats that is better.
     """
     found = plain(problem, noise)
-    if in_time(problem, found):
-        return unhurried(problem, found, noise)
-    problem.hurried, plans = True, one_format(problem, found, noise)
+    plans = one_format(problem, found, noise) if problem.hurried else []
     for _ in range(STEPS):
-        problem.load_price *= DEARER
-        found = plain(problem, noise)
         if in_time(problem, found):
             break
+        problem.load_price *= DEARER
+        found = plain(problem, noise)
     return min([unhurried(problem, found, noise), *plans], key=partial(with_chains, problem))
 
 
 def plain(problem: Problem, noise: float) -> Plan:
     """As under(), in as few formats as pays: what these leave of the noise goes into fewer bits of others."""
     found = under(problem, noise)
+    problem.hurried |= not in_time(problem, found)
     fewer = fewer_formats(problem, found, noise)
     if fewer is found:
         return found
