@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from onnxc import __version__
-from onnxc.bracket import HEADROOM
 from onnxc.coder import Coder
 from onnxc.codes.formats import is_small, parse_format
 from onnxc.contract.candidates import Activation
@@ -25,32 +24,30 @@ from onnxc.data import Calibration
 from onnxc.deliver import time_left
 from onnxc.errors import DataError, ModelError
 from onnxc.exactness import file_bytes
+from onnxc.fallbacks import Fallbacks
 from onnxc.feedback import asked_for, build_solved, possible, solve, solving_key, unfitted
 from onnxc.file.storage import drop_pages
 from onnxc.judge import Judge, build
-from onnxc.limits import nearest_first, shortfall
-from onnxc.load_room import lighter, room_to_load
+from onnxc.limits import shortfall
+from onnxc.load_room import room_to_load
 from onnxc.model import Model
 from onnxc.overheads import Overheads
-from onnxc.predictions import predicted_noise, stored_bytes
+from onnxc.predictions import stored_bytes
 from onnxc.price import priced
 from onnxc.price_file import Finding, PriceFile, cpu_name
-from onnxc.problem import Plan, Problem, small_codes
+from onnxc.problem import Plan, Problem
 from onnxc.propose import Proposals, collect
 from onnxc.recipe import Budget
 from onnxc.remembered import Memory, OutdatedError
-from onnxc.search import TRIALS, Search, storage_only
+from onnxc.search import TRIALS, Search
 from onnxc.sensitivity import HEARD, measure, telling, weight_key
 from onnxc.session import runtime_version
 from onnxc.trial import LEAST_SHARE, NOTHING, Trial
-from onnxc.under_noise import light
 from onnxc.weighing import Scales
 
 RANGES = (("minmax", 100.0), ("percentile", 99.99), ("percentile", 99.999))  # other choices than least squares
 TIGHT, EXACT = 0.99, 0.999  # of a limit is planned for: estimates are not exact; where plans are weighed
-FASTER = 3  # plans that load faster, where the best one took too long
 BEYOND = 1.1  # times over a limit: no plan after the best one is nearer
-LOUDER, QUIETER = (1.4, 2.0), (1.0, 0.5)  # of the best plan's noise, in plans that load faster; louder for a size
 SOLVING, FEWEST_TRIALS = 60.0, 5  # seconds for solving all plans, and plans that are solved however long it takes
 HEARD_SECONDS = {False: 4.0, True: 2.0}  # for the noise of single roundings: made up samples say less
 TELLING = 4  # fewest samples kept apart on which weights are heard
@@ -123,7 +120,7 @@ class Planning:
             self.problem.most_seconds = self.problem.original_seconds / self.judge.budget.speed * TIGHT
 
     def trials(self) -> Iterator[Trial]:
-        """The trials to deliver, best first: the searched plan, then those after() it."""
+        """The trials to deliver, best first: the searched plan, then what can be delivered where it cannot."""
         variants = [partial(self.ranges, *choice) for choice in RANGES] if self.context.observations.ranges else []
         search = Search(
             self.problem,
@@ -141,29 +138,12 @@ class Planning:
         self.judge.out_of_reach = self.problem.free or shortfall(self.problem, best.plan) > BEYOND
         yield self.built_again(best)
         seen = {best.plan.key}
-        for plan in self.after(best, search.tried):
+        fallbacks = Fallbacks(self.problem, self.judge, self.allowed)
+        for plan in fallbacks.after(best, search.tried):
             if plan.key not in seen:
                 seen.add(plan.key)
-                yield self.judged(plan)
-
-    def after(self, best: Trial, tried: Sequence[Trial]) -> Iterator[Plan]:
-        """What to deliver where the ``best`` plan cannot be: plans that load faster; the same storage without int8
-        arithmetic; the simplified model as it is. Each is made when it is known how long the one before took to load.
-        """
-        noise, last = predicted_noise(self.problem, best.plan.compute, best.plan.stored), best.plan
-        shares = (*LOUDER, *QUIETER) if self.problem.most_bytes is not None else QUIETER
-        for _ in range(FASTER if self.problem.noise and self.problem.has_small_codes else 0):
-            problem = replace(self.problem, most_loading=lighter(self.problem, last, self.judge.spare))
-            faster = [light(problem, min(share * noise, self.allowed * HEADROOM)) for share in shares]
-            last = nearest_first(problem, faster)[0]
-            yield last
-        yield from [trial.plan for trial in tried if trial.missed is None and not small_codes(trial.plan)][:1]
-        rows = {name: c for name, c in best.plan.compute.items() if c.mode == "rows"}
-        stored = storage_only(self.problem)  # without its rows a table unfolds at load: that helps no small model
-        floats = [stored, replace(best.plan, compute=rows), replace(stored, compute={}), Plan()]
-        if small_codes(best.plan):  # the same codes, whose noise is less without that of activations
-            floats[:2] = floats[1::-1]
-        yield from (replace(each, seconds=self.problem.prices.total) for each in floats)
+                fallbacks.last = self.judged(plan)
+                yield fallbacks.last
 
     def loading(self, first: Trial) -> float | None:
         """Seconds in which weights may unfold at load, so that the file loads in time; None where that is not known."""

@@ -17,10 +17,11 @@ import numpy as np
 
 from onnxc.contract.passes import FinishingPass, Outcome
 from onnxc.model import Model, Node, Tensor
+from onnxc.sites import clip_range
 
 from .facts import Borders, given, producer, standard
 
-LOWEST: dict[object, int] = {np.dtype(np.uint8): 0, np.dtype(np.int8): -128}
+CODES: dict[object, tuple[int, int]] = {np.dtype(np.uint8): (0, 255), np.dtype(np.int8): (-128, 127)}
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,8 @@ class IntegerConvolutions(FinishingPass):
 
     1. Conv of 8-bit codes per tensor with 8-bit weights, whose scales are one or lie along its outputs, and with a bias
        of int32 codes at the product of both scales, or none.
-    2. What it makes is read by a QuantizeLinear alone, or by a Relu before one whose lowest code stands for 0.
+    2. What it makes is read by a QuantizeLinear alone, or by a Relu or Clip before one whose codes stand for nothing
+       beyond its bounds.
     3. Unasked only where a time to load is asked for.
     """
 
@@ -50,14 +52,15 @@ class IntegerConvolutions(FinishingPass):
 def written(model: Model, borders: Borders, node: Node) -> bool:
     """Whether a Conv is one on codes, which it then is."""
     data, weight = (dequantized(borders, node.inputs[place]) for place in (0, 1))
-    relu = borders.only_reader(node.outputs[0])
-    quantize = borders.only_reader(relu.outputs[0]) if relu is not None and standard(relu, "Relu") else relu
+    bound = borders.only_reader(node.outputs[0])
+    bounded = bound is not None and standard(bound, "Relu", "Clip")
+    quantize = borders.only_reader(bound.outputs[0]) if bound is not None and bounded else bound
     if data is None or weight is None or quantize is None or not standard(quantize, "QuantizeLinear"):
         return False
     scale, zero = quantize.inputs[1], given(quantize, 2)
-    if zero is None or not borders.fixed(zero) or zero.dtype not in LOWEST or not one(scale) or not one(data.inputs[1]):
+    if zero is None or not borders.fixed(zero) or zero.dtype not in CODES or not one(scale) or not one(data.inputs[1]):
         return False
-    if quantize is not relu and np.asarray(model.values(zero)).item() != LOWEST[zero.dtype]:
+    if bound is not None and bounded and not (borders.fixed(scale) and inside(model, bound, scale, zero)):
         return False
     if not one(weight.inputs[1]) and (weight.attrs.get("axis", 1) != 0 or len(weight.inputs[1].shape or ()) != 1):
         return False
@@ -82,7 +85,15 @@ def dequantized(borders: Borders, tensor: Tensor) -> Node | None:
     if node is None or not standard(node, "DequantizeLinear") or node.attrs.get("block_size", 0):
         return None
     zero = given(node, 2)
-    return node if zero is not None and borders.fixed(zero) and zero.dtype in LOWEST else None
+    return node if zero is not None and borders.fixed(zero) and zero.dtype in CODES else None
+
+
+def inside(model: Model, bound: Node, scale: Tensor, zero: Tensor) -> bool:
+    """Whether no code stands for a number that a Relu or Clip would change."""
+    step, offset = (np.asarray(model.values(tensor)).item() for tensor in (scale, zero))
+    low, high = ((code - offset) * step for code in CODES[zero.dtype])
+    least, most = clip_range(bound)
+    return bool(least <= low and high <= most)
 
 
 def one(scale: Tensor) -> bool:

@@ -20,6 +20,7 @@ LAYERS = """
     inspection compiler summary explain
     structure
     planning
+    fallbacks
     weighing remembered
     deliver head_start judge price training validate
     search
