@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from onnxc.bracket import HEADROOM, Bracket
+from onnxc.bracket import DOUBTFUL, HEADROOM, Bracket
 from onnxc.codes.formats import INT8
 from onnxc.limits import LEAST, better, fits
 from onnxc.planner import plan
@@ -24,9 +24,9 @@ from onnxc.trial import NOTHING, Trial
 from onnxc.under_noise import light, under
 
 TRIALS = 10
-NEAR, BESIDE = 2.0, (1.2, 1.45, 1.1, 0.9)  # times the allowed drop; of the noise of a plan that missed by so little
+BESIDE = 1.2, 1.45, 1.1, 0.9  # of the noise of a plan whose score fell too far by so little that it may be chance
 ALIKE = 0.85  # of the noise of a plan that missed a score by more: one hardly quieter misses it too
-MUCH_FASTER = 1.3  # what makes another try within the limits worth it
+FASTER = 1.1  # what makes another try within the limits worth it
 LAST_TRIES = (0.4, 0.15)  # of the allowed noise, where every plan was too loud
 CLOSE = 0.97  # of the best plan's worth: a smaller gain is not worth another trial
 FACTORS, RECENT = 8, 0.6  # calibration: factors up to 2^8, and what a trial counts beside the one after it
@@ -228,19 +228,19 @@ class Search:
         by more than a little.
         """
         problem = self.problem
-        far = [trial.plan for trial in self.tried if trial.missed is not None and trial.excess > NEAR]
+        far = [trial.plan for trial in self.tried if trial.missed is not None and trial.excess > DOUBTFUL]
         noises = [predicted_noise(problem, each.compute, each.stored) for each in far if fits(problem, each)]
         return fits(problem, candidate) and candidate.noise > ALIKE * min(noises, default=math.inf)
 
     def close_miss(self) -> Trial | None:
         """A trial that holds limits and floors, where one within the limits missed a floor by little: a score turns on
         single items, and plans of about the same noise have others wrong. Where the best one is within the limits too,
-        only much faster ones are worth it.
+        only faster ones are worth it.
         """
         problem = self.problem
-        most = self.best.plan.seconds / MUCH_FASTER if self.best is not None and self.within_limits else math.inf
+        most = self.best.plan.seconds / FASTER if self.best is not None and self.within_limits else math.inf
         near = [t for t in self.tried if fits(problem, t.plan) and t.missed and t.noise <= self.allowed]
-        near = [trial for trial in near if trial.excess <= NEAR and trial.plan.seconds < most]
+        near = [trial for trial in near if trial.excess <= DOUBTFUL and trial.plan.seconds < most]
         seen = self.seen
         noise = min((predicted_noise(problem, t.plan.compute, t.plan.stored) for t in near), default=0.0)
         for factor in BESIDE if near else ():

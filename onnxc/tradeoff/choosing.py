@@ -7,6 +7,7 @@ from dataclasses import fields, replace
 
 from onnxc.compiler import Progress, Run
 from onnxc.errors import BudgetError
+from onnxc.judge import TINY, step
 from onnxc.quality import FLOOR_SQNR_WITH_HOOK_DB, floor_met, relative_drop
 from onnxc.recipe import Budget
 from onnxc.session import Session
@@ -62,7 +63,9 @@ def score(run: Run, record: Record, say: Progress) -> None:
 
 
 def expect(run: Run, record: Record) -> None:
-    """What the score of every point is expected to lose, as the other points tell."""
+    """What the score of every point is expected to lose, as the other points tell. Where the score counts items it is
+    as many whole ones as are most likely lost: of a Poisson distribution the mean, rounded down.
+    """
     if (before := run.judge.score) is None:
         return
     told = {
@@ -70,10 +73,13 @@ def expect(run: Run, record: Record) -> None:
         for key, point in record.points.items()
         if point.score is not None and point.sqnr_db is not None
     }
+    item = step(before, [point.score for point in record.points.values() if point.score is not None])
     for key, point in record.points.items():
         predicted = point.predicted_sqnr_db if point.predicted_sqnr_db is not None else point.sqnr_db
         others = [each for other, each in told.items() if other != key]
         point.predicted_drop = expected_drop(predicted, others) if predicted is not None else None
+        if point.predicted_drop is not None and item:
+            point.predicted_drop = math.floor(point.predicted_drop / item + TINY) * item
 
 
 def too_low(run: Run, point: Point) -> bool:
