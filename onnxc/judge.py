@@ -341,7 +341,8 @@ class Judge:
         excess = 1.0
         if score is not None and self.score is not None:
             share = self.budget.max_drop if self.budget.max_drop is not None else FLOOR_DROP
-            excess = max(relative_drop(self.score, score) / max(share, 1e-6), 1.0)
+            item = step(self.score, (self.score - each * abs(self.score) for _, each in self.drops))
+            excess = max(relative_drop(self.score, score) / max(share, item, 1e-6), 1.0)
         if missed is not None and quality.judged and self.share(plan) < 1:
             excess = max(excess, quality.changed / max(self.tolerated(quality.judged), 1))
         return Trial(plan, made, quality, score, missed, notes, excess)

@@ -24,7 +24,9 @@ from onnxc.trial import NOTHING, Trial
 from onnxc.under_noise import light, under
 
 TRIALS = 10
-BESIDE = 1.2, 1.45, 1.1, 0.9  # of the noise of a plan whose score fell too far by so little that it may be chance
+# Of the noise of a plan whose score fell too far by so little that it may be chance, and of the limit of size: plans as
+# fast whose weights are rounded otherwise.
+BESIDE, BELOW = (1.2, 1.45, 1.1, 0.9), (0.985, 0.97, 0.955)
 ALIKE = 0.85  # of the noise of a plan that missed a score by more: one hardly quieter misses it too
 FASTER = 1.1  # what makes another try within the limits worth it
 LAST_TRIES = (0.4, 0.15)  # of the allowed noise, where every plan was too loud
@@ -243,14 +245,22 @@ class Search:
         near = [trial for trial in near if trial.excess <= DOUBTFUL and trial.plan.seconds < most]
         seen = self.seen
         noise = min((predicted_noise(problem, t.plan.compute, t.plan.stored) for t in near), default=0.0)
-        for factor in BESIDE if near else ():
-            candidate = self.light_enough(noise * factor)
+        for factor, share in [*((factor, 1.0) for factor in BESIDE), *((max(BESIDE), share) for share in BELOW)]:
+            if not near or (share < 1 and problem.most_bytes is None):
+                break
+            candidate = self.light_enough(noise * factor) if share == 1 else self.below(noise * factor, share)
             if candidate.key in seen or not fits(problem, candidate) or candidate.seconds >= most:
                 continue
             seen.add(candidate.key)
             if (trial := self.attempt(candidate)).missed is None:
                 return trial
         return None
+
+    def below(self, noise: float, share: float) -> Plan:
+        """The best plan of so much noise within ``share`` of the limit of size."""
+        assert self.problem.most_bytes is not None
+        smaller = replace(self.problem, most_bytes=self.problem.most_bytes * share)
+        return quietest(smaller, light(smaller, noise))
 
     def last_tries(self) -> Trial | None:
         """A trial that holds, of quieter plans than all with fewer than 8 bits that missed a floor, where tries ran out

@@ -25,7 +25,8 @@ class Trial:
         quality: against the original, over all samples.
         score: of the user's metric, None without a hook.
         missed: the sentence of the floor that is missed, None when all hold.
-        excess: how many times over the allowed one the drop of the score is, 1 where it is allowed or not known.
+        excess: how many times over the allowed one the drop of the score is, or how many items where one is more than
+            allowed; 1 where it is allowed or not known.
         notes: what finishing passes said.
         before: noise over signal of the model before anything is rounded: of a form that is smaller than the original.
         others: bytes of the file besides the weights.
