@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from onnxc.codes.formats import is_small, parse_format
-from onnxc.fewer_formats import Moves, fewer_formats
+from onnxc.fewer_formats import Moves, fewer_formats, one_format
 from onnxc.overheads import chain_bytes
 from onnxc.predictions import predicted_loading, predicted_noise, stored_bytes
 from onnxc.problem import Plan, Problem
@@ -56,6 +56,26 @@ def test_limits_stay_limits() -> None:
     assert predicted_loading(problem, fewer_formats(tight, start, 4 * start.noise)) <= loading
     full = replace(problem, most_bytes=stored_bytes(problem, start.stored))
     assert stored_bytes(problem, fewer_formats(full, start, start.noise).stored) <= full.most_bytes
+
+
+@pytest.mark.parametrize("share", [0.9, 0.6, 0.35])
+def test_one_format_is_made_to_load_in_time(share: float) -> None:
+    """Weights change to full codes, those first that cost the fewest bytes for a second, and the noise still fits."""
+    problem = problem_of(8)
+    start = mixed(problem)
+    free = one_format(problem, start, 2 * start.noise)
+    assert len(free) > 4
+    coded = dict.fromkeys(start.stored, "int8")
+    least = predicted_loading(problem, replace(start, stored=coded))
+    most = least + share * (max(predicted_loading(problem, each) for each in free) - least)
+    plans = one_format(replace(problem, most_loading=most), start, 2 * start.noise)
+    assert plans
+    for each in plans:
+        assert len({mode for mode in each.stored.values() if is_small(mode)}) <= 1
+        assert predicted_loading(problem, each) <= most
+        assert each.noise == pytest.approx(predicted_noise(problem, {}, each.stored))
+        assert each.noise <= 2 * start.noise
+    assert min(stored_bytes(problem, each.stored) for each in plans) < stored_bytes(problem, coded)
 
 
 def test_what_was_told_stays() -> None:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from itertools import combinations, pairwise
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 from xml.etree import ElementTree as ET
 
 import numpy as np
@@ -26,7 +26,7 @@ from onnxc.judge import Judge
 from onnxc.planning import Planning
 from onnxc.recipe import Budget, Recipe, load_recipe, parse_evals, parse_passes, presets
 from onnxc.tradeoff import walking
-from onnxc.tradeoff.choosing import score, select
+from onnxc.tradeoff.choosing import expect, score, select
 from onnxc.tradeoff.expecting import expected_drop
 from onnxc.tradeoff.pacing import Pace
 from onnxc.tradeoff.points import Frontier, Point
@@ -281,6 +281,21 @@ def test_the_drop_to_expect_is_read_off_a_curve_that_never_falls() -> None:
     assert drops == sorted(drops)
     assert len(set(drops)) == len(drops) - 1, "no two alike where there are drops, though 40 and 30 dB share their mean"
     assert drops[-2:] == pytest.approx([0.01, 0.06], rel=0.1)
+
+
+def test_expected_drops_are_whole_items() -> None:
+    """A score of 100 items: what is expected to lose less than one loses none."""
+    points = {
+        str(at): SimpleNamespace(sqnr_db=db, predicted_sqnr_db=db, score=score, predicted_drop=None)
+        for at, (db, score) in enumerate([(50.0, 0.9), (40.0, 0.9), (30.0, 0.89), (20.0, 0.87), (15.0, 0.85)])
+    }
+    run, record = SimpleNamespace(judge=SimpleNamespace(score=0.9)), SimpleNamespace(points=points)
+    expect(cast("Any", run), cast("Any", record))
+    items = [90 * point.predicted_drop for point in points.values()]
+    assert items == pytest.approx([round(each) for each in items], abs=1e-9)
+    assert items[:2] == [0.0, 0.0]
+    assert items == sorted(items)
+    assert items[-1] >= 2
 
 
 def test_limits_that_no_model_holds(tmp_path: Path, calls: list[object]) -> None:

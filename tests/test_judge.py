@@ -12,6 +12,7 @@ from onnxc.problem import Plan
 from onnxc.quality import Quality, relative_drop
 from onnxc.recipe import Budget
 from onnxc.session import Options
+from onnxc.trial import NOTHING
 
 
 @pytest.mark.parametrize(
@@ -106,6 +107,20 @@ def test_answers_on_scored_items_count_too(changed: int, scored_changed: int, *,
     judge = Judge(nothing, nothing, Budget(), Options(), score=51 / 83)
     quality = Quality(sqnr_db=20.0, changed=changed, judged=64, scored_changed=scored_changed, scored_judged=83)
     assert (judge.dropped(quality, 51 / 83, 0.5) is None) == holds
+
+
+@pytest.mark.parametrize(("items", "lost", "excess"), [(83, 1, 1.0), (83, 2, 2.0), (1000, 20, 2.0), (1000, 5, 1.0)])
+def test_how_far_a_score_fell_is_told_in_items_where_one_is_more_than_is_allowed(
+    items: int, lost: int, excess: float
+) -> None:
+    """One of 83 is more than 1 %: losing two is twice as bad, not two and a half times."""
+    nothing = cast("Any", None)
+    right = items - 20
+    judge = Judge(nothing, nothing, Budget(), Options(), score=right / items)
+    judge.drops += [(-40.0, 1 / right), (-30.0, lost / right)]
+    quality = Quality(sqnr_db=20.0)
+    found = judge.weighed(NOTHING, Plan(), (quality, (right - lost) / items, "the score fell"), ())
+    assert found.excess == pytest.approx(excess, rel=0.05)
 
 
 def test_luck_is_not_feared_where_a_limit_says_how_small() -> None:
