@@ -75,9 +75,11 @@ def loads_of(judge: Judge, path: Path, prices: PriceFile) -> tuple[LoadCost, Loa
         if original is None:
             original = path.with_name("original.onnx")
             judge.original.save(original)
-        found, rounds = load_costs(original, path, judge.options), 1
+        exact, rounds = judge.budget.max_load_time is not None, 1
+        found = load_costs(original, path, judge.options, exact=exact)
         while rounds < ATTEMPTS and loads_too_long(judge.budget.max_load_time, *found):
-            found, rounds = load_costs(original, path, judge.options, rounds=rounds + 1), rounds + 1
+            rounds += 1
+            found = load_costs(original, path, judge.options, rounds=rounds, exact=exact)
         for part, cost in zip(parts, found, strict=True):
             prices.entries[f"{key}{part}"] = cost.seconds
             if cost.peak_bytes is not None:

@@ -20,6 +20,7 @@ from onnxc.predictions import predicted_loading, predicted_noise, stored_bytes
 from onnxc.problem import Plan, Problem
 
 WORTH = 0.002  # of the bytes of all weights: where all chains together take less there is nothing to save
+MANY = 64  # weights beside which the nodes of one more format are few
 
 
 @dataclass(frozen=True)
@@ -136,23 +137,24 @@ def fewer_formats(problem: Problem, found: Plan, noise: float) -> Plan:
 def one_format(problem: Problem, found: Plan, noise: float) -> list[Plan]:
     """``found`` with every weight in full codes or in one format below 8 bits, of each format the plan with the fewest
     bytes within ``noise``, those that are predicted to load in time: weights change to the other of the two, those
-    first that cost the fewest bytes for a second, until it does.
+    first that cost the fewest bytes for a second, until it does. None where there are many weights.
     """
     most = math.inf if problem.most_loading is None else problem.most_loading
     choices, plans = Choices.of(problem, found), list[Plan]()
     members = list(range(len(choices.names)))
+
+    def with_ways(ways: np.ndarray) -> Plan:
+        stored = {name: choices.modes[at][ways[at]] for at, name in enumerate(choices.names)}
+        return replace(found, stored={**found.stored, **stored})
+
+    if len(members) > MANY:
+        return []
     for mode in sorted({mode for modes in choices.modes for mode in modes if is_small(mode)}):
         moves = choices.moves(members, dict(found.stored), {mode})
         chosen = moves.within(max(noise - found.noise, 0.0))
         if chosen is None:
             continue
-
-        def with_ways(ways: np.ndarray) -> Plan:
-            stored = {name: choices.modes[at][ways[at]] for at, name in enumerate(choices.names)}
-            return replace(found, stored={**found.stored, **stored})
-
-        made, steps = with_ways(chosen), list[tuple[float, int, int]]()
-        loading = predicted_loading(problem, made)
+        loading, steps = predicted_loading(problem, with_ways(chosen)), list[tuple[float, int, int]]()
         for at in members if loading > most else ():
             for way in np.flatnonzero(np.isfinite(moves.bytes[at])).tolist():
                 other = chosen.copy()
@@ -164,8 +166,7 @@ def one_format(problem: Problem, found: Plan, noise: float) -> list[Plan]:
             if loading <= most:
                 break
             before, chosen[at] = chosen[at], way
-            made = with_ways(chosen)
-            if predicted_noise(problem, made.compute, made.stored) > noise:
+            if predicted_noise(problem, found.compute, with_ways(chosen).stored) > noise:
                 chosen[at] = before
             loading = predicted_loading(problem, with_ways(chosen))
         made = with_ways(chosen)

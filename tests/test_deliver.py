@@ -12,6 +12,7 @@ import onnxc
 from onnxc import deliver
 from onnxc.deliver import loads_too_long
 from onnxc.errors import BudgetError, UsageError
+from onnxc.fallbacks import Fallbacks
 from onnxc.loading import LoadCost, load_costs
 from onnxc.planning import Planning
 from onnxc.problem import Plan
@@ -45,7 +46,7 @@ def loading(monkeypatch: pytest.MonkeyPatch, *seconds: float) -> list[int]:
     """Every new model takes the next of ``seconds`` to load, the original 100 ms; the rounds asked for."""
     left, asked = list(seconds), list[int]()
 
-    def load_costs(*_: Any, rounds: int = 1) -> tuple[LoadCost, LoadCost]:
+    def load_costs(*_: Any, rounds: int = 1, **__: Any) -> tuple[LoadCost, LoadCost]:
         asked.append(rounds)
         return LoadCost(0.1, 1000), LoadCost(left.pop(0) if len(left) > 1 else left[0], None)
 
@@ -122,7 +123,7 @@ def test_where_a_limit_is_out_of_reach_no_plan_after_the_nearest_is_made(
 ) -> None:
     """They are larger or slower; each is solved, judged and timed."""
     loading(monkeypatch, 0.1)
-    monkeypatch.setattr(Planning, "after", lambda *_: pytest.fail("made all the same"))
+    monkeypatch.setattr(Fallbacks, "after", lambda *_: pytest.fail("made all the same"))
     with pytest.raises(BudgetError, match=r"has .* of the size, not 1\.0%; samples .* may help; nothing was written"):
         onnxc.optimize(source, tmp_path / "out.onnx", prices=tmp_path / "prices", budget=Budget(size=0.01))
     assert not (tmp_path / "out.onnx").exists()

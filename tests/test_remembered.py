@@ -77,7 +77,7 @@ def test_a_second_search_knows_the_figures_of_the_first(tmp_path: Path, monkeypa
         assert self.feedback
         yield from searched(self)
 
-    def loaded(original: Path, path: Path, *_: Any) -> tuple[LoadCost, LoadCost]:
+    def loaded(original: Path, path: Path, *_: Any, **__: Any) -> tuple[LoadCost, LoadCost]:
         assert Model.load(path).graph.nodes
         return LoadCost(0.1, None), LoadCost(0.1, None)
 
