@@ -211,6 +211,7 @@ def opened(
     say("running the original")
     judge = Judge(original, samples, recipe.budget, options, evaluation, finishing=chosen.finishing)
     judge.careful = not any(told for _, told in chosen.lossy)
+    judge.patient = any(told for _, told in (*chosen.lossy, *chosen.structural))
     judge.batch, judge.shapes, judge.inputs = batch, shapes, (*session.inputs, *session.optional)
     if judge.resized:
         session.run(judge.timed(1)[0])  # now rather than after the work

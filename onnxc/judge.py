@@ -123,6 +123,7 @@ class Judge:
         strictly: every plan is held to the share of the allowed drop that plans below 8 bits are held to: the model
             was fitted to the samples.
         free: whether the limits of size and speed count no more: they are out of reach.
+        patient: passes were told what to do, which may take as long to load as it does, but for a limit that was given.
         spare: seconds by which the last model that was measured loads faster than it must; below 0 where it does not.
         out_of_reach: whether no plan was found that is predicted to hold the limits of size and speed.
         overheard: the original's answers on the items of the score.
@@ -144,6 +145,7 @@ class Judge:
     drops: list[tuple[float, float]] = field(default_factory=list)
     strictly: bool = False
     free: bool = False
+    patient: bool = False
     spare: float = 0.0
     out_of_reach: bool = False
     batch: int | None = None

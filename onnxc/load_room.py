@@ -28,7 +28,7 @@ def room_to_load(
     Args:
         left: the seconds by which a model loads faster than it must; limited: whether a limit was given.
     """
-    spare, sites = left(first.model), first.plan.integers
+    spare, sites, problem.must_load = left(first.model), first.plan.integers, limited
     if sites and limited:
         kept = {name: candidate for name, candidate in first.plan.compute.items() if name not in sites}
         floats = replace(first.plan, compute=kept)

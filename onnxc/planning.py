@@ -146,10 +146,12 @@ class Planning:
                 yield fallbacks.last
 
     def loading(self, first: Trial) -> float | None:
-        """Seconds in which weights may unfold at load, so that the file loads in time; None where that is not known."""
-        if not self.problem.has_small_codes or not self.context.target.measured:
-            return None
+        """Seconds in which weights may unfold at load, so that the file loads in time; None where that is not known, or
+        may take as long as it does.
+        """
         limited = self.judge.budget.max_load_time is not None
+        if not self.problem.has_small_codes or not self.context.target.measured or (self.judge.patient and not limited):
+            return None
         return room_to_load(
             self.problem, first, self.built, partial(time_left, self.judge, prices=self.prices), limited
         )

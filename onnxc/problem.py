@@ -68,8 +68,9 @@ class Problem:
         most_bytes: of all weights, and most_seconds: of a run, where a limit is given; free: none counts any more.
         load_price: what a second of loading counts beside all bytes; most_loading: seconds in which all weights may
             unfold and sites be made ready, None where nothing is known of that; site_loading: what a site on integers
-            takes of them, beside its float form; loaded: what the first plan was predicted to take of them, and the
-            seconds by which it loaded faster than it must; hurried: whether the best plan would not load in time.
+            takes of them, beside its float form; must_load: whether that limit was given.
+        loaded: what the first plan was predicted to take of these seconds, and those by which it loaded faster than it
+            must; hurried: whether the best plan would not load in time.
         unit: the bytes that count as much as ``pace`` seconds; see smallest_bytes().
         pace: by default the float model's time. Of a plan near the one sought, so that least bytes times seconds is
             found where shares of its own bytes and seconds are traded.
@@ -96,6 +97,7 @@ class Problem:
     most_seconds: float | None = None
     most_loading: float | None = None
     site_loading: float = 0.0
+    must_load: bool = False
     loaded: tuple[float, float] | None = None
     hurried: bool = False
     free: bool = False

@@ -14,7 +14,7 @@ import numpy as np
 
 from onnxc.codes.formats import FLOATS, parse_format
 from onnxc.fewer_formats import fewer_formats, one_format, small_formats
-from onnxc.limits import better, distance, in_time, within, worth
+from onnxc.limits import distance, in_time, within, worth
 from onnxc.overheads import chain_bytes
 from onnxc.planner import plan
 from onnxc.predictions import predicted_noise, stored_bytes
@@ -65,8 +65,7 @@ def plain(problem: Problem, noise: float) -> Plan:
     if fewer is found:
         return found
     again = under(problem.only(small_formats(fewer)), noise)
-    others = chains_of(again), chains_of(fewer)
-    return again if better(problem, again, fewer, others=others) else fewer
+    return min([fewer, again], key=partial(with_chains, problem))
 
 
 def chains_of(found: Plan) -> float:

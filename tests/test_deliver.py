@@ -118,6 +118,21 @@ def test_kernels_are_not_given_up_for_the_time_to_load(tmp_path: Path, monkeypat
     assert len(plans[at + 1].compute) > len(plans[at].compute) / 2
 
 
+def test_what_was_told_loads_as_long_as_it_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No plan is better for loading in time where nothing asks for that: the codes are those that were told."""
+    loading(monkeypatch, *[0.5] * 9)
+    report = onnxc.optimize(
+        MODELS / "vision_transformer.onnx",
+        tmp_path / "out.onnx",
+        calib=list(trained.samples("vision_transformer", 8)),
+        passes=parse_passes("quantize-dynamic,store-low-bit:levels=16"),
+        prices=tmp_path / "prices",
+        budget=Budget(min_sqnr=5),
+    )
+    assert report.bytes_after < 0.2 * report.bytes_before
+    assert any("4-bit codes" in row.specification for row in report.rows)
+
+
 def test_where_a_limit_is_out_of_reach_no_plan_after_the_nearest_is_made(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
