@@ -29,7 +29,7 @@ class IntegerConvolutions(FinishingPass):
     """Write integer convolutions as QLinearConv.
 
     1. Conv of 8-bit codes per tensor with 8-bit weights, whose scales are one or lie along its outputs, and with a bias
-       of int32 codes at the product of both scales, or none.
+       of int32 codes at the product of both scales, or none; the codes that it makes are of the type of those it reads.
     2. What it makes is read by a QuantizeLinear alone, or by a Relu or Clip before one whose codes stand for nothing
        beyond its bounds.
     3. Unasked only where a time to load is asked for.
@@ -60,6 +60,9 @@ def written(model: Model, borders: Borders, node: Node) -> bool:
     scale, zero = quantize.inputs[1], given(quantize, 2)
     if zero is None or not borders.fixed(zero) or zero.dtype not in CODES or not one(scale) or not one(data.inputs[1]):
         return False
+    types = [str(tensor.dtype) for tensor in (zero, data.inputs[2], weight.inputs[2])]
+    if types[0] != types[1] or types[1:] == ["int8", "uint8"]:
+        return False  # ONNX Runtime has no such kernel
     if bound is not None and bounded and not (borders.fixed(scale) and inside(model, bound, scale, zero)):
         return False
     if not one(weight.inputs[1]) and (weight.attrs.get("axis", 1) != 0 or len(weight.inputs[1].shape or ()) != 1):

@@ -38,6 +38,7 @@ def network(
     more: str = "",
     outputs: str = "float y",
     zero: int = 0,
+    signed: bool = False,
 ) -> Model:
     """A convolution of 16 channels on codes; its output has the zero point ``zero``."""
     rng = np.random.default_rng(5)
@@ -58,7 +59,7 @@ def network(
         low=np.float32(0.0),
         high=np.float32(6.0),
         ys=np.float32(0.02),
-        yz=np.uint8(zero),
+        yz=np.int8(zero) if signed else np.uint8(zero),
     )
 
 
@@ -88,6 +89,7 @@ def test_without_bias_and_without_bounds() -> None:
         {"zero": 3},  # codes below it stand for negative numbers, which Relu cuts off
         {"bound": "Clip(c, low, other)"},
         {"bound": "Sigmoid(c)"},
+        {"bound": "", "signed": True},  # uint8 in, int8 out: there is no such kernel
         {"bias": "bd = DequantizeLinear(b, other)"},  # of another scale than an integer convolution takes
         {"axis": 1},
         {"more": "z = Exp(c)", "outputs": "float y, float z"},
