@@ -286,10 +286,10 @@ def planned(
         if most is not None:
             planning.most = FORM_TRIALS
         trials = islice(recovered(run, planning), most)
-        told, patient = (any(told for _, told in passes) for passes in (run.chosen.structural, run.chosen.lossy))
+        told = any(told for _, told in run.chosen.structural)
         here = planning.context.target.measured
         try:
-            done = gate(run.judge, trials, run.prices, stamp, run.say, told=told, patient=patient, measured=here)
+            done = gate(run.judge, trials, run.prices, stamp, run.say, told=told, measured=here)
         except OutdatedError:  # with nothing remembered it is not raised again
             planning.memory.forget()
             run.notes[:], run.judge.drops, run.judge.failed = list(notes), list(drops), failed

@@ -135,7 +135,6 @@ def gate(
     say: Callable[[str], None] = lambda message: None,
     *,
     told: bool = False,
-    patient: bool = False,
     measured: bool = True,
 ) -> Delivery:
     """The first of ``trials`` that holds the floor, is smaller than the input, not slower, loads in time, and is within
@@ -145,7 +144,7 @@ def gate(
     A model in which ONNX Runtime runs the same kernels as in the original, or fewer, is not slower whatever a busy
     machine measures, unless nearly every round says so: where tiny weights unfold at load, they may lie in memory less
     well (0.85 times the speed for 250 matrices of 32 x 32). What was ``told`` is done whether or not it pays, and where
-    one is ``patient`` only a limit that was given bounds the time to load; a target that is not ``measured`` is not
+    the judge is patient only a limit that was given bounds the time to load; a target that is not ``measured`` is not
     timed.
     """
     rejected: list[str] = []
@@ -173,7 +172,7 @@ def gate(
             loads = loads_of(judge, path, prices)
             judge.spare = load_allowed(judge.budget.max_load_time, loads[0].seconds) - loads[1].seconds
             slow = loads_too_long(judge.budget.max_load_time, *loads)
-            if slow is not None and (judge.budget.max_load_time is not None or not (told or patient)):
+            if slow is not None and (judge.budget.max_load_time is not None or not judge.patient):
                 rejected.append(f"{what} {slow}")
                 continue
         found.append(Delivery(trial, size, ratio, rejected, loads))

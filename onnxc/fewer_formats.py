@@ -139,16 +139,16 @@ def one_format(problem: Problem, found: Plan, noise: float) -> list[Plan]:
     bytes within ``noise``, those that are predicted to load in time: weights change to the other of the two, those
     first that cost the fewest bytes for a second, until it does. None where there are many weights.
     """
-    most = math.inf if problem.most_loading is None else problem.most_loading
     choices, plans = Choices.of(problem, found), list[Plan]()
+    if len(choices.names) > MANY:
+        return []
+    most = math.inf if problem.most_loading is None else problem.most_loading
     members = list(range(len(choices.names)))
 
     def with_ways(ways: np.ndarray) -> Plan:
         stored = {name: choices.modes[at][ways[at]] for at, name in enumerate(choices.names)}
         return replace(found, stored={**found.stored, **stored})
 
-    if len(members) > MANY:
-        return []
     for mode in sorted({mode for modes in choices.modes for mode in modes if is_small(mode)}):
         moves = choices.moves(members, dict(found.stored), {mode})
         chosen = moves.within(max(noise - found.noise, 0.0))

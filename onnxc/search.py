@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 
@@ -245,10 +246,11 @@ class Search:
         near = [trial for trial in near if trial.excess <= DOUBTFUL and trial.plan.seconds < most]
         seen = self.seen
         noise = min((predicted_noise(problem, t.plan.compute, t.plan.stored) for t in near), default=0.0)
-        for factor, share in [*((factor, 1.0) for factor in BESIDE), *((max(BESIDE), share) for share in BELOW)]:
-            if not near or (share < 1 and problem.most_bytes is None):
-                break
-            candidate = self.light_enough(noise * factor) if share == 1 else self.below(noise * factor, share)
+        tries = [partial(self.light_enough, noise * factor) for factor in BESIDE]
+        if problem.most_bytes is not None:
+            tries += [partial(self.below, noise * max(BESIDE), share) for share in BELOW]
+        for made in tries if near else ():
+            candidate = made()
             if candidate.key in seen or not fits(problem, candidate) or candidate.seconds >= most:
                 continue
             seen.add(candidate.key)

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxc.bodies import run_once
+from onnxc.codes.sheets import Piece
 from onnxc.codes.waves import Waves
 from onnxc.model import Constant, Graph, Model, Node, Tensor, Variable
 from onnxc.shapes import TensorType, infer
@@ -174,7 +175,7 @@ class Sites:
         kinds, found = dict[Hashable, int](), dict[str, tuple[int, int]]()
         for weight in self.weights:
             shape, axis = weight.shape, weight.channel_axis
-            codes = weight.name if axis is None else (axis, shape[:axis], shape[axis + 1 :])
+            codes = weight.name if axis is None else Piece(shape, axis).kind
             found[weight.name] = kinds.setdefault(codes, len(kinds)), kinds.setdefault(shape[1:], len(kinds))
         return found
 

@@ -46,7 +46,7 @@ class IntegerConvolutions(FinishingPass):
         if not changed:
             return Outcome(0)
         model.tidy()
-        return Outcome(changed, (f"{changed} convolutions as one operator instead of seven: they load sooner",))
+        return Outcome(changed, (f"{changed} convolutions on codes are one operator each: they load sooner",))
 
 
 def written(model: Model, borders: Borders, node: Node) -> bool:
@@ -65,6 +65,8 @@ def written(model: Model, borders: Borders, node: Node) -> bool:
         return False  # ONNX Runtime has no such kernel
     if bound is not None and bounded and not (borders.fixed(scale) and inside(model, bound, scale, zero)):
         return False
+    if len(np.unique(model.values(weight.inputs[2]))) > 1:
+        return False  # one for all outputs is what the kernel takes
     if not one(weight.inputs[1]) and (weight.attrs.get("axis", 1) != 0 or len(weight.inputs[1].shape or ()) != 1):
         return False
     bias, codes = given(node, 2), list[Tensor]()

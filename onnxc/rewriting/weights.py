@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from onnxc.codes.floats import PackedFloats, fits_bfloat16
 from onnxc.codes.formats import FLOATS
-from onnxc.codes.sheets import Group, Sheet, emit_together
+from onnxc.codes.sheets import Group, Piece, Sheet, emit_together
 from onnxc.encoding import BlockCodes, Codes
 from onnxc.model import Constant, Graph, Model, Tensor
 
@@ -221,8 +221,7 @@ class CodedWeights:
         for name in names:
             codes = self.codes[name]
             if codes.axis is not None and not isinstance(codes, BlockCodes):
-                shape = codes.values.shape
-                kinds.setdefault((codes.axis, shape[: codes.axis], shape[codes.axis + 1 :]), []).append(name)
+                kinds.setdefault(Piece(codes.values.shape, codes.axis).kind, []).append(name)
         sizes = {name: self.codes[name].values.size for name in names}
         return [found for found in kinds.values() if len(found) > 1 and sum(map(sizes.__getitem__, found)) <= SMALL]
 
