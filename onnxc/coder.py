@@ -13,7 +13,7 @@ from onnxc.codes.formats import FLOATS, INT8, Format, is_small, parse_format
 from onnxc.codes.moments import Factors, Given, factor_key
 from onnxc.codes.saturation import as_matrix, machine_saturates, may_overflow, overflows
 from onnxc.codes.solve import as_groups, solved
-from onnxc.codes.sparse_packing import SPARSE_OPSET, Gaps, Mask, smaller
+from onnxc.codes.sparse_packing import SPARSE_OPSET, PackedSparse, smaller
 from onnxc.contract.context import Context
 from onnxc.encoding import BlockCodes, Codes
 from onnxc.propose import Proposals
@@ -111,7 +111,7 @@ class Coder:
         if self.context.model.opset >= SPARSE_OPSET and not isinstance(codes, BlockCodes) and not rules.plain:
             codes.packed = smaller(codes.values, codes.packed)
         self.sparse.pop((name, mode), None)
-        if isinstance(codes.packed, Gaps | Mask):
+        if isinstance(codes.packed, PackedSparse):
             self.sparse[name, mode] = codes.packed.told
         return codes
 

@@ -136,12 +136,12 @@ def stored_bytes(weight: Weight, chosen: Format = INT8, *, groups: int = 1, plai
         groups: of the convolution that reads it; plain: codes lie in the file as they are.
     """
     channels = weight.shape[weight.channel_axis] if weight.channel_axis is not None else 1
-    others = 2 * channels + UNFOLD_BYTES + 6 * len(weight.name) + cast_bytes(weight)
+    others = channels + UNFOLD_BYTES + 6 * len(weight.name) + cast_bytes(weight)
     layout, size = layout_of(weight.shape, weight.channel_axis, groups), prod(weight.shape)
     if chosen != INT8:
         size = packed_bytes(chosen, layout)
     elif plain:
-        return size + others + 2 * channels
+        return size + others + 3 * channels
     elif weight.waves is not None:
         size = weight.waves.bytes
     if chosen.even:

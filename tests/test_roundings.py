@@ -20,6 +20,8 @@ from tests.unpriced import pretend_everything_pays
 
 SEEN = 64
 LIMITS = ["--min-sqnr", "0.1", "--min-agreement", "0", "--max-load-time", "100"]
+# 7 bits where pair sums saturate: at 8 there is little to gain, and not every machine computes with them.
+COARSE = ["--target", "cpu-avx2"]
 Run = Callable[..., float]
 
 
@@ -41,10 +43,10 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
 
 
 def test_int8_codes_and_biases(run: Run, tmp_path: Path) -> None:
-    """Static int8 of a depthwise network: 35.3 dB to nearest, 37.8 with corrected biases, 38.1 by GPTQ."""
-    name, passes, found, sizes = "depthwise_cnn", "quantize-static:rounding=", {}, set()
+    """Static int8 of a residual network: 38.2 dB to nearest, 40.1 with corrected biases, 40.2 by GPTQ."""
+    name, passes, found, sizes = "residual_cnn", "quantize-static:rounding=", {}, set()
     for how in ("nearest", "nearest:bias=corrected", "gptq"):
-        found[how] = run(name, passes + how)
+        found[how] = run(name, passes + how, *COARSE)
         sizes.add((tmp_path / "out.onnx").stat().st_size)
     assert found["nearest:bias=corrected"] > found["nearest"] + 1.5
     assert found["gptq"] > found["nearest"] + 1.5
@@ -55,7 +57,7 @@ def test_int8_codes_and_biases(run: Run, tmp_path: Path) -> None:
     ("name", "passes", "gain", "options"),
     [
         ("text_gru", "store-int8", 1.0, []),
-        ("lstm", "quantize-lstm", 1.0, ["--ops", "ort"]),
+        ("lstm", "quantize-lstm", 1.0, ["--ops", "ort", *COARSE]),
     ],
 )
 def test_codes_of_other_passes(name: str, passes: str, gain: float, options: list[str], run: Run) -> None:
@@ -67,10 +69,10 @@ def test_palettes(run: Run, tmp_path: Path) -> None:
     """Sixteen values of the weight's own against sixteen even ones, both of 4 bits; 256 are what int8 is."""
     even = run("sklearn_mlp", "store-low-bit:levels=16:block=0:rounding=nearest")
     nearest = run("sklearn_mlp", "store-codebook:entries=16:rounding=nearest")
-    solved = run("sklearn_mlp", "store-codebook:entries=16")
     assert (tmp_path / "out.onnx").stat().st_size < 0.15 * (MODELS / "sklearn_mlp.onnx").stat().st_size
     assert nearest > even + 1
-    assert solved > nearest + 2
+    nearest, solved = (run("residual_cnn", f"store-codebook:entries=16{how}") for how in (":rounding=nearest", ""))
+    assert solved > nearest + 8
     assert run("sklearn_mlp", "store-codebook:dimension=1:entries=256") > 55
 
 

@@ -2,6 +2,8 @@
 
     W_half (float16) ── Cast ── Split ── W, W, ...          W_eighth (float8) ── Cast ── Split ──┬─ Mul ── W
                                                                                    W_scale ──────┘
+    list (bfloat16) ── Cast ──┬─ Gather ── Split ── scales, scales, ...
+    place (uint8) ─── Cast ───┘
 
 Micikevicius et al., "FP8 Formats for Deep Learning" (2022): e4m3 has 3 bits of fraction and reaches to 448, e5m2 has 2
 and reaches to 57344; a scale brings the largest value of a weight there.
@@ -9,16 +11,17 @@ and reaches to 57344; a scale brings the largest value of a weight there.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
+from onnx import TensorProto
 
 from onnxc.codes.formats import FLOATS
-from onnxc.codes.sheets import Sheet
+from onnxc.codes.sheets import Sheet, joined
 from onnxc.model import Tensor
 
 TYPES: dict[str, Any] = {
@@ -28,6 +31,8 @@ TYPES: dict[str, Any] = {
     "float8e5m2": ml_dtypes.float8_e5m2,
 }
 OVERHEAD = 12  # bytes of a weight among others in a file, beside its name
+LONGEST_LIST = 256
+LIST_BYTES = 400  # of the nodes that look up in a list, and of names, about
 
 Array = NDArray[Any]
 
@@ -66,23 +71,78 @@ class PackedFloats:
 
     def emit(self, sheet: Sheet, forms: Mapping[str, PackedFloats]) -> dict[str, Tensor]:
         """Write the nodes that unfold ``forms``."""
-        scaled, kinds, found = self.scale is not None, dict[Hashable, list[str]](), dict[str, Tensor]()
-        for name, form in forms.items():
-            kinds.setdefault(form.values.shape[1:], []).append(name)
-        for alike in kinds.values():  # a Cast each, since a Reshape each out of one Cast for all takes as many nodes
+        scaled, found = self.scale is not None, dict[str, Tensor]()
+        for alike in rows_alike({name: form.values for name, form in forms.items()}):
             labels = [f"{name}_raw" if scaled else name for name in alike]
             first = alike[0].removesuffix("_unfolded")
             stored = sheet.constant(f"{first}_short", np.concatenate([forms[name].values for name in alike]))
             cast = sheet.cast(stored, labels[0] if len(alike) == 1 else f"{first}_cast")
-            rows = [len(forms[name].values) for name in alike]
-            parts = [cast] if len(alike) == 1 else sheet.split(cast, rows, labels)
-            for name, part in zip(alike, parts, strict=True):
-                part.dtype, part.shape = np.dtype(np.float32), list(forms[name].values.shape)
-                found[name] = part
+            found |= cut_apart(sheet, cast, {name: forms[name].values.shape for name in alike}, labels)
         if not scaled:
             return found
         scales = {name: sheet.constant(f"{name}_scale", np.asarray(form.scale)) for name, form in forms.items()}
         return {name: sheet.node("Mul", [found[name], scales[name]], name) for name in forms}
+
+
+@dataclass(frozen=True)
+class ListedFloats:
+    """Numbers as places in a list of all that occur.
+
+    Attributes:
+        values: float32, any shape; bfloat16 holds them.
+    """
+
+    values: NDArray[np.float32]
+    kind: ClassVar[Hashable] = "listed"
+
+    @property
+    def size(self) -> int:
+        return int(self.values.size)
+
+    @property
+    def bytes(self) -> int:
+        return self.size + OVERHEAD
+
+    def emit(self, sheet: Sheet, forms: Mapping[str, ListedFloats]) -> dict[str, Tensor]:
+        """Write the nodes that look ``forms`` up in one list."""
+        values = {name: form.values for name, form in forms.items()}
+        entries, first = np.unique(joined(values.values())), next(iter(forms))
+        listed = sheet.cast(sheet.constant(f"{first}_list", entries.astype(TYPES["bfloat16"])), f"{first}_listed")
+        found: dict[str, Tensor] = {}
+        for alike in rows_alike(values):
+            places = np.searchsorted(entries, np.concatenate([values[name] for name in alike])).astype(np.uint8)
+            stored = sheet.constant(f"{alike[0]}_place", places)
+            index = sheet.node("Cast", [stored], f"{alike[0]}_index", to=TensorProto.INT32)
+            made = sheet.node("Gather", [listed, index], alike[0] if len(alike) == 1 else f"{alike[0]}_found")
+            found |= cut_apart(sheet, made, {name: values[name].shape for name in alike}, alike)
+        return found
+
+
+def rows_alike(values: Mapping[str, Array]) -> list[list[str]]:
+    """The names of those that can lie behind each other, along their first axis. They have a chain each: a Reshape each
+    out of one chain for all takes as many nodes.
+    """
+    kinds: dict[Hashable, list[str]] = {}
+    for name, value in values.items():
+        kinds.setdefault(value.shape[1:], []).append(name)
+    return list(kinds.values())
+
+
+def cut_apart(
+    sheet: Sheet, whole: Tensor, shapes: Mapping[str, tuple[int, ...]], labels: Sequence[str]
+) -> dict[str, Tensor]:
+    """The tensors of ``shapes``, which lie behind each other in ``whole``, float32, called ``labels``; by name."""
+    parts = [whole] if len(shapes) == 1 else sheet.split(whole, [shape[0] for shape in shapes.values()], list(labels))
+    for part, shape in zip(parts, shapes.values(), strict=True):
+        part.dtype, part.shape = np.dtype(np.float32), list(shape)
+    return dict(zip(shapes, parts, strict=True))
+
+
+def in_a_list(values: Sequence[NDArray[np.float32]]) -> bool:
+    """Whether all of these, which bfloat16 holds, take fewer bytes as places in a list of what occurs."""
+    size = sum(value.size for value in values)
+    entries = len(np.unique(joined(values))) if values else 0
+    return 0 < entries <= LONGEST_LIST and size > 2 * entries + LIST_BYTES
 
 
 def fits_bfloat16(values: Array) -> bool:

@@ -132,11 +132,12 @@ class CodebookGrid:
 
 
 def rounded_up(scale: NDArray[np.floating[Any]]) -> Matrix:
-    """Scales as bfloat16 holds them, none smaller than it was: what is scaled fits where it did. They are stored so;
-    codes are solved for the scale that is stored, so its few bits cost nothing.
+    """Scales with 32 steps from one power of two to the next, none smaller than it was: what is scaled fits where it
+    did. bfloat16 holds them, and a model has so few that a byte tells which. Codes are solved for the scale that is
+    stored, so what it lacks costs a tenth of a decibel at most.
     """
     exact = np.asarray(scale, np.float32)
-    words = (exact.view(np.uint32) + np.uint32(0xFFFF)) & np.uint32(0xFFFF0000)
+    words = (exact.view(np.uint32) + np.uint32(0x3FFFF)) & np.uint32(0xFFFC0000)
     return np.asarray(words.view(np.float32), np.float32)
 
 

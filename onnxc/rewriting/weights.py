@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxc.codes.floats import PackedFloats, fits_bfloat16
+from onnxc.codes.floats import ListedFloats, PackedFloats, fits_bfloat16, in_a_list
 from onnxc.codes.formats import FLOATS
-from onnxc.codes.sheets import Group, Piece, Sheet, emit_together
+from onnxc.codes.sheets import Group, Packed, Piece, Sheet, emit_together
 from onnxc.encoding import BlockCodes, Codes
 from onnxc.model import Constant, Graph, Model, Tensor
 
@@ -82,7 +82,7 @@ class CodedWeights:
     def scale(self, weight: str, form: str = "flat") -> Tensor:
         """Its scale: "flat" [channels], "broadcast" in the weight's rank, or "zero" the int8 zero points.
 
-        Scales lie in the file as bfloat16, all of them together; zero points of one length are one tensor.
+        Scales lie in the file in 8 or 16 bits, all of them together; zero points of one length are one tensor.
         """
         codes = self.codes[weight]
         if form == "zero":
@@ -108,7 +108,7 @@ class CodedWeights:
     def scales(self) -> dict[tuple[str, tuple[int, ...]], Tensor]:
         """The scale of every weight, in the shape in which it is expected to be read; those of a group are one.
 
-        Those that bfloat16 holds and that are many unfold together.
+        Those that bfloat16 holds and that are many unfold together, out of a list of all that occur or as they are.
         """
         self._unfold_floats()
         scales, grouped = dict[str, NDArray[np.float32]](), set[str]()
@@ -125,7 +125,11 @@ class CodedWeights:
             entries[scale.shape[1:]] += scale.size
         many = {name for name, scale in scales.items() if scale.ndim and entries[scale.shape[1:]] >= WORTH_A_CAST}
         short = [name for name, scale in scales.items() if name in many and fits_bfloat16(scale)]
-        forms = {f"{name}_scale": PackedFloats.of(scales[name], "bfloat16") for name in short}
+        listed = in_a_list([scales[name] for name in short])
+        forms: dict[str, Packed] = {
+            f"{name}_scale": ListedFloats(scales[name]) if listed else PackedFloats.of(scales[name], "bfloat16")
+            for name in short
+        }
         if (
             self.plain
             or self.model.opset < FLOATS["bfloat16"][1]

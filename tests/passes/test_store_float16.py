@@ -72,4 +72,5 @@ def test_rounding_of_types_and_scales() -> None:
     up = rounded_up(scales)
     assert fits_bfloat16(up)
     assert (up >= scales).all()
-    assert (up < scales * 1.008).all()
+    assert (up < scales * 1.032).all()
+    assert len(np.unique(up)) < 256
