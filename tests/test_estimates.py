@@ -47,13 +47,21 @@ def test_together_as_alone(context: Context, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_an_estimate_is_near_what_solving_finds(context: Context) -> None:
-    """Solved on the same outputs; what is interpolated may be off by a half, what is measured is right."""
-    for each in looked_at(context)[:8]:
+    """Solved on the same outputs; what is interpolated may be off by two thirds (a fifth on average), what is measured
+    is right.
+    """
+    ratios: dict[str, list[float]] = {}
+    for each in looked_at(context):
         batch, expected = Batch([each], 127), estimated([each], 127)[each.name]
         for chosen in FORMATS:
-            true = float(batch.rounded(chosen, each.factor)[0])
-            exact = chosen.name in ("levels16", "codebook2", "trellis4")
-            assert expected[chosen.name] == pytest.approx(true, rel=1e-6 if exact else 0.5), (each.name, chosen.name)
+            ratios.setdefault(chosen.name, []).append(
+                expected[chosen.name] / float(batch.rounded(chosen, each.factor)[0])
+            )
+    for name, found in ratios.items():
+        if name in ("levels16", "codebook2", "trellis4"):
+            assert found == pytest.approx([1.0] * len(found), rel=1e-6), name
+        assert 0.6 < min(found) <= max(found) < 1.67, name
+        assert 0.8 < np.mean(found) < 1.25, name
 
 
 def test_groups_of_a_batch_have_moments_of_their_own() -> None:

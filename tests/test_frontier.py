@@ -112,7 +112,10 @@ def test_models_from_almost_lossless_to_the_floor(whole: tuple[Path, Frontier, l
     for point in found.points:
         path = folder / point.files[0]
         assert path.stat().st_size == point.size
-        assert point.files[0] == f"sklearn_mlp-{100 * point.size / MODEL.stat().st_size:.1f}.onnx"
+        share = 100 * point.size / MODEL.stat().st_size
+        assert point.files[0] in [
+            f"sklearn_mlp-{share:.{digits}f}.onnx" for digits in (1, 2)
+        ]  # 2: one like it was beaten
         assert json.loads({p.key: p.value for p in onnx.load(path).metadata_props}["onnxc"])["seed"] == 0
         errors.append(np.abs(onnxruntime.InferenceSession(path).run(None, feed)[-1] - wanted).max())
     assert errors[0] < 1e-2 * np.abs(wanted).max()
