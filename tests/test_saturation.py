@@ -97,7 +97,7 @@ def test_overflows_is_the_direct_computation(seed: int, peak: int, zero: int, de
 def test_seven_bit_codes_never_overflow(seed: int) -> None:
     values = np.random.default_rng(seed).standard_normal((12, 5)).astype(np.float32)
     codes = round_to_nearest(values, 1, TARGETS["cpu"].safe_weight_levels)
-    assert np.abs(codes.values.astype(int)).max() == 63
+    assert 61 <= np.abs(codes.values.astype(int)).max() <= 63  # scales are rounded up
     assert not may_overflow(codes.values)
     assert not overflows(one_site(values), codes, np.full((3, 12), 1e9, np.float32), 1.0, 0)
 

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 import onnxc
 from onnxc.codes.packing import PackedDigits
 from onnxc.codes.sheets import Piece, Sheet, emit_together, spread
-from onnxc.codes.sparse_forms import Gaps, Mask, SparseCodes, forms
+from onnxc.codes.sparse_forms import Gaps, Mask, Places, SparseCodes, forms
 from onnxc.codes.sparse_packing import LARGEST, PackedSparse, expected_bytes, smaller, smallest_sparse
 from onnxc.kernels import leftover_weights, operators
 from onnxc.model import Model
@@ -32,7 +32,7 @@ def sparse(zeros: float, values: np.ndarray, *shape: int) -> np.ndarray:
     return np.where(random.random(shape) < zeros, 0, random.choice(values, shape)).astype(np.int8)
 
 
-def unfolded(codes: np.ndarray, form: Gaps | Mask, opset: int = 13) -> np.ndarray:
+def unfolded(codes: np.ndarray, form: Gaps | Places | Mask, opset: int = 13) -> np.ndarray:
     """What a session makes of ``form``."""
     output = helper.make_tensor_value_info("y", TensorProto.INT8, codes.shape)
     stored = [numpy_helper.from_array(np.zeros_like(codes), "w")]
@@ -185,6 +185,23 @@ def test_packed_codes_stay_unless_zeros_are_many() -> None:
         packed = PackedDigits(16, (codes + 8).astype(np.uint8), Piece.of(codes.shape))
         assert isinstance(smaller(codes, packed), PackedSparse) == wins
     assert smaller(sparse(0.1, EIGHT_BITS, 64, 64), None) is None
+
+
+def test_sparse_codes_beside_dense_ones() -> None:
+    """Both look up digits of 16 levels, in tables of their own."""
+    few, many = sparse(0.95, EIGHT_BITS, 96, 288), sparse(0.0, FOUR_BITS, 96, 288)
+    form = smallest_sparse(few)
+    assert form is not None
+    assert form.form == Places(form.codes, 16, raw=True)
+    dense = PackedDigits(16, (many + 8).astype(np.uint8), Piece.of(many.shape))
+    model = linear(FOUR_BITS[:, None], None)
+    for name, made in emit_together(Sheet(model), {"few": form, "many": dense}).items():
+        output = model.insert("Cast", [made], [f"{name}_out"], to=TensorProto.INT8).outputs[0]
+        model.graph.outputs.append(output)
+    model.tidy()
+    found = Session(model).run({"x": np.zeros((1, 14), np.float32)})
+    np.testing.assert_array_equal(found["few_out"], few)
+    np.testing.assert_array_equal(found["many_out"].reshape(many.shape), many)
 
 
 @pytest.mark.parametrize(

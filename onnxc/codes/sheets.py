@@ -51,7 +51,9 @@ class Sheet:
         """An initializer that all weights of the model share."""
         if name not in self.known:
             self.known[name] = self.model.constant(name, values)
-        return self.known[name]
+        known = self.known[name]
+        assert (known.dtype, tuple(known.shape or ())) == (values.dtype, values.shape), f"two tensors are called {name}"
+        return known
 
     def node(self, operator: str, inputs: Sequence[Tensor], name: str, **attributes: Any) -> Tensor:
         """A node with one output called ``name``; the output."""

@@ -214,7 +214,7 @@ class Places:
         base = sheet.node("CumSum", [grows, zero_axis(sheet)], f"{name}_base", exclusive=1)
         count = digits_in(self.low)
         words = Words.of(digits, self.low, count)
-        table = sheet.shared(f"digits_{self.low}", digit_of(self.low, count).astype(np.uint8))
+        table = sheet.shared(f"low_digits_{self.low}", digit_of(self.low, count).astype(np.uint8))
         low = words.looked_up(sheet, words.index(sheet, f"{name}_low"), table, f"{name}_lows")
         near = sheet.node("Gather", [low, rank], f"{name}_near")
         near = sheet.node("Cast", [near], f"{name}_far", to=TensorProto.INT32)
