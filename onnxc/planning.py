@@ -29,6 +29,7 @@ from onnxc.feedback import asked_for, build_solved, possible, solve, solving_key
 from onnxc.file.storage import drop_pages
 from onnxc.judge import Judge, build
 from onnxc.limits import shortfall
+from onnxc.load_pace import load_pace
 from onnxc.load_room import room_to_load
 from onnxc.model import Model
 from onnxc.overheads import Overheads
@@ -152,9 +153,8 @@ class Planning:
         limited = self.judge.budget.max_load_time is not None
         if not self.problem.has_small_codes or not self.context.target.measured or (self.judge.patient and not limited):
             return None
-        return room_to_load(
-            self.problem, first, self.built, partial(time_left, self.judge, prices=self.prices), limited
-        )
+        left, pace = partial(time_left, self.judge, prices=self.prices), load_pace(self.context.options, self.prices)
+        return room_to_load(self.problem, first, self.built, left, limited, pace)
 
     @property
     def allowed(self) -> float:

@@ -24,7 +24,7 @@ LAYERS = """
     weighing remembered
     deliver head_start judge price training validate
     search
-    bracket room under_noise fewer_formats load_room
+    bracket room under_noise fewer_formats load_room load_pace
     trial
     limits
     culprits
