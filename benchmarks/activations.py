@@ -29,7 +29,7 @@ from onnxc.recipe import Recipe
 from onnxc.refining import RULES, refine
 from onnxc.sensitivity import Meter, build_probe
 from onnxc.session import Session
-from onnxc.sites import name_nodes
+from onnxc.naming import name_nodes
 
 Limits = Mapping[str, tuple[float, float]]
 MOST_FLOAT = 16
