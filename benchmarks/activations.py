@@ -20,6 +20,7 @@ from onnxc.compiler import observed, opened, simplified
 from onnxc.contract.candidates import Activation
 from onnxc.contract.context import Context
 from onnxc.data import Calibration
+from onnxc.naming import name_nodes
 from onnxc.parts import Parts
 from onnxc.passes.quantize_static import QuantizeStatic
 from onnxc.passes.smooth_activations import SmoothActivations
@@ -29,7 +30,6 @@ from onnxc.recipe import Recipe
 from onnxc.refining import RULES, refine
 from onnxc.sensitivity import Meter, build_probe
 from onnxc.session import Session
-from onnxc.naming import name_nodes
 
 Limits = Mapping[str, tuple[float, float]]
 MOST_FLOAT = 16

@@ -158,7 +158,7 @@ def _add_distill(verbs: Any) -> None:
     learning.add_argument(
         "--steps", type=own_words(count), default=6000, help="of the optimizer, if time allows (6000)"
     )
-    learning.add_argument("--batch", type=own_words(count), default=32, help="samples in a step (32)")
+    learning.add_argument("--batch", type=own_words(count), default=16, help="samples in a step (16)")
     learning.add_argument(
         "--rate", type=own_words(positive), default=2e-3, help="step, relative to a weight's size (0.002)"
     )

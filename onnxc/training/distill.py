@@ -135,7 +135,7 @@ def distill(
     data: Any,
     minutes: float = 10.0,
     steps: int = 6000,
-    batch: int = 32,
+    batch: int = 16,
     rate: float = 2e-3,
     measure: str = "auto",
     temperature: float = 1.0,

@@ -84,6 +84,31 @@ class ScaleLatent(Latent):
 
 
 @dataclass(eq=False)
+class ListedLatent(ScaleLatent):
+    """Scales that the file has as places in a list: each is the nearest entry.
+
+    Attributes:
+        source: the initializer that holds places; entries: what the list says, ascending.
+    """
+
+    source: Constant | None = None
+    entries: torch.Tensor = field(default_factory=lambda: torch.ones(1))
+
+    def places(self) -> torch.Tensor:
+        """Numbers of entries: the borders between them are their geometric means."""
+        borders = (self.entries[1:] * self.entries[:-1]).sqrt()
+        return torch.bucketize(self.start * torch.exp(self.parameter), borders)
+
+    def value(self) -> torch.Tensor:
+        value = self.start * torch.exp(self.parameter)
+        return straight(self.entries[self.places()], value)
+
+    def write(self) -> None:
+        assert self.source is not None
+        assign(self.source, self.places().detach().cpu().numpy())
+
+
+@dataclass(eq=False)
 class CodesLatent(Latent):
     """Codes: the parameter, rounded and kept in the range that the file's codes have."""
 

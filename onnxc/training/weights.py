@@ -2,6 +2,7 @@
 
     float initializer ─────────────────────────── itself; zeros of a pruned weight stay zero
     scale of a Quantize-, DequantizeLinear, Mul ─ its logarithm; scales that are equal stay equal
+    places ─ Cast ─ Gather(list of scales) ────── the same; written back as the place of the nearest one
     int8, int4 ... codes ─ Cast ─ Mul             real numbers, rounded on the way: learned rounding
     words ─ Cast ─ Gather(all digit combinations) the digits, rounded; written back as the word that holds them
     int32 bias ─ DequantizeLinear                 the real bias; written back in units of the learned scales
@@ -20,7 +21,15 @@ import torch
 from onnxc.file.shell import is_constant
 from onnxc.model import Constant, Model, Node, Tensor
 from onnxc.training.interpreter import Program
-from onnxc.training.latents import BiasLatent, CodesLatent, FloatLatent, Latent, ScaleLatent, WordsLatent
+from onnxc.training.latents import (
+    BiasLatent,
+    CodesLatent,
+    FloatLatent,
+    Latent,
+    ListedLatent,
+    ScaleLatent,
+    WordsLatent,
+)
 from onnxc.training.operators.table import Value, from_numpy
 
 FLOATS = frozenset({"float32", "float16", "float64", "bfloat16"})
@@ -148,7 +157,7 @@ def latents(model: Model, device: torch.device | str = "cpu") -> list[Latent]:
     found: list[Latent] = []
     taken: set[Constant] = set()
     for node in program.nodes:
-        for stored in (_words(node, program), _bias(node, program)):
+        for stored in (_listed(node, program) or _words(node, program), _bias(node, program)):
             if stored is not None and stored.source is not None:
                 found.append(stored)
                 taken.add(stored.source)
@@ -213,6 +222,24 @@ def _codes(constant: Constant, start: torch.Tensor) -> CodesLatent:
     pruned = min(MANY_ZEROS, max(FEW_ZEROS, 3.0 / max(high, 1.0)))
     mask = (start != 0).float() if zeros > pruned and constant.dtype.name.startswith("int") else None
     return CodesLatent([constant], start.clone(), step_of(start), "codes", low, high, mask)
+
+
+def _listed(node: Node, program: Program) -> ListedLatent | None:
+    """Scales, where a Gather looks places up in a list of them that ascends."""
+    if node.op != "Gather" or int(node.attrs.get("axis", 0)) != 0 or not plain_domain(node):
+        return None
+    source, entries, made = root(node.inputs[1]), program.folded(node.inputs[0]), program.folded(node.outputs[0])
+    if not is_constant(source) or source.dtype != np.uint8 or len(source.outputs) != 1 or made is None:
+        return None
+    if entries is None or entries.ndim != 1 or not uses(node.outputs[0]) <= {"scale", "product"}:
+        return None
+    entries = entries.float()
+    if not bool((entries > 0).all()) or not bool((entries[1:] > entries[:-1]).all()):
+        return None
+    start = made.float().clone()
+    return ListedLatent(
+        [node.outputs[0]], torch.zeros_like(start), 1.0, "scale", start, torch.float32, source, entries.clone()
+    )
 
 
 def _words(node: Node, program: Program) -> WordsLatent | None:
