@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -89,11 +89,15 @@ class ListedFloats:
     """Numbers as places in a list of all that occur.
 
     Attributes:
-        values: float32, any shape; bfloat16 holds them.
+        values: float32, any shape; bfloat16 holds them. number: of the list.
     """
 
     values: NDArray[np.float32]
-    kind: ClassVar[Hashable] = "listed"
+    number: int = 0
+
+    @property
+    def kind(self) -> Hashable:
+        return "listed", self.number
 
     @property
     def size(self) -> int:
@@ -138,11 +142,24 @@ def cut_apart(
     return dict(zip(shapes, parts, strict=True))
 
 
-def in_a_list(values: Sequence[NDArray[np.float32]]) -> bool:
-    """Whether all of these, which bfloat16 holds, take fewer bytes as places in a list of what occurs."""
-    size = sum(value.size for value in values)
-    entries = len(np.unique(joined(values))) if values else 0
-    return 0 < entries <= LONGEST_LIST and size > 2 * entries + LIST_BYTES
+def lists_of(values: Mapping[str, NDArray[np.float32]]) -> dict[str, int]:
+    """The number of a list for each of these that takes fewer bytes so; bfloat16 holds them.
+
+    Each goes into the first list that has room for what occurs in it; a list that saves nothing is none.
+    """
+    lists, found = list[set[float]](), dict[str, int]()
+    for name, value in values.items():
+        entries = set(np.unique(value).tolist())
+        number = next((place for place, known in enumerate(lists) if len(known | entries) <= LONGEST_LIST), len(lists))
+        if len(entries) > LONGEST_LIST:
+            continue
+        if number == len(lists):
+            lists.append(set())
+        lists[number] |= entries
+        found[name] = number
+    sizes = [sum(values[name].size for name, place in found.items() if place == number) for number in range(len(lists))]
+    pays = [size > 2 * len(known) + LIST_BYTES for size, known in zip(sizes, lists, strict=True)]
+    return {name: number for name, number in found.items() if pays[number]}
 
 
 def fits_bfloat16(values: Array) -> bool:

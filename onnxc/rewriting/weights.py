@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxc.codes.floats import ListedFloats, PackedFloats, fits_bfloat16, in_a_list
+from onnxc.codes.floats import ListedFloats, PackedFloats, fits_bfloat16, lists_of
 from onnxc.codes.formats import FLOATS
 from onnxc.codes.sheets import Group, Packed, Piece, Sheet, emit_together
 from onnxc.encoding import BlockCodes, Codes
@@ -108,7 +108,7 @@ class CodedWeights:
     def scales(self) -> dict[tuple[str, tuple[int, ...]], Tensor]:
         """The scale of every weight, in the shape in which it is expected to be read; those of a group are one.
 
-        Those that bfloat16 holds and that are many unfold together, out of a list of all that occur or as they are.
+        Those that bfloat16 holds and that are many unfold together, out of lists of all that occur or as they are.
         """
         self._unfold_floats()
         scales, grouped = dict[str, NDArray[np.float32]](), set[str]()
@@ -125,11 +125,11 @@ class CodedWeights:
             entries[scale.shape[1:]] += scale.size
         many = {name for name, scale in scales.items() if scale.ndim and entries[scale.shape[1:]] >= WORTH_A_CAST}
         short = [name for name, scale in scales.items() if name in many and fits_bfloat16(scale)]
-        listed = in_a_list([scales[name] for name in short])
-        forms: dict[str, Packed] = {
-            f"{name}_scale": ListedFloats(scales[name]) if listed else PackedFloats.of(scales[name], "bfloat16")
-            for name in short
-        }
+        lists, forms = lists_of({name: scales[name] for name in short}), dict[str, Packed]()
+        for name in short:
+            listed, scale = lists.get(name), scales[name]
+            form = ListedFloats(scale, listed) if listed is not None else PackedFloats.of(scale, "bfloat16")
+            forms[f"{name}_scale"] = form
         if (
             self.plain
             or self.model.opset < FLOATS["bfloat16"][1]

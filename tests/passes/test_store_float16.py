@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto, numpy_helper
 
 import onnxc
-from onnxc.codes.floats import PackedFloats, fits_bfloat16
+from onnxc.codes.floats import PackedFloats, fits_bfloat16, lists_of
 from onnxc.codes.grids import rounded_up
 from onnxc.kernels import leftover_weights, operators
 from onnxc.session import Session
@@ -74,3 +74,11 @@ def test_rounding_of_types_and_scales() -> None:
     assert (up >= scales).all()
     assert (up < scales * 1.032).all()
     assert len(np.unique(up)) < 256
+
+
+def test_scales_of_a_wide_range_take_several_lists() -> None:
+    """A list has 256 entries: another begins where there are more, and none where it saves nothing."""
+    octaves = {name: rounded_up(2.0 ** np.linspace(low, low + 6, 900)) for name, low in (("a", 0), ("b", 6), ("c", 0))}
+    assert lists_of(octaves) == {"a": 0, "b": 1, "c": 0}
+    wide = rounded_up(2.0 ** np.linspace(0, 20, 2000))
+    assert lists_of({"wide": wide, "few": octaves["a"][:50]}) == {}
