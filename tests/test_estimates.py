@@ -22,7 +22,7 @@ FORMATS = tuple(map(parse_format, ("int8", "levels16", "levels9/16", "codebook2"
 
 @pytest.fixture(scope="module")
 def context() -> Context:
-    return trained.context(trained.load("vision_transformer"), trained.samples("vision_transformer", 24))
+    return trained.context(trained.load("vision_transformer"), trained.samples("vision_transformer", 48))
 
 
 def looked_at(context: Context) -> list[Seen]:
@@ -47,8 +47,8 @@ def test_together_as_alone(context: Context, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_an_estimate_is_near_what_solving_finds(context: Context) -> None:
-    """Solved on the same outputs; what is interpolated may be off by two thirds (a fifth on average), what is measured
-    is right.
+    """Solved on the same outputs; what is interpolated may be off by a half (a fifth on average), what is measured is
+    right.
     """
     ratios: dict[str, list[float]] = {}
     for each in looked_at(context):
@@ -60,7 +60,7 @@ def test_an_estimate_is_near_what_solving_finds(context: Context) -> None:
     for name, found in ratios.items():
         if name in ("levels16", "codebook2", "trellis4"):
             assert found == pytest.approx([1.0] * len(found), rel=1e-6), name
-        assert 0.6 < min(found) <= max(found) < 1.67, name
+        assert 0.5 < min(found) <= max(found) < 1.5, name
         assert 0.8 < np.mean(found) < 1.25, name
 
 

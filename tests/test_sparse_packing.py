@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import onnxc
 from onnxc.codes.packing import PackedDigits
-from onnxc.codes.sheets import Piece, Sheet, emit_together, spread
+from onnxc.codes.sheets import OVERHEAD, Piece, Sheet, emit_together, spread
 from onnxc.codes.sparse_forms import Gaps, Mask, Places, SparseCodes, forms
 from onnxc.codes.sparse_packing import LARGEST, PackedSparse, expected_bytes, smaller, smallest_sparse
 from onnxc.kernels import leftover_weights, operators
@@ -117,6 +117,19 @@ def test_any_gaps(runs: list[tuple[int, int]], tail: int) -> None:
     )
     for form in forms(SparseCodes.of(codes)):
         np.testing.assert_array_equal(unfolded(codes, form), codes)
+
+
+@pytest.mark.parametrize("values", [FOUR_BITS, EIGHT_BITS], ids=["4", "8"])
+@pytest.mark.parametrize("zeros", [0.3, 0.9, 0.99])
+def test_the_words_of_every_form_take_what_it_says(zeros: float, values: np.ndarray) -> None:
+    codes = sparse(zeros, values, 96, 256)
+    for form in forms(SparseCodes.of(codes)):
+        model = linear(FOUR_BITS[:, None], None)
+        form.unfolded(Sheet(model), "w_q")
+        stored = {each.name: each.values for each in model.graph.weights if each.name.startswith("w_q_")}
+        words = [name for name in stored if not name.endswith(("_palette", "_total"))]
+        more = sum(np.asarray(stored[name]).nbytes for name in words) - (form.bytes - OVERHEAD)
+        assert 0 <= more <= 2, "an entry behind the last, in one stream or in two"
 
 
 @pytest.mark.parametrize("values", [FOUR_BITS, EIGHT_BITS], ids=["4", "8"])
