@@ -150,9 +150,12 @@ def nearest(planning: Planning, missed: Sequence[Attempt]) -> tuple[float, str |
     return predicted_bytes(planning, found.plan) / planning.judge.original.source_bytes, found.missed
 
 
-def ceiling(planning: Planning) -> str:
+def ceiling(planning: Planning, reached: float = 0.0) -> str:
     """The speed that no plan exceeds, as every site's fastest form was measured: what is left then has no other form.
     "" where nothing was timed, or nothing but float applies.
+
+    Args:
+        reached: times as fast as the original the result is: operators together may be faster than each promised.
     """
     prices, able = planning.problem.prices, planning.problem.compute
     times = {name: each for name, each in prices.sites.items() if able.get(name) and each.get(FLOAT, 0.0) > 0}
@@ -163,7 +166,7 @@ def ceiling(planning: Planning) -> str:
         return "kernels: no other form of any operator was measured to be faster than float"
     left = max(prices.total - gains, 1e-9)
     rest = max(prices.total - sum(each[FLOAT] for each in times.values()), 0.0)
-    most = planning.problem.original_seconds / left
+    most = max(planning.problem.original_seconds / left, reached)
     return (
         f"kernels: at most {most:.2f} times as fast, with every operator in the fastest form that was measured; "
         f"{rest / left:.0%} of the time is then spent in operators that have no other form"

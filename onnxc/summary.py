@@ -66,7 +66,8 @@ def summarize(planning: Planning, delivery: Delivery, notes: list[str]) -> Repor
         sample = judge.samples.take(1)[0]
         if (note := zeros_lost(context, plan, delivery.trial.model, sample, judge.options)) is not None:
             report.notes.append(note)
-    if report.changed and (note := ceiling(planning)):
+    reached = delivery.ratio.median if delivery.ratio is not None else 0.0
+    if report.changed and (note := ceiling(planning, reached)):
         report.notes.append(note)
     report.comparison = measured(judge, delivery, kernels=context.target.measured)
     if report.comparison is not None:

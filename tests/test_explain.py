@@ -89,6 +89,7 @@ def test_the_kernels_ceiling() -> None:
     said = ceiling(SimpleNamespace(problem=problem, context=here))
     assert "at most 2.05 times as fast" in said  # 1.5 * 3 / 2.2
     assert "45% of the time" in said
+    assert "at most 2.20 times as fast" in ceiling(SimpleNamespace(problem=problem, context=here), reached=2.2)
     problem.prices.sites["a_node"]["static"] = 1e-3
     assert "no other form" in ceiling(SimpleNamespace(problem=problem, context=here))
     problem.compute = {}
