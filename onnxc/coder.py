@@ -109,7 +109,7 @@ class Coder:
         chosen = self.form(name, mode)
         codes = solved(self.weights[name], self.values(name), self.context, factors, chosen, levels, target)
         if self.context.model.opset >= SPARSE_OPSET and not isinstance(codes, BlockCodes) and not rules.plain:
-            codes.packed = smaller(codes.values, codes.packed)
+            codes.packed = smaller(codes.values, codes.packed, len(self.weights))
         self.sparse.pop((name, mode), None)
         if isinstance(codes.packed, PackedSparse):
             self.sparse[name, mode] = codes.packed.told

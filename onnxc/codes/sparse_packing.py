@@ -89,22 +89,27 @@ def best_form(codes: SparseCodes, sharers: int) -> Gaps | Places | Mask:
     return min(forms(codes), key=expected)
 
 
-def smallest_sparse(codes: NDArray[np.int8]) -> PackedSparse | None:
-    """int8 codes of any shape in sparse form; None where the codes themselves take no more bytes than that alone."""
+def smallest_sparse(codes: NDArray[np.int8], sharers: int = 1) -> PackedSparse | None:
+    """int8 codes of any shape in sparse form; None where the codes themselves take no more bytes than that and its part
+    of what so many weights share.
+    """
     if not 0 < codes.size <= LARGEST:
         return None
     found = PackedSparse(SparseCodes.of(codes))
-    return found if found.bytes + found.form.shared < codes.size else None
+    return found if found.bytes + found.form.shared / sharers < codes.size else None
 
 
-def smaller(codes: NDArray[np.int8], packed: Packed | None) -> Packed | None:
-    """``packed``, or a sparse form of ``codes`` where that takes clearly fewer bytes; None: the codes as they are."""
+def smaller(codes: NDArray[np.int8], packed: Packed | None, weights: int = 1) -> Packed | None:
+    """``packed``, or a sparse form of ``codes`` where that takes clearly fewer bytes in a model of so many weights;
+    None: the codes as they are.
+    """
     if codes.size - np.count_nonzero(codes) < FEWEST * codes.size:
         return packed
-    sparse = smallest_sparse(codes)
+    sharers = min(weights, SHARERS)
+    sparse = smallest_sparse(codes, sharers)
     if sparse is None or packed is None:
         return sparse or packed
-    return sparse if (sparse.bytes + sparse.form.shared) * GAIN < packed.bytes else packed
+    return sparse if (sparse.bytes + sparse.form.shared / sharers) * GAIN < packed.bytes else packed
 
 
 def expected_bytes(elements: int, zeros: int, levels: int) -> int:
