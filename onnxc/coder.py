@@ -37,6 +37,7 @@ class Coder:
 
     def __init__(self, context: Context, proposals: Proposals) -> None:
         self.context = context
+        self.hurried = False  # models are late to load
         self.asked, self.rounding = proposals.asked, proposals.rounding
         self.made: dict[tuple[str, str, bool], Codes] = {}
         self.damages: dict[str, dict[str, float]] = {}
@@ -108,12 +109,17 @@ class Coder:
         levels = rules.safe_weight_levels if narrow else rules.weight_levels
         chosen = self.form(name, mode)
         codes = solved(self.weights[name], self.values(name), self.context, factors, chosen, levels, target)
-        if self.context.model.opset >= SPARSE_OPSET and not isinstance(codes, BlockCodes) and not rules.plain:
+        if self.may_be_sparse(chosen) and not isinstance(codes, BlockCodes):
             codes.packed = smaller(codes.values, codes.packed, len(self.weights))
         self.sparse.pop((name, mode), None)
         if isinstance(codes.packed, PackedSparse):
             self.sparse[name, mode] = codes.packed.told
         return codes
+
+    def may_be_sparse(self, form: Format) -> bool:
+        """Whether zeros may be left out: nodes have to be there, and time where nobody asked for zeros."""
+        able = self.context.model.opset >= SPARSE_OPSET and not self.context.target.plain
+        return able and bool(form.zeros or not self.hurried)
 
     def form(self, name: str, mode: str) -> Format:
         """The format ``mode`` of a weight, rounded as asked for."""

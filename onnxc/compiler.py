@@ -279,7 +279,7 @@ def planned(
     """``model``, of which the float form is ``lead`` times as fast as the simplified original and makes the noise
     ``before``, planned; of its trials at most so many go to the gate.
     """
-    notes, drops, failed = list(run.notes), list(run.judge.drops), run.judge.failed
+    notes, drops, judged = list(run.notes), list(run.judge.drops), (run.judge.failed, run.judge.hurried)
     while True:
         planning = proposed(run, model)
         planning.shaped(run.lead * lead, before)
@@ -292,7 +292,8 @@ def planned(
             done = gate(run.judge, trials, run.prices, stamp, run.say, told=told, measured=here)
         except OutdatedError:  # with nothing remembered it is not raised again
             planning.memory.forget()
-            run.notes[:], run.judge.drops, run.judge.failed = list(notes), list(drops), failed
+            run.notes[:], run.judge.drops = list(notes), list(drops)
+            run.judge.failed, run.judge.hurried = judged
             continue
         return Planned(planning, done)
 

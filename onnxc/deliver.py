@@ -15,9 +15,9 @@ from onnxc.file.storage import replace_file
 from onnxc.judge import Judge
 from onnxc.kernels import operators
 from onnxc.limits import over
-from onnxc.loading import LoadCost, load_costs
+from onnxc.loading import LoadCost, load_costs, seconds_to_load
 from onnxc.model import Model
-from onnxc.price_file import PriceFile, sample_shapes
+from onnxc.price_file import Finding, PriceFile, sample_shapes
 from onnxc.recipe import DEFAULT_LOAD_TIME, Budget
 from onnxc.session import Ratio, Session, measure_ratio
 from onnxc.trial import Trial
@@ -26,7 +26,6 @@ SLOWEST = 0.98
 SAMPLES = 16
 SECONDS = 2.0
 ATTEMPTS = 3  # a busy machine must not decide: slower is believed when it is measured so often
-LOAD_NOISE = 0.05  # seconds: a difference below it is no reason to reject what nobody asked to load fast
 
 
 @dataclass
@@ -71,15 +70,11 @@ def loads_of(judge: Judge, path: Path, prices: PriceFile) -> tuple[LoadCost, Loa
     """Load cost of the original and of the model at ``path``, from the price file where it is known."""
     key, parts = f"load {digest(path)} {judge.options.threads} threads", (" original", " new")
     if not all(f"{key}{part}" in prices.entries for part in parts):
-        original = judge.original.path
-        if original is None:
-            original = path.with_name("original.onnx")
-            judge.original.save(original)
-        exact, rounds = judge.budget.max_load_time is not None, 1
-        found = load_costs(original, path, judge.options, exact=exact)
-        while rounds < ATTEMPTS and loads_too_long(judge.budget.max_load_time, *found):
+        original = original_file(judge, path)
+        found, rounds = load_costs(original, path, judge.options), 1
+        while rounds < ATTEMPTS and loads_too_long(judge, *found):
             rounds += 1
-            found = load_costs(original, path, judge.options, rounds=rounds, exact=exact)
+            found = load_costs(original, path, judge.options, rounds=rounds)
         for part, cost in zip(parts, found, strict=True):
             prices.entries[f"{key}{part}"] = cost.seconds
             if cost.peak_bytes is not None:
@@ -92,29 +87,39 @@ def loads_of(judge: Judge, path: Path, prices: PriceFile) -> tuple[LoadCost, Loa
     return first, second
 
 
-def time_left(judge: Judge, model: Model, prices: PriceFile) -> float:
-    """Seconds by which ``model`` loads faster than it must, measured beside the original; below 0 where it does not."""
-    with TemporaryDirectory(prefix="onnxc-", ignore_cleanup_errors=True) as folder:
-        path = Path(folder, "new.onnx")
-        model.save(path)
-        before, after = loads_of(judge, path, prices)
-    return load_allowed(judge.budget.max_load_time, before.seconds) - after.seconds
+def original_file(judge: Judge, path: Path) -> Path:
+    """The file of the original; one beside ``path`` where it has none."""
+    if judge.original.path is not None:
+        return judge.original.path
+    made = path.with_name("original.onnx")
+    judge.original.save(made)
+    return made
 
 
-def load_allowed(limit: float | None, before: float) -> float:
-    """Seconds that a model may take to load whose original takes ``before``. Where no limit was given, the default
-    holds for differences that a stopwatch can tell from noise.
+def time_taken(judge: Judge, made: Callable[[], Model], prices: PriceFile, *parts: str) -> tuple[float, float]:
+    """Seconds that a model may take to load, and that it takes beside the original. It is ``made`` where the price file
+    does not know the one that all ``parts`` tell from others.
     """
-    return limit * before if limit is not None else max(DEFAULT_LOAD_TIME * before, before + LOAD_NOISE)
+
+    def learn() -> Finding:
+        with TemporaryDirectory(prefix="onnxc-", ignore_cleanup_errors=True) as folder:
+            path = Path(folder, "new.onnx")
+            made().save(path)
+            before, after = seconds_to_load(original_file(judge, path), path, judge.options)
+        return {"before": before, "after": after}
+
+    found = prices.found("loading", *parts, repr(judge.hurried), learn=learn)
+    return judge.time_to_load(found["before"]), found["after"]
 
 
-def loads_too_long(limit: float | None, before: LoadCost, after: LoadCost) -> str | None:
+def loads_too_long(judge: Judge, before: LoadCost, after: LoadCost) -> str | None:
     """The sentence about a model that loads longer than allowed, None if it does not."""
-    if after.seconds <= load_allowed(limit, before.seconds):
+    if after.seconds <= judge.time_to_load(before.seconds):
         return None
-    allowed = DEFAULT_LOAD_TIME if limit is None else limit
-    times = f"{after.seconds * 1e3:,.0f} ms to load, {after.seconds / max(before.seconds, 1e-9):.2f} times as long"
-    return f"takes {times} as the input; at most {allowed:g} times are allowed (--max-load-time)"
+    most = judge.budget.max_load_time or DEFAULT_LOAD_TIME
+    places, ratio = 1 if after.seconds < 0.01 else 0, after.seconds / max(before.seconds, 1e-9)
+    times = f"{after.seconds * 1e3:,.{places}f} ms to load, {ratio:.2f} times as long"
+    return f"takes {times} as the input; at most {most:g} times are allowed (--max-load-time)"
 
 
 def digest(path: Path) -> str:
@@ -143,9 +148,8 @@ def gate(
 
     A model in which ONNX Runtime runs the same kernels as in the original, or fewer, is not slower whatever a busy
     machine measures, unless nearly every round says so: where tiny weights unfold at load, they may lie in memory less
-    well (0.85 times the speed for 250 matrices of 32 x 32). What was ``told`` is done whether or not it pays, and where
-    the judge is patient only a limit that was given bounds the time to load; a target that is not ``measured`` is not
-    timed.
+    well (0.85 times the speed for 250 matrices of 32 x 32). What was ``told`` is done whether or not it pays; a target
+    that is not ``measured`` is not timed.
     """
     rejected: list[str] = []
     limit, found = judge.original.source_bytes, list[Delivery]()
@@ -170,9 +174,9 @@ def gate(
                 rejected.append(f"{what} runs {ratio.median:.2f} times as fast as the input")
                 continue
             loads = loads_of(judge, path, prices)
-            judge.spare = load_allowed(judge.budget.max_load_time, loads[0].seconds) - loads[1].seconds
-            slow = loads_too_long(judge.budget.max_load_time, *loads)
-            if slow is not None and (judge.budget.max_load_time is not None or not judge.patient):
+            judge.spare = judge.time_to_load(loads[0].seconds) - loads[1].seconds
+            slow = loads_too_long(judge, *loads)
+            if slow is not None:
                 rejected.append(f"{what} {slow}")
                 continue
         found.append(Delivery(trial, size, ratio, rejected, loads))

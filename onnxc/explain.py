@@ -22,6 +22,7 @@ from onnxc.sites import Site, Weight
 
 LITTLE = 0.02  # of the time: as good as nothing
 ABOUT = 1.02  # times a limit, within which a predicted size or time is taken for it
+SMALLER = 0.9  # of the bytes: what is worth a word
 
 
 def computed(problem: Problem, found: Plan, site: Site) -> list[Option]:
@@ -173,6 +174,19 @@ def ceiling(planning: Planning, reached: float = 0.0) -> str:
     )
 
 
+def too_late(planning: Planning, size: int) -> str | None:
+    """What was not taken as it loads too late, where it is clearly smaller than ``size``; None where nothing is."""
+    late = [] if planning.loads is None else planning.loads.late
+    found = min(((predicted_bytes(planning, each), times) for each, times in late if times > 1), default=None)
+    if found is None or found[0] > SMALLER * size:
+        return None
+    share, most = found[0] / planning.judge.original.source_bytes, planning.judge.time_to_load(1.0)
+    return (
+        f"a plan with {share:.1%} of the bytes takes {found[1] * most:.2f} times as long to load as the input, and was "
+        "not taken (--max-load-time)"
+    )
+
+
 def would_help(planning: Planning) -> str:
     """Where a limit of size or speed is missed: what kept the plan within it from being taken, and what may change
     that.
@@ -181,9 +195,13 @@ def would_help(planning: Planning) -> str:
     size, speed = judge.budget.size or 1.0, judge.budget.speed or 0.0
     most = size * judge.original.source_bytes * ABOUT
     fast = problem.original_seconds / speed * ABOUT if speed else float("inf")
-    tried = [each for each in planning.attempts if each.missed and each.plan.seconds <= fast]
-    tried = [each for each in tried if predicted_bytes(planning, each.plan) <= most]
-    advice = []
+    late = [] if planning.loads is None else [found for found, _ in planning.loads.late]
+
+    def within(found: Plan) -> bool:
+        return found.seconds <= fast and predicted_bytes(planning, found) <= most
+
+    tried = [each for each in planning.attempts if each.missed and within(each.plan)]
+    advice = ["more time to load (--max-load-time)"] if any(map(within, late)) else []
     if judge.samples.generated:
         advice.append("samples (--calib)")
     if judge.evaluation is None:

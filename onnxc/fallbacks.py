@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from onnxc.bracket import HEADROOM
 from onnxc.judge import Judge
-from onnxc.limits import nearest_first
+from onnxc.limits import nearest_first, worth
 from onnxc.load_room import lighter
 from onnxc.predictions import predicted_noise
 from onnxc.problem import Plan, Problem, small_codes
@@ -15,7 +15,7 @@ from onnxc.search import storage_only
 from onnxc.trial import Trial
 from onnxc.under_noise import light
 
-FASTER = {False: 3, True: 6}  # plans that load faster, where the best one took too long; where a limit was given
+FASTER = 6  # plans that load faster, where the best one took too long
 LOUDER, QUIETER = (1.4, 2.0), (1.0, 0.5)  # of the best plan's noise, in plans that load faster; louder for a size
 CAREFUL = 0.5  # of the noise of a plan that misses a floor
 
@@ -35,9 +35,12 @@ class Fallbacks:
     last: Trial | None = None
 
     def after(self, best: Trial, tried: Sequence[Trial]) -> Iterator[Plan]:
-        """Plans that load faster; the same storage without int8 arithmetic; the simplified model as it is. Each is made
-        when it is known how long the one before took to load, or which floor it missed.
+        """Plans that are known to load in time; others that load faster; the same storage without int8 arithmetic; the
+        simplified model as it is. Each is made when it is known how long the one before took to load, or which floor it
+        missed.
         """
+        known = [trial.plan for trial in tried if trial.missed is None and (trial.spare or -1) > 0]
+        yield from sorted(known, key=lambda each: worth(self.problem, each))
         yield from self.sooner(best)
         yield from [trial.plan for trial in tried if trial.missed is None and not small_codes(trial.plan)][:1]
         rows = {name: c for name, c in best.plan.compute.items() if c.mode == "rows"}
@@ -54,7 +57,7 @@ class Fallbacks:
             return
         last, made = best.plan, set[object]()
         shares = (*LOUDER, *QUIETER) if problem.most_bytes is not None else QUIETER
-        for _ in range(FASTER[self.judge.budget.max_load_time is not None]):
+        for _ in range(FASTER):
             missed = self.last is not None and self.last.missed is not None
             if missed or last.key in made:
                 noise *= CAREFUL

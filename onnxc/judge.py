@@ -28,7 +28,7 @@ from onnxc.quality import (
     floor_met,
     relative_drop,
 )
-from onnxc.recipe import Budget
+from onnxc.recipe import DEFAULT_LOAD_TIME, Budget
 from onnxc.reference import ReferenceOutputs
 from onnxc.samples.batches import as_run
 from onnxc.samples.hooks import Evaluation
@@ -105,7 +105,8 @@ def smoothed(points: Sequence[tuple[float, float]]) -> float:
 
 def build(model: Model, plan: Plan, codes: Coder) -> Model:
     """``model`` with ``plan`` applied, a copy."""
-    return written(model, plan, codes.of(plan.stored, plan.compute), target=codes.context.target).model
+    made = codes.of(plan.stored, plan.compute)
+    return written(model, plan, made, target=codes.context.target, hurried=codes.hurried).model
 
 
 @dataclass
@@ -123,7 +124,9 @@ class Judge:
         strictly: every plan is held to the share of the allowed drop that plans below 8 bits are held to: the model
             was fitted to the samples.
         free: whether the limits of size and speed count no more: they are out of reach.
-        patient: passes were told what to do, which may take as long to load as it does, but for a limit that was given.
+        patient: passes were told what to do, or nothing that was named makes models load sooner: that may take as long
+            to load as it does, but for a limit that was given.
+        hurried: whether models are late to load, so that what makes them load sooner runs too.
         spare: seconds by which the last model that was measured loads faster than it must; below 0 where it does not.
         out_of_reach: whether no plan was found that is predicted to hold the limits of size and speed.
         overheard: the original's answers on the items of the score.
@@ -146,6 +149,7 @@ class Judge:
     strictly: bool = False
     free: bool = False
     patient: bool = False
+    hurried: bool = False
     spare: float = 0.0
     out_of_reach: bool = False
     batch: int | None = None
@@ -161,6 +165,19 @@ class Judge:
         """At most ``count`` inputs to time models with; UsageError where the model does not take their shape."""
         taken = self.samples.take(min(count, len(self.samples)))
         return as_run(taken, self.inputs, batch=self.batch, shapes=self.shapes) if self.resized else taken
+
+    def time_to_load(self, before: float) -> float:
+        """Seconds that a model may take to load whose original takes ``before``."""
+        most = self.budget.max_load_time or (math.inf if self.patient else DEFAULT_LOAD_TIME)
+        return most * before
+
+    def finished(self, model: Model) -> tuple[Model, tuple[str, ...]]:
+        """Run the finishing passes on ``model``, once; it, and what they said."""
+        notes = list[str]()
+        for each, told in self.finishing:
+            if self.hurried or told or not each.hurries:
+                notes += [f"{each.name}: {note}" for note in each.finish(model, told=told).notes]
+        return model, tuple(notes)
 
     @property
     def lowest_sqnr(self) -> float:
@@ -301,10 +318,8 @@ class Judge:
 
     def trial(self, made: Model, plan: Plan) -> Trial:
         """Judge what was made of ``plan``."""
-        notes = list[str]()
-        for each, told in self.finishing:
-            notes += [f"{each.name}: {note}" for note in each.finish(made, told=told).notes]
-        return self.weighed(made, plan, self.judge(made, self.share(plan)), tuple(notes))
+        made, notes = self.finished(made)
+        return self.weighed(made, plan, self.judge(made, self.share(plan)), notes)
 
     def again(self, plan: Plan, quality: Quality, score: float | None, notes: tuple[str, ...]) -> Trial | None:
         """The trial of a plan that is known to measure so much, without its model; None where a score is to be asked

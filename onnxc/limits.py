@@ -36,14 +36,12 @@ def better(
     problem: Problem, first: Plan, second: Plan, share: float = 1.0, others: tuple[float, float] = (0.0, 0.0)
 ) -> bool:
     """Whether ``first`` is nearer to the limits, or as near and worth more; ``share`` of the other's worth at most.
-    Where a limit of loading was given, what loads in time is nearer to the limits than what does not.
+    What loads in time is nearer to the limits than what does not.
 
     Args:
         others: bytes of the file of each besides its weights, where they are known: formats take some too.
     """
     near, far = (distance(problem, each) for each in (first, second))
-    if not problem.must_load:
-        near, far = (near[0], False), (far[0], False)
     if near != far:
         return near < far
     return worth(problem, first, others[0]) < worth(problem, second, others[1]) * share

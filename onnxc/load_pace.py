@@ -37,7 +37,7 @@ def load_pace(options: Options, prices: PriceFile) -> float:
             codes = weights()
             products(codes).save(plain)
             unfolding(codes).save(small)
-            before, after = load_costs(plain, small, options, exact=True)
+            before, after = load_costs(plain, small, options)
         elements = int(np.prod(SHAPE))
         expected = sum(
             EACH * load_seconds(mode, elements) + parse_format(mode).chain_seconds(EACH * elements) for mode in MODES

@@ -6,6 +6,7 @@ question of arithmetic, until one is built and judged.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import InitVar, dataclass, field, replace
 from functools import cached_property, partial
@@ -21,7 +22,7 @@ from onnxc.contract.candidates import Activation
 from onnxc.contract.context import Context
 from onnxc.contract.passes import LossyPass
 from onnxc.data import Calibration
-from onnxc.deliver import time_left
+from onnxc.deliver import time_taken
 from onnxc.errors import DataError, ModelError
 from onnxc.exactness import file_bytes
 from onnxc.fallbacks import Fallbacks
@@ -30,7 +31,7 @@ from onnxc.file.storage import drop_pages
 from onnxc.judge import Judge, build
 from onnxc.limits import shortfall
 from onnxc.load_pace import load_pace
-from onnxc.load_room import room_to_load
+from onnxc.load_room import LoadRoom
 from onnxc.model import Model
 from onnxc.overheads import Overheads
 from onnxc.predictions import stored_bytes
@@ -80,6 +81,7 @@ class Planning:
         attempts: every plan that was judged; overheads: bytes of their files besides the weights.
         feedback: whether weights are solved on what the compressed model feeds them; walks: whether fields of passes
             ask for that, or for biases that it corrects; pace: seconds that it takes.
+        loads: how long plans may take to load; unhurried: those judged before it was known that they load late.
         most: plans that are built.
         lead: how many times as fast as the original the float form of this model is, for ``problem``; before: the noise
             over signal that it makes before anything is rounded.
@@ -103,15 +105,19 @@ class Planning:
     feedback: bool = False
     walks: bool = field(init=False)
     pace: float | None = None
+    loads: LoadRoom | None = None
+    unhurried: set[object] = field(default_factory=set)
     most: int = TRIALS
 
     def __post_init__(self, lead: float) -> None:
-        self.scales = Scales(self.coder, self.judge.finishing)
+        self.scales, self.coder.hurried = Scales(self.coder, self.judge.finished), self.judge.hurried
         self.walks = asked_for(self.context, self.coder, self.notes)
         self.say("measuring times in place")
         sample = self.judge.timed(1)[0]
         prices = priced(self.context, self.proposals, self.coder, sample, self.context.options, self.prices)
         self.problem = self.proposals.problem(self.context, prices)
+        self.problem.late = self.judge.hurried
+        self.judge.patient |= self.context.recipe.passes is not None and not self.problem.has_small_codes
         self.shaped(lead, self.before)
 
     def shaped(self, lead: float, before: float) -> None:
@@ -133,6 +139,7 @@ class Planning:
             self.say,
             self.feed_back,
             self.weighed,
+            lambda trial: self.loads is None or self.loads.in_time(trial),
             sparing=self.judge.budget.evals is not None,
         )
         best = search.run()
@@ -147,14 +154,24 @@ class Planning:
                 yield fallbacks.last
 
     def loading(self, first: Trial) -> float | None:
-        """Seconds in which weights may unfold at load, so that the file loads in time; None where that is not known, or
-        may take as long as it does.
-        """
-        limited = self.judge.budget.max_load_time is not None
-        if not self.problem.has_small_codes or not self.context.target.measured or (self.judge.patient and not limited):
+        """Seconds in which weights may unfold at load, so that the file is in time; None where nobody knows or asks."""
+        measured, limited = self.context.target.measured, self.judge.time_to_load(1.0) < math.inf
+        if not (self.problem.has_small_codes and measured and limited):
             return None
-        left, pace = partial(time_left, self.judge, prices=self.prices), load_pace(self.context.options, self.prices)
-        return room_to_load(self.problem, first, self.built, left, limited, pace)
+        self.loads = LoadRoom(self.problem, self.taken, self.hurry)
+        return self.loads.measure(first, load_pace(self.context.options, self.prices))
+
+    def hurry(self) -> None:
+        """From now on models are made to load sooner."""
+        self.unhurried = {attempt.plan.key for attempt in self.attempts}
+        self.judge.hurried = self.coder.hurried = self.problem.late = True
+        self.coder.forget()
+        self.scales = Scales(self.coder, self.judge.finished)
+
+    def taken(self, plan: Plan, model: Model) -> tuple[float, float]:
+        """Seconds that the model of ``plan`` may take to load, and that it takes; NOTHING: it is still to be made."""
+        made = (lambda: self.judge.finished(self.built(plan))[0]) if model is NOTHING else lambda: model
+        return time_taken(self.judge, made, self.prices, self.subject, repr(plan.key))
 
     @property
     def allowed(self) -> float:
@@ -188,7 +205,7 @@ class Planning:
                 found = solve(plan, self.context, self.coder, feedback=self.feedback)
                 spent = min(perf_counter() - start, process_time() - started)  # others may be at work, or many threads
                 self.pace = self.prices.entries.setdefault(solving_key(self.context), spent)
-                return build_solved(plan, found, self.context)
+                return build_solved(plan, found, self.context, hurried=self.judge.hurried)
             except (ModelError, DataError) as error:
                 self.feedback = self.walks = False
                 self.notes.append(f"weights were solved on the original's activations alone: {error}")
@@ -204,7 +221,8 @@ class Planning:
         if not free or not possible(self.context) or (self.feedback and plan.stored == trial.plan.stored):
             return None
         try:
-            made = build_solved(plan, solve(plan, self.context, self.coder), self.context)
+            found, hurried = solve(plan, self.context, self.coder), self.judge.hurried
+            made = build_solved(plan, found, self.context, hurried=hurried)
         except (ModelError, DataError) as error:
             self.notes.append(f"recovery: codes could not be solved anew: {error}")
             return None
@@ -235,7 +253,7 @@ class Planning:
 
     def built_again(self, trial: Trial) -> Trial:
         """``trial`` with its model. Raises OutdatedError where it is not what another run said of it."""
-        if trial.model is not NOTHING:
+        if trial.model is not NOTHING and trial.plan.key not in self.unhurried:
             return trial
         judge, drops, calls = self.judge, list(self.judge.drops), self.judge.evaluations
         judge.free = False  # it may have been judged before limits were given up

@@ -17,6 +17,7 @@ from onnxc.sites import Sites, Weight
 # What unfolding takes, beside what its formats say of it alone: 40 and 85 ms for 18 MB, 130 and 230 ms for 90 MB, on a
 # machine whose pace is 1.
 ARRIVES = 1.7
+SHORT = 2048  # numbers of a bias or scale that are little beside a model that loads late
 TABLES = 4  # of formats, kept: all of them, only those of 8 bits
 
 
@@ -71,10 +72,10 @@ class Problem:
         most_bytes: of all weights, and most_seconds: of a run, where a limit is given; free: none counts any more.
         load_price: what a second of loading counts beside all bytes; most_loading: seconds in which all weights may
             unfold and sites be made ready, None where nothing is known of that; site_loading: what a site on integers
-            takes of them, beside its float form; must_load: whether that limit was given.
+            takes of them, beside its float form.
         arrives: seconds in which a second of unfolding arrives, as formats tell it.
         loaded: what the first plan was predicted to take of these seconds, and those by which it loaded faster than it
-            must; hurried: whether the best plan would not load in time.
+            must; hurried: whether the best plan would not load in time; late: whether one of int8 codes hardly does.
         unit: the bytes that count as much as ``pace`` seconds; see smallest_bytes().
         pace: by default the float model's time. Of a plan near the one sought, so that least bytes times seconds is
             found where shares of its own bytes and seconds are traded.
@@ -101,10 +102,10 @@ class Problem:
     most_seconds: float | None = None
     most_loading: float | None = None
     site_loading: float = 0.0
-    must_load: bool = False
     arrives: float = ARRIVES
     loaded: tuple[float, float] | None = None
     hurried: bool = False
+    late: bool = False
     free: bool = False
     tables: list[Formats] = field(default_factory=list, repr=False)
     forbidden: set[str] = field(default_factory=set)
@@ -157,7 +158,11 @@ class Problem:
         return known
 
     def half(self, name: str) -> Candidate | None:
-        """The storage in float16, or in the smaller float that was asked for."""
+        """The storage in float16, or in the smaller float that was asked for; None of what is small where models load
+        late: it saves little, and a node has to unfold it.
+        """
+        if self.late and self.sizes[name] < SHORT and name not in self.told:
+            return None
         return next((way for way in self.storage.get(name, ()) if way.mode in FLOATS), None)
 
     def bound(self, found: Plan) -> set[str]:

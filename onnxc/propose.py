@@ -74,17 +74,12 @@ def passes_of(recipe: Recipe) -> Chosen:
                 if instance.packs and recipe.target in TARGETS and TARGETS[recipe.target].plain:
                     chosen.notes.append(f"{name}: refused: the target '{recipe.target}' reads weights as initializers")
                     continue
-                if not instance.hurries or name in asked or hurried(recipe):
-                    chosen.finishing.append((instance, bool(asked.get(name))))
+                if instance.hurries and recipe.recover and name not in asked:
+                    continue
+                chosen.finishing.append((instance, name in asked if instance.hurries else bool(asked.get(name))))
             else:
                 chosen.lossy.append((instance, bool(asked.get(name))))
     return chosen
-
-
-def hurried(recipe: Recipe) -> bool:
-    """Whether a time to load is asked for, where it can be measured, and nothing is trained afterwards."""
-    known = TARGETS.get(recipe.target)
-    return recipe.budget.max_load_time is not None and not recipe.recover and known is not None and known.measured
 
 
 def with_training(recipe: Recipe) -> Recipe:

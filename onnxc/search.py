@@ -52,6 +52,7 @@ class Search:
         closing: called before the search closes in on the noisiest plan; says whether plans are solved with more care
             from then on.
         weigh: says whether the file of a plan is larger than the limit allows after all, and mends the problem's limit.
+        in_time: says whether a trial that is to lead loads in time, and mends the problem's limit.
         sparing: trials are few, by order: each halves what is between a plan that holds and one that does not.
         scored: whether the user's score decides too.
         tried: all trials; best: the one that holds every floor, None where none does yet.
@@ -66,6 +67,7 @@ class Search:
     say: Callable[[str], None] = lambda message: None
     closing: Callable[[], bool] = lambda: False
     weigh: Callable[[Plan], bool] = lambda plan: False
+    in_time: Callable[[Trial], bool] = lambda trial: True
     sparing: bool = False
     scored: bool = False
     tried: list[Trial] = field(default_factory=list)
@@ -190,8 +192,10 @@ class Search:
             if trial.missed is not None:
                 bracket.miss(trial, candidate.noise)
                 continue
-            gained = self.ahead(trial, CLOSE)
-            if self.ahead(trial, 1.0):
+            gained, ahead = self.ahead(trial, CLOSE), self.ahead(trial, 1.0)
+            if ahead and not self.in_time(trial):
+                continue  # the next one has less time
+            if ahead:
                 self.lead(trial)
             if not bracket.hit(trial.noise, gained=gained):
                 break

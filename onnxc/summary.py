@@ -11,7 +11,7 @@ from onnxc.codes.formats import INT8, parse_format
 from onnxc.contract.candidates import Activation, Candidate
 from onnxc.convergence import convergence_note
 from onnxc.deliver import Delivery
-from onnxc.explain import ceiling, computed, further, predicted_bytes, runner_up, stopped, stored, would_help
+from onnxc.explain import ceiling, computed, further, predicted_bytes, runner_up, stopped, stored, too_late, would_help
 from onnxc.judge import Judge
 from onnxc.kernels import leftover_weights, operators
 from onnxc.macs import multiplications
@@ -50,6 +50,8 @@ def summarize(planning: Planning, delivery: Delivery, notes: list[str]) -> Repor
         if refusal.place not in plan.compute:
             report.refuse(refusal.pass_name, refusal.reason, refusal.place)
     report.notes += dict.fromkeys(delivery.rejected)
+    if (note := too_late(planning, delivery.size)) is not None:
+        report.notes.append(note)
     if not context.target.measured:
         report.notes.append(
             f"this machine cannot run target '{context.target.name}': times are estimates from multiply-accumulates, "

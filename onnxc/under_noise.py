@@ -24,7 +24,7 @@ from onnxc.sensitivity import activation_key
 REPAIRS, LOUDEST = 24, 12
 MANY = 500  # weights: where other formats for some of them use up the noise, nothing is repaired
 FULL_ENOUGH, CLOSED = 0.99, 1.02  # of the noise aimed at; ratio of two prices between which plans hardly differ
-DEARER, STEPS = 4.0, 6  # of the price of loading, where a plan would take too long
+DEARER, STEPS, DEAREST = 4.0, 6, 1e9  # of the price of loading, where a plan would take too long
 CHEAP, HALVINGS = 0.1, 5  # the least price of loading; steps towards the least that makes a plan load in time
 
 
@@ -50,7 +50,7 @@ def loading_in_time(problem: Problem, noise: float) -> Plan:
     found = plain(problem, noise)
     plans = one_format(problem, found, noise) if problem.hurried else []
     for _ in range(STEPS):
-        if in_time(problem, found):
+        if in_time(problem, found) or problem.load_price >= DEAREST:
             break
         problem.load_price *= DEARER
         found = plain(problem, noise)

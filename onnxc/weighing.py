@@ -7,15 +7,15 @@ of 600 KB has as many bytes of them as of codes, and what they take depends on w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from onnxc.coder import Coder
 from onnxc.codes.formats import FLOATS, parse_format
 from onnxc.codes.moments import Given
-from onnxc.contract.passes import FinishingPass
 from onnxc.encoding import Codes
 from onnxc.exactness import file_bytes
+from onnxc.model import Model
 from onnxc.problem import Plan
 from onnxc.written import written
 
@@ -28,11 +28,11 @@ class Scales:
     """Weighs plans of one model.
 
     Attributes:
-        finishing: passes that rewrite every model at the end, each with whether it was told to.
+        finish: rewrites every model at the end.
     """
 
     coder: Coder
-    finishing: Sequence[tuple[FinishingPass, bool]] = ()
+    finish: Callable[[Model], object] = lambda model: None
     made: dict[tuple[str, str], Codes] = field(default_factory=dict)
     known: dict[object, int] = field(default_factory=dict)
 
@@ -45,9 +45,10 @@ class Scales:
         """Bytes of the file of ``plan``."""
         if plan.key not in self.known:
             codes = {name: self.codes(name, mode) for name, mode in plan.stored.items() if mode not in FLOATS}
-            made = written(self.coder.context.model, plan, codes, target=self.coder.context.target).model
-            for each, told in self.finishing:
-                each.finish(made, told=told)
+            made = written(
+                self.coder.context.model, plan, codes, target=self.coder.context.target, hurried=self.coder.hurried
+            ).model
+            self.finish(made)
             self.known[plan.key] = file_bytes(made) + RECEIPT
         return self.known[plan.key]
 

@@ -5,7 +5,7 @@ before: x_q ── DQ ── Conv ── Relu ── Q ── y_q        after: 
      b_q ── DQ(x · W) ─────┘
 
 The kernel is the same, so are the results, bit for bit; six nodes of a small model need not be read, matched and fused
-each time it is loaded. Other runtimes know the form before better: it is chosen where the time to load is limited.
+each time it is loaded. Other runtimes know the form before better: it is chosen where models load late.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class IntegerConvolutions(FinishingPass):
        of int32 codes at the product of both scales, or none; the codes that it makes are of the type of those it reads.
     2. What it makes is read by a QuantizeLinear alone, or by a Relu or Clip before one whose codes stand for nothing
        beyond its bounds.
-    3. Unasked only where a time to load is asked for.
+    3. Unasked only where models load late, and nothing is trained afterwards.
     """
 
     name: ClassVar[str] = "integer-convolutions"

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import onnx
 import pytest
 
 import onnxc
-from onnxc import deliver
+from onnxc import deliver, planning
 from onnxc.deliver import loads_too_long
 from onnxc.errors import BudgetError, UsageError
 from onnxc.fallbacks import Fallbacks
+from onnxc.judge import Judge
 from onnxc.loading import LoadCost, load_costs
+from onnxc.model import Model
 from onnxc.planning import Planning
 from onnxc.problem import Plan
 from onnxc.recipe import Budget, parse_passes, parse_recipe
@@ -54,21 +60,28 @@ def loading(monkeypatch: pytest.MonkeyPatch, *seconds: float) -> list[int]:
     return asked
 
 
+def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While plans are looked for all of them load in time."""
+    monkeypatch.setattr(planning, "time_taken", lambda *_: (0.2, 0.1))
+
+
 @pytest.mark.parametrize(
-    ("limit", "before", "after", "slow"),
+    ("limit", "patient", "before", "after", "slow"),
     [
-        (None, 0.1, 0.19, False),
-        (None, 0.1, 0.21, True),
-        (None, 0.01, 0.055, False),  # five times as long, but within the noise of 50 ms
-        (None, 0.01, 0.065, True),
-        (3.0, 0.1, 0.29, False),
-        (3.0, 0.1, 0.31, True),
-        (1.2, 0.01, 0.013, True),  # asked for: noise or not
-        (0.5, 0.1, 0.06, True),
+        (None, False, 0.1, 0.19, False),
+        (None, False, 0.1, 0.21, True),
+        (None, False, 0.001, 0.0019, False),
+        (None, False, 0.001, 0.0021, True),  # of small models too
+        (None, True, 0.1, 9.0, False),
+        (3.0, False, 0.1, 0.29, False),
+        (3.0, True, 0.1, 0.31, True),
+        (0.5, False, 0.1, 0.06, True),
     ],
 )
-def test_what_is_too_long(limit: float | None, before: float, after: float, slow: bool) -> None:
-    sentence = loads_too_long(limit, LoadCost(before, None), LoadCost(after, None))
+def test_what_is_too_long(limit: float | None, patient: bool, before: float, after: float, slow: bool) -> None:
+    asked: Any = SimpleNamespace(budget=Budget(max_load_time=limit), patient=patient)
+    asked.time_to_load = partial(Judge.time_to_load, asked)
+    sentence = loads_too_long(asked, LoadCost(before, None), LoadCost(after, None))
     assert (sentence is not None) == slow
     if sentence is not None:
         assert f"{after / before:.2f} times as long" in sentence
@@ -79,6 +92,7 @@ def test_a_plan_that_loads_too_slowly_is_passed_over(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first plan is measured three times before it is believed; the next one loads fast."""
+    unhurried(monkeypatch)
     asked = loading(monkeypatch, 0.5, 0.5, 0.5, 0.1)
     report = onnxc.optimize(source, tmp_path / "out.onnx", prices=tmp_path / "prices")
     assert asked == [1, 2, 3, 1]
@@ -96,7 +110,8 @@ def test_a_plan_that_loads_too_slowly_is_passed_over(
 @pytest.mark.usefixtures("source")
 def test_kernels_are_not_given_up_for_the_time_to_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Within a limit of size what loads faster is noisier: four int8 sites were left of thirteen."""
-    loading(monkeypatch, 0.1, 0.5, 0.5, 0.5, 0.1)
+    unhurried(monkeypatch)
+    loading(monkeypatch, 0.5, 0.5, 0.5, 0.1)
     plans = list[Plan]()
     judged = Planning.judged
 
@@ -116,6 +131,51 @@ def test_kernels_are_not_given_up_for_the_time_to_load(tmp_path: Path, monkeypat
     slow = next(note for note in report.notes if "500 ms to load" in note)
     at = next(i for i, plan in enumerate(plans) if f"with {len(plan.compute)} sites in int8" in slow)
     assert len(plans[at + 1].compute) > len(plans[at].compute) / 2
+
+
+def test_where_only_the_time_to_load_is_missed_the_error_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever is small unfolds, and all of it is late; the user did not set that limit."""
+    pretend_everything_pays(monkeypatch)
+    monkeypatch.setattr(planning, "time_taken", late_where_it_unfolds)
+    data, passes = list(trained.samples("residual_cnn", 16)), parse_passes("store-int8,store-low-bit")
+    budget = Budget(size=0.15, min_sqnr=5)
+    with pytest.raises(BudgetError, match=r"not 15\.0%; more time to load \(--max-load-time\) or .* may help"):
+        onnxc.optimize(
+            MODELS / "residual_cnn.onnx",
+            tmp_path / "out.onnx",
+            calib=data,
+            passes=passes,
+            prices=tmp_path / "prices",
+            budget=budget,
+        )
+
+
+def test_what_was_not_taken_for_its_time_to_load_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend_everything_pays(monkeypatch)
+    monkeypatch.setattr(planning, "time_taken", late_where_it_unfolds)
+    data, passes = list(trained.samples("residual_cnn", 16)), parse_passes("store-int8,store-low-bit")
+    report = onnxc.optimize(
+        MODELS / "residual_cnn.onnx",
+        tmp_path / "out.onnx",
+        calib=data,
+        passes=passes,
+        prices=tmp_path / "prices",
+        budget=Budget(min_sqnr=5),
+    )
+    told = (
+        r"a plan with ([0-9.]+)% of the bytes takes ([0-9.]+) times as long to load as the input, and was not taken .*"
+    )
+    found = next(match for note in report.notes if (match := re.fullmatch(told, note)))
+    share, times = map(float, found.groups())
+    assert share / 100 < 0.9 * report.bytes_after / report.bytes_before
+    assert times > 2
+
+
+def late_where_it_unfolds(judge: Judge, made: Callable[[], Model], *_: Any) -> tuple[float, float]:
+    """A millisecond for every node, of which int8 codes take as many as are allowed."""
+    return judge.time_to_load(0.027), 1e-3 * len(list(made().nodes()))
 
 
 def test_what_was_told_loads_as_long_as_it_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

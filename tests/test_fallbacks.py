@@ -24,12 +24,12 @@ def trial(plan: Plan, missed: str | None = None) -> Trial:
     return Trial(plan, NOTHING, Quality(sqnr_db=20.0), 0.9, missed)
 
 
-def fallbacks(spare: float, limit: float | None = 2.0) -> tuple[Fallbacks, Plan]:
+def fallbacks(spare: float) -> tuple[Fallbacks, Plan]:
     """Of a problem whose best plan loads ``spare`` seconds faster than it must."""
     problem = large("MatMul", 12)
     best = under(problem, 0.9 * ALLOWED)
     problem = replace(problem, most_loading=predicted_loading(problem, best), tables=[])
-    judge: Any = SimpleNamespace(spare=spare, budget=SimpleNamespace(max_load_time=limit))
+    judge: Any = SimpleNamespace(spare=spare, budget=SimpleNamespace())
     return Fallbacks(problem, judge, ALLOWED), best
 
 
@@ -59,10 +59,20 @@ def test_after_a_plan_that_missed_a_floor_comes_a_quieter_one() -> None:
     assert noises[2] <= 0.25 * 0.9 * ALLOWED
 
 
-@pytest.mark.parametrize(("limit", "count"), [(None, 3), (2.0, 6)])
-def test_how_many_are_made(limit: float | None, count: int) -> None:
-    made, best = fallbacks(-1e-6, limit)
-    assert len(list(made.sooner(trial(best)))) == count
+def test_how_many_are_made() -> None:
+    made, best = fallbacks(-1e-6)
+    assert len(list(made.sooner(trial(best)))) == 6
+
+
+def test_what_is_known_to_load_in_time_comes_first() -> None:
+    made, best = fallbacks(-2e-4)
+    plans = [under(made.problem, share * ALLOWED) for share in (0.2, 0.4, 0.6, 0.8)]
+    tried = [trial(plan, missed) for plan, missed in zip(plans, (None, None, "the score fell", None), strict=True)]
+    for each, spare in zip(tried, (1e-3, 1e-3, 1e-3, -1e-3), strict=True):
+        each.spare = spare
+    found = made.after(trial(best), tried)
+    assert [next(found).key for _ in range(2)] == [plans[1].key, plans[0].key]  # the smaller one before
+    assert next(found).key not in {plan.key for plan in plans}
 
 
 def test_what_was_measured_tells_how_long_predicted_seconds_are() -> None:

@@ -252,7 +252,8 @@ def test_a_branch_that_no_sample_takes_keeps_its_answers(taken: bool, tmp_path: 
     onnx.save(b.model([builders.X, ("c", TensorProto.BOOL, [])], [("y", TensorProto.FLOAT, ["n", 512])]), source)
     random = np.random.default_rng(0)
     data = [{"x": random.standard_normal((8, 64), np.float32), "c": np.bool_(taken)} for _ in range(8)]
-    report = optimize(source, out, calib=data, budget=Budget(min_sqnr=10), prices=tmp_path / "prices.json")
+    budget = Budget(min_sqnr=10, max_load_time=100)
+    report = optimize(source, out, calib=data, budget=budget, prices=tmp_path / "prices.json")
     before, after = Session(source), Session(out)
     found = dict[bool, float]()
     for each in (True, False):

@@ -24,6 +24,7 @@ def no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is delivered depends on no measured time here."""
     monkeypatch.setattr(deliver, "measure_ratio", lambda *_, **__: Ratio(1.5, 1.5, 1.5, 3e-3, 2e-3))
     monkeypatch.setattr(deliver, "load_costs", lambda *_, **__: (LoadCost(0.1, None), LoadCost(0.1, None)))
+    monkeypatch.setattr(deliver, "seconds_to_load", lambda *_: [0.1, 0.1])
 
 
 @pytest.fixture

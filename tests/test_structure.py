@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -275,7 +275,7 @@ def test_where_a_limit_is_missed_more_forms_are_planned(
     sizes = iter((0.075, 0.070, 0.060, 0.055))
     seen = list[str]()
 
-    def attempt(self: Choice, cut: Any) -> Any:
+    def attempt(self: Choice, cut: Any, _: Clock) -> Any:
         seen.append(cut.text)
         clock.spent += 10.0
         return Made((next(sizes), 2.0))
@@ -289,6 +289,41 @@ def test_where_a_limit_is_missed_more_forms_are_planned(
     best = choice.planned(cuts, prospects, 10.0)
     assert seen == [f"form {n}" for n in range(tried)]
     assert best.figures == ((0.060, 2.0) if tried == 3 else whole)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "seconds", "planned", "best"),
+    [
+        ([0.05, 0.04, 0.03, 0.035, 0.02], 1.0, [1, 2, 3], 2),  # deeper, until one is no better
+        ([0.03, 0.05, 0.06, 0.035, 0.02], 1.0, [1, 2, 0], 0),  # the deeper one is no better: a shallower one
+        ([0.06, 0.05, 0.06, 0.035, 0.02], 1.0, [1, 2, 0], 1),
+        ([0.05, 0.04, 0.03, 0.02, 0.01], 20.0, [1, 2], 2),  # no time for more
+    ],
+)
+def test_forms_beside_the_best_one_are_planned(
+    sizes: list[float], seconds: float, planned: list[int], best: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cuts: list[Any] = [
+        SimpleNamespace(by="a pass", at=n, text=f"form {n}", predicted=(0.07, 1.0), level=SimpleNamespace(notes=[]))
+        for n in range(5)
+    ]
+    seen = list[int]()
+
+    def attempt(self: Choice, cut: Any, _: Clock) -> Any:
+        seen.append(cut.at)
+        clock.spent += seconds
+        return Made((sizes[cut.at], 1.0))
+
+    def beside(cut: Any, step: int) -> Any:
+        return cuts[cut.at + step] if 0 <= cut.at + step < len(cuts) else None
+
+    monkeypatch.setattr(Choice, "attempt", attempt)
+    clock = Clock(PriceFile.open(tmp_path / "prices.json"), "run", allowed=50.0)
+    prospects: Any = SimpleNamespace(aim=Aim(Budget()), clock=clock, beside=beside)
+    start, judge = cast(Any, Made((0.1, 1.0))), cast(Any, None)
+    choice = Choice(start, 10.0, lambda *_: start, judge, clock.prices, "run", lambda _: None)
+    assert choice.planned([cuts[1]], prospects, seconds).figures == (sizes[best], 1.0)
+    assert seen == planned
 
 
 @dataclass

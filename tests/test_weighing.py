@@ -13,7 +13,10 @@ from tests import trained
 @pytest.mark.parametrize(("name", "size"), [("residual_cnn", 0.11), ("sklearn_mlp", 0.087)])
 def test_plans_are_weighed(name: str, size: float, tmp_path: Path) -> None:
     data, source = list(trained.samples(name, 16)), trained.MODELS / f"{name}.onnx"
-    budget, passes = Budget(size=size, min_sqnr=10), "quantize-static,quantize-dynamic,store-low-bit,store-int8"
+    budget, passes = (
+        Budget(size=size, min_sqnr=10, max_load_time=100),
+        "quantize-static,quantize-dynamic,store-low-bit,store-int8",
+    )
     report = optimize(
         source, tmp_path / "out.onnx", calib=data, budget=budget, passes=passes, prices=tmp_path / "prices"
     )

@@ -29,6 +29,7 @@ def pretend_everything_pays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(planning, "priced", priced)
     monkeypatch.setattr(deliver, "speed_of", lambda *_: Ratio(2.0, 2.0, 2.0, 2.0, 1.0))
     monkeypatch.setattr(deliver, "loads_of", lambda *_: (LoadCost(0.1, 0), LoadCost(0.1, 0)))
+    monkeypatch.setattr(deliver, "seconds_to_load", lambda *_: (0.1, 0.1))
     monkeypatch.setattr(planning, "load_pace", lambda *_: 1.0)
     monkeypatch.setattr(compiler, "head_start", lambda *_: 1.0)
     monkeypatch.setattr(exactness.Exactness, "_slowed", lambda *_: 1.0)

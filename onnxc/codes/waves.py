@@ -118,7 +118,7 @@ class Waves:
     @property
     def load_seconds(self) -> float:
         """About what computing them costs at load, in the measure of Format.load_seconds."""
-        return NODES * NODE_SECONDS + 18e-9 * prod(self.shape)
+        return NODES * NODE_SECONDS + 7e-9 * prod(self.shape)
 
 
 def even(amplitudes: NDArray[np.float64]) -> NDArray[np.float64]:

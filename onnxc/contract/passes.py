@@ -55,7 +55,7 @@ class FinishingPass(Configurable, ABC):
 
     Attributes:
         packs: what it writes is no initializer any more; not every target reads that.
-        hurries: unasked it runs only where a time to load is asked for, on targets that can be measured.
+        hurries: unasked it runs only where models are late to load, and nothing is trained afterwards.
     """
 
     kind: ClassVar[str] = "exact"

@@ -20,6 +20,7 @@ from onnxc.encoding import BlockCodes, Codes
 from onnxc.model import Constant, Graph, Model, Tensor
 
 FEW_SCALES = 128  # in a model: their unfolding would take as many bytes as it saves
+MANY_SCALES = 4096  # in one that loads late: fewer do not pay for the nodes that unfold them
 WORTH_A_CAST = 32  # scales that lie together: fewer take no more bytes as float32
 SMALL = 1 << 22  # weights of a model that become floats all at once: of more, one at a time, in less memory
 
@@ -33,6 +34,7 @@ class CodedWeights:
         sheet: where nodes that unfold packed codes are written.
         plain: nothing is packed, so that codes can be changed after they were written.
         floats: weights that no operator is expected to read as codes: they unfold to floats together.
+        few_scales: of fewer all are float32.
     """
 
     model: Model
@@ -40,6 +42,7 @@ class CodedWeights:
     sheet: Sheet
     plain: bool = False
     floats: Collection[str] = ()
+    few_scales: int = FEW_SCALES
     _coded: dict[str, Tensor] = field(default_factory=dict, init=False)
     _floats: dict[str, Tensor] = field(default_factory=dict, init=False)
     _scales: dict[tuple[str, tuple[int, ...]], Tensor] = field(default_factory=dict, init=False)
@@ -133,7 +136,7 @@ class CodedWeights:
         if (
             self.plain
             or self.model.opset < FLOATS["bfloat16"][1]
-            or sum(form.size for form in forms.values()) < FEW_SCALES
+            or sum(form.size for form in forms.values()) < self.few_scales
         ):
             forms = {}
         made = {label.removesuffix("_scale"): tensor for label, tensor in emit_together(self.sheet, forms).items()}

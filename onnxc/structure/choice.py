@@ -22,7 +22,7 @@ from onnxc.structure.prospects import Cut, Prospects
 
 MOST = 2  # forms that are planned
 OUT_OF_REACH = 2  # times as many, and as long: where the whole model misses a limit, a form is what may hold it
-ALWAYS, SHARE = 15.0, 1.0  # seconds that may be spent anyway, and how much of the run so far
+ALWAYS, SHARE = 60.0, 1.0  # seconds that may be spent anyway, and how much of the run so far
 LONG, WORTH = 80.0, 0.9  # where planning takes more seconds, a form has to promise more: it takes as long again
 
 
@@ -84,18 +84,35 @@ class Choice:
             if tried and clock.spent + whole > clock.allowed * harder:
                 self.notes.append(f"{cut.text}: not planned, the time for trying structures is used up")
                 continue
-            start, tried = process_time(), tried + 1
-            made = self.attempt(cut)
-            clock.took(f"planning {cut.text}", process_time() - start)
+            tried += 1
+            made = self.attempt(cut, clock)
             if made is not None:
                 (size, speed), (small, fast) = made.figures, cut.predicted
                 scales[cut.by] = size / speed / (small / fast)
-                best = self.better(best, made, cut, aim)
+                if (better := self.better(best, made, cut, aim)) is not best:
+                    best = self.refined(better, cut, prospects, whole)
         return best
 
-    def attempt(self, cut: Cut) -> Planned | None:
+    def refined(self, best: Planned, winner: Cut, prospects: Prospects, whole: float) -> Planned:
+        """``best``, the plan of the ``winner``, or that of a deeper form of the same pass, or where the next one is no
+        better of a shallower one, as long as they get better and time is left.
+        """
+        clock, first = prospects.clock, best
+        for step in (1, -1):
+            while clock.spent + whole <= clock.allowed and (cut := prospects.beside(winner, step)) is not None:
+                made = self.attempt(cut, clock)
+                better = self.better(best, made, cut, prospects.aim) if made is not None else best
+                if better is best:
+                    break
+                best, winner = better, cut
+            if best is not first:
+                break
+        return best
+
+    def attempt(self, cut: Cut, clock: Clock) -> Planned | None:
         """The plan of a form, None where none passes."""
         self.say(f"planning {cut.text}")
+        start = process_time()
         drops, self.judge.drops, self.judge.strictly = self.judge.drops, [], True
         try:
             made = self.plan(cut.level.model, cut.lead, cut.noise)
@@ -104,6 +121,7 @@ class Choice:
             return None
         finally:
             self.judge.drops, self.judge.strictly = drops, False
+            clock.took(f"planning {cut.text}", process_time() - start)
         trial = made.delivery.trial
         if trial is None:
             self.notes.append(f"{cut.text}: not taken, {made.delivery.rejected[-1]}")
@@ -114,7 +132,8 @@ class Choice:
         """The better one of the best so far and the plan of a cut."""
         size, speed = made.figures
         what = f"planned with it the file has {size:.1%} of the bytes and is {speed:.2f} times as fast"
-        old = "without, {:.1%} and {:.2f} times".format(*best.figures)
+        old = "without" if best is self.whole else "with the form before"
+        old += ", {:.1%} and {:.2f} times".format(*best.figures)
         if aim.of(made.figures) >= CLOSE * aim.of(best.figures):
             self.notes.append(f"{cut.text}: not taken, {what}; {old}")
             return best

@@ -34,6 +34,9 @@ from onnxc.trial import Trial
 
 WON = 0.5  # of the time that a form wins in float (as an exponent), what is expected to be won in a plan
 TRUSTED = 0.67  # how much the floor counts, and not the noise of the best plan: a score may have stopped it by chance
+# Where the time to load stopped the plan, the exponent of the share of the weights that is left: what unfolds sooner
+# may have fewer bits (0.53 and 0.68 of a voice detector's weights became 0.42 and 0.55 of its bytes).
+RELIEVED = 1.5
 ROOM = 0.2  # of the noise that is allowed, left for codes: with less no plan gets smaller
 MADE = 3  # forms of one pass that are made
 LEADING = 1.0  # seconds in which the float form is timed
@@ -44,12 +47,13 @@ class Cut:
     """A form that was made and judged in float.
 
     Attributes:
-        by: name of the pass.
+        by: name of the pass; at: which of its offers this is.
         lead: times as fast as the whole model in float; noise: over signal, that it makes in float.
         predicted: figures of its best plan.
     """
 
     by: str
+    at: int
     level: Level
     lead: float
     noise: float
@@ -68,6 +72,7 @@ class Prospects:
         whole: the plan of the whole model; best: the trial that is delivered of it.
         stamp: what tells this run from others, for the price file.
         notes, refusals: get what was not taken, and why.
+        offers: of every pass that was asked, least saved first.
     """
 
     whole: Planned
@@ -79,6 +84,7 @@ class Prospects:
     say: Callable[[str], None]
     notes: list[str] = field(default_factory=list)
     refusals: list[Refusal] = field(default_factory=list)
+    offers: dict[str, tuple[Offer, ...]] = field(default_factory=dict)
 
     @property
     def allowed(self) -> float:
@@ -146,17 +152,16 @@ class Prospects:
 
     def made(self, by: str, offers: tuple[Offer, ...]) -> list[Cut]:
         """The promising ones of ``offers``: the middle one is made first, then what its noise says is the best."""
+        self.offers[by] = offers
         found, waiting, least = list[Cut](), dict(enumerate(offers)), CLOSE * self.aim.of(self.whole.figures)
         chosen, tried, reasons = len(offers) // 2, 0, dict[int, str]()
         while waiting and tried < MADE and self.clock.spent <= self.clock.allowed / 2:
             offer, start, tried = waiting.pop(chosen), process_time(), tried + 1
-            level = offer.make()
-            name_nodes(level.model)
-            noise, problem = self.noise(level.model)
+            level, noise, problem = self.formed(offer)
             if problem is not None:
                 reasons[chosen] = f"{level.specification}: {problem}"
                 waiting = {at: each for at, each in waiting.items() if at <= chosen // 2}
-            elif (cut := self.judged(by, level, noise)) is not None and self.aim.of(cut.predicted) < least:
+            elif (cut := self.judged(by, chosen, level, noise)) is not None and self.aim.of(cut.predicted) < least:
                 found.append(cut)
                 least = CLOSE * self.aim.of(cut.predicted)
             else:
@@ -172,6 +177,25 @@ class Prospects:
             self.notes.append(f"{by}: not planned: {reasons[min(reasons)]}")
         return found
 
+    def beside(self, cut: Cut, step: int) -> Cut | None:
+        """The form that is ``step`` offers of its pass further than a ``cut``; None where there is none, it misses a
+        floor, or leaves no room for codes.
+        """
+        offers, at = self.offers[cut.by], cut.at + step
+        if not 0 <= at < len(offers):
+            return None
+        start = process_time()
+        level, noise, problem = self.formed(offers[at])
+        found = self.judged(cut.by, at, level, noise) if problem is None else None
+        self.clock.took(f"{cut.by} {level.specification}", process_time() - start)
+        return found
+
+    def formed(self, offer: Offer) -> tuple[Level, float, str | None]:
+        """The form of an offer, its noise, and the floor that it misses."""
+        level = offer.make()
+        name_nodes(level.model)
+        return level, *self.noise(level.model)
+
     def noise(self, model: Model) -> tuple[float, str | None]:
         """Noise over signal of a form in float; and the floor that it misses, held to the share of the allowed drop
         that its plans will be held to. The hook is not asked where its calls are bounded.
@@ -186,7 +210,7 @@ class Prospects:
             judge.drops = drops
         return 10 ** (-quality.sqnr_db / 10) if quality.problem is None else 1e6, missed
 
-    def judged(self, by: str, level: Level, noise: float) -> Cut | None:
+    def judged(self, by: str, at: int, level: Level, noise: float) -> Cut | None:
         """A form with what its plan is predicted to be; None where no room is left for codes."""
         model, judge = self.whole.planning.context.model, self.judge
         if (more := self.finer(noise)) is None:
@@ -195,7 +219,7 @@ class Prospects:
         sample = judge.samples.take(1)[0]
         lead = speed_up(model, level.model, sample, judge.options, self.clock.prices, key, LEADING)
         share = weight_bytes(level.model) / max(weight_bytes(model), 1)
-        return Cut(by, level, lead, noise, self.figures(share, lead, more))
+        return Cut(by, at, level, lead, noise, self.figures(share, lead, more))
 
     def promised(self, offer: Offer, rate: float) -> Figures:
         """Figures of an offer that makes ``rate`` times its cost of noise: it saves as much of the bytes as of time."""
@@ -215,6 +239,8 @@ class Prospects:
         """Those of the plan of a form with a share of the weights' bytes that is ``lead`` times as fast in float."""
         size, speed = self.whole.figures
         planning = self.whole.planning
+        if planning.loads is not None and planning.loads.close:
+            share **= RELIEVED
         stored = stored_bytes(planning.problem, self.best.plan.stored) / self.judge.original.source_bytes
         return max(size - stored, 0.0) + stored * share * (1 + more), speed * lead**WON
 

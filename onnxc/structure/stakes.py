@@ -7,10 +7,12 @@ inputs cost more bits elsewhere than they save.
 
 from __future__ import annotations
 
+from onnxc.bracket import HEADROOM
 from onnxc.cheapest import load_seconds
 from onnxc.contract.context import Stakes
 from onnxc.cost import KERNEL_OVERHEAD
 from onnxc.planning import Planning
+from onnxc.predictions import predicted_noise
 from onnxc.problem import Plan, Problem, smallest_bytes
 from onnxc.profiling import FLOAT
 
@@ -18,6 +20,8 @@ from onnxc.profiling import FLOAT
 def stakes_of(planning: Planning, found: Plan) -> Stakes:
     """Gains and costs of every weight in the plan ``found``; both in shares of its bytes and its time, added, each
     multiplied with what the limits say that it counts.
+
+    A plan that the time to load stopped has less noise than is allowed: there it costs less, in proportion.
     """
     problem = planning.problem
     byte_price = problem.limited if problem.most_bytes is not None else problem.byte_price
@@ -35,10 +39,12 @@ def stakes_of(planning: Planning, found: Plan) -> Stakes:
             times.append(problem.prices.of(site.name, candidate.mode if candidate is not None else FLOAT) or 0.0)
             gains[site.weight.name] += time_price * times[-1] / pace
     least = max(min((each for each in times if each > 0), default=0.0), KERNEL_OVERHEAD)
-    costs, damages = dict[str, float](), dict[str, float]()
+    costs, damages, price = dict[str, float](), dict[str, float](), found.price
+    if problem.hurried:
+        price *= min(predicted_noise(problem, found.compute, found.stored) / (planning.allowed * HEADROOM), 1.0)
     for name, known in planning.coder.noise_damages().items():
         mode = found.stored.get(name)
-        costs[name] = found.price * sensitivity(problem, name, known)
+        costs[name] = price * sensitivity(problem, name, known)
         damages[name] = known.get(mode, 0.0) if mode is not None else 0.0
     return Stakes(gains, costs, damages, time_price * least / pace)
 

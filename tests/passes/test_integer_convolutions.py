@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,11 @@ import pytest
 
 from onnxc.cli import main
 from onnxc.exactness import Exactness
+from onnxc.judge import Judge
 from onnxc.model import Model
 from onnxc.passes.integer_convolutions import IntegerConvolutions
 from onnxc.propose import passes_of
-from onnxc.recipe import Budget, Recipe
+from onnxc.recipe import Recipe, parse_passes
 from tests.passes.test_exact_passes import model_of
 from tests.trained import MODELS
 
@@ -124,13 +126,16 @@ def test_named_it_writes_a_smaller_file_with_the_same_kernels(tmp_path: Path) ->
     assert Exactness(Model.load(plain), [sample]).differs(Model.load(named)) is None
 
 
-def test_unasked_only_where_a_time_to_load_is_asked_for() -> None:
-    chosen = [
-        {type(each).name for each, _ in passes_of(replace(Recipe(), budget=budget, target=target)).finishing}
-        for budget, target in (
-            (Budget(), "cpu"),
-            (Budget(max_load_time=2.0), "cpu"),
-            (Budget(max_load_time=2.0), "cuda"),
-        )
-    ]
-    assert [IntegerConvolutions.name in names for names in chosen] == [False, True, False]
+def test_unasked_only_where_models_are_late_to_load() -> None:
+    """And named always; never before a training, which goes through operators that have a gradient."""
+    asked = [None, parse_passes("quantize-static,integer-convolutions"), parse_passes("quantize-static")]
+    recipes = [*(replace(Recipe(), passes=passes) for passes in asked), replace(Recipe(), recover=1.0)]
+    written = list[tuple[int, int]]()
+    for recipe in recipes:
+        judge: Any = SimpleNamespace(finishing=passes_of(recipe).finishing, hurried=False)
+        counts = list[int]()
+        for judge.hurried in (False, True):
+            made, _ = Judge.finished(judge, network())
+            counts.append(sum(node.op == "QLinearConv" for node in made.nodes()))
+        written.append((counts[0], counts[1]))
+    assert written == [(0, 1), (1, 1), (0, 0), (0, 0)]

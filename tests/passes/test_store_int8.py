@@ -45,8 +45,8 @@ def test_unfolded_at_load(operator: NodeProto, weights: dict[str, np.ndarray], s
 
 
 def test_the_estimate_of_bytes_is_close() -> None:
-    """What is priced is what one more weight takes in the file, to a few bytes; what all share counts once. Over several
-    weights: whether their scales are a list depends on how many there are.
+    """What is priced is what one more weight takes in the file, to a few bytes; what all share counts once. Over
+    several weights: whether their scales are a list depends on how many there are.
     """
     sizes, priced = [], []
     for count in (1, 5):
