@@ -31,6 +31,7 @@ from onnxc.tradeoff.points import Frontier
 from onnxc.tradeoff.record import RECORD, Record, write_file
 from onnxc.tradeoff.walking import walk
 
+GRACE = 0.05  # seconds that a model may take longer to load than the original: it is shown how long
 PAGES = ("frontier.csv", "frontier.html", "frontier.png")
 
 
@@ -104,7 +105,7 @@ def frontier(
 def walk_down(run: Run, record: Record, found: Frontier, say: Progress) -> None:
     """The model, and smaller forms of it, down to the floor; the hook is asked later."""
     judge, started = run.judge, process_time()
-    judge.careful = False  # every point is shown with what it costs
+    judge.careful, judge.grace = False, GRACE  # every point is shown with what it costs
     judge.budget, evaluation, judge.evaluation = floored(judge.budget), judge.evaluation, None
     try:
         walk_forms(run, walk(run, record, found, say), say, started)

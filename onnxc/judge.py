@@ -125,7 +125,8 @@ class Judge:
             was fitted to the samples.
         free: whether the limits of size and speed count no more: they are out of reach.
         patient: passes were told what to do, or nothing that was named makes models load sooner: that may take as long
-            to load as it does, but for a limit that was given.
+            to load as it does, but for a limit that was given; grace: seconds more than the original's that a model may
+            take where none was.
         hurried: whether models are late to load, so that what makes them load sooner runs too.
         spare: seconds by which the last model that was measured loads faster than it must; below 0 where it does not.
         out_of_reach: whether no plan was found that is predicted to hold the limits of size and speed.
@@ -149,6 +150,7 @@ class Judge:
     strictly: bool = False
     free: bool = False
     patient: bool = False
+    grace: float = 0.0
     hurried: bool = False
     spare: float = 0.0
     out_of_reach: bool = False
@@ -168,8 +170,9 @@ class Judge:
 
     def time_to_load(self, before: float) -> float:
         """Seconds that a model may take to load whose original takes ``before``."""
-        most = self.budget.max_load_time or (math.inf if self.patient else DEFAULT_LOAD_TIME)
-        return most * before
+        if self.budget.max_load_time is not None:
+            return self.budget.max_load_time * before
+        return math.inf if self.patient else max(DEFAULT_LOAD_TIME * before, before + self.grace)
 
     def finished(self, model: Model) -> tuple[Model, tuple[str, ...]]:
         """Run the finishing passes on ``model``, once; it, and what they said."""
