@@ -79,7 +79,7 @@ def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_what_is_too_long(limit: float | None, patient: bool, before: float, after: float, slow: bool) -> None:
-    asked: Any = SimpleNamespace(budget=Budget(max_load_time=limit), patient=patient)
+    asked: Any = SimpleNamespace(budget=Budget(max_load_time=limit), patient=patient, grace=0.0)
     asked.time_to_load = partial(Judge.time_to_load, asked)
     sentence = loads_too_long(asked, LoadCost(before, None), LoadCost(after, None))
     assert (sentence is not None) == slow
