@@ -25,12 +25,12 @@ from onnxc.price_file import PriceFile, cpu_name
 from onnxc.session import Options, runtime_version
 
 MODES, EACH, SHAPE = ("levels16", "trellis16"), 5, (96, 256)  # formats, weights of each, and their shape
-LEAST, MOST = 0.4, 2.5  # a machine as fast or slow as that was disturbed
+LEAST, MOST = 0.2, 2.5  # a machine as fast or slow as that was disturbed
 
 
 def load_pace(options: Options, prices: PriceFile) -> float:
     """The factor, measured once for a price file."""
-    key = f"pace of loading | {options.threads} threads | onnxruntime {runtime_version()} | {cpu_name()}"
+    key = f"pace of loading in turn | {options.threads} threads | onnxruntime {runtime_version()} | {cpu_name()}"
     if key not in prices.entries:
         with TemporaryDirectory(prefix="onnxc-", ignore_cleanup_errors=True) as folder:
             plain, small = Path(folder, "plain.onnx"), Path(folder, "packed.onnx")
