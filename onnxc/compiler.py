@@ -291,6 +291,7 @@ def planned(
         try:
             done = gate(run.judge, trials, run.prices, stamp, run.say, told=told, measured=here)
         except OutdatedError:  # with nothing remembered it is not raised again
+            run.judge.remembers = False
             planning.memory.forget()
             run.notes[:], run.judge.drops = list(notes), list(drops)
             run.judge.failed, run.judge.hurried = judged

@@ -128,6 +128,7 @@ class Judge:
             to load as it does, but for a limit that was given; grace: seconds more than the original's that a model may
             take where none was.
         hurried: whether models are late to load, so that what makes them load sooner runs too.
+        remembers: whether figures of other runs count.
         spare: seconds by which the last model that was measured loads faster than it must; below 0 where it does not.
         out_of_reach: whether no plan was found that is predicted to hold the limits of size and speed.
         overheard: the original's answers on the items of the score.
@@ -152,6 +153,7 @@ class Judge:
     patient: bool = False
     grace: float = 0.0
     hurried: bool = False
+    remembers: bool = True
     spare: float = 0.0
     out_of_reach: bool = False
     batch: int | None = None

@@ -81,7 +81,7 @@ class Planning:
         attempts: every plan that was judged; overheads: bytes of their files besides the weights.
         feedback: whether weights are solved on what the compressed model feeds them; walks: whether fields of passes
             ask for that, or for biases that it corrects; pace: seconds that it takes.
-        loads: how long plans may take to load; unhurried: those judged before it was known that they load late.
+        loads: how long plans may take to load.
         most: plans that are built.
         lead: how many times as fast as the original the float form of this model is, for ``problem``; before: the noise
             over signal that it makes before anything is rounded.
@@ -106,7 +106,6 @@ class Planning:
     walks: bool = field(init=False)
     pace: float | None = None
     loads: LoadRoom | None = None
-    unhurried: set[object] = field(default_factory=set)
     most: int = TRIALS
 
     def __post_init__(self, lead: float) -> None:
@@ -163,7 +162,6 @@ class Planning:
 
     def hurry(self) -> None:
         """From now on models are made to load sooner."""
-        self.unhurried = {attempt.plan.key for attempt in self.attempts}
         self.judge.hurried = self.coder.hurried = self.problem.late = True
         self.coder.forget()
         self.scales = Scales(self.coder, self.judge.finished)
@@ -253,14 +251,14 @@ class Planning:
 
     def built_again(self, trial: Trial) -> Trial:
         """``trial`` with its model. Raises OutdatedError where it is not what another run said of it."""
-        if trial.model is not NOTHING and trial.plan.key not in self.unhurried:
+        if trial.model is not NOTHING:
             return trial
         judge, drops, calls = self.judge, list(self.judge.drops), self.judge.evaluations
         judge.free = False  # it may have been judged before limits were given up
         self.say("building the best plan, whose figures are known")
         made = replace(judge.trial(self.built(trial.plan), trial.plan), before=trial.before, others=trial.others)
         judge.drops, judge.evaluations = drops, calls
-        if (made.missed is None) != (trial.missed is None):
+        if self.judge.remembers and (made.missed is None) != (trial.missed is None):
             raise OutdatedError
         return made
 
@@ -380,7 +378,7 @@ class Planning:
     def memory(self) -> Memory:
         """What trials of other runs measured, where the hook can be told from others."""
         hook = self.judge.evaluation
-        if hook is not None and hook.identity is None:
+        if not self.judge.remembers or (hook is not None and hook.identity is None):
             return Memory(self.prices)
         asked = "" if hook is None else f"{hook.identity} {self.judge.score!r}"
         finishing = repr([(repr(each), told) for each, told in self.judge.finishing])

@@ -22,6 +22,7 @@ from onnxc.loading import LoadCost, load_costs
 from onnxc.model import Model
 from onnxc.planning import Planning
 from onnxc.problem import Plan
+from onnxc.quality import Quality
 from onnxc.recipe import Budget, parse_passes, parse_recipe
 from onnxc.session import Ratio
 from onnxc.trial import Trial
@@ -254,6 +255,15 @@ def test_the_same_kernels_are_slower_only_if_every_round_says_so(
         tmp_path / "in.onnx", tmp_path / "out.onnx", passes="store-int8", prices=tmp_path / "prices"
     )
     assert report.changed == kept
+
+
+@pytest.mark.parametrize("hurried", [False, True])
+def test_a_trial_that_has_its_model_is_not_judged_again(hurried: bool) -> None:
+    """Its verdict may be another one after more trials: the search would begin anew, each time."""
+    made = Model.load(linears())
+    trial = Trial(Plan(), made, Quality(sqnr_db=20.0), None, None)
+    given: Any = SimpleNamespace(judge=SimpleNamespace(hurried=hurried))
+    assert Planning.built_again(given, trial) is trial
 
 
 def test_real_load_times() -> None:
