@@ -48,7 +48,8 @@ def cut(problem: Problem, price: float, forbidden: set[str]) -> Plan:
         if candidate.mode == "rows":  # microseconds either way, but gathering codes never unfolds the whole table
             floats, codes = 2 * KERNEL_OVERHEAD, 0.0
         flow.edge(SOURCE, node, floats / total)
-        flow.edge(node, SINK, (codes + KERNEL_OVERHEAD) / total)
+        ready = problem.load_price * problem.site_loading if candidate.mode != "rows" else 0.0
+        flow.edge(node, SINK, (codes + KERNEL_OVERHEAD) / total + ready)
         if name in problem.told:
             flow.require(SOURCE, node)
         for activation in (*candidate.reads, *((candidate.writes,) if candidate.writes else ())):

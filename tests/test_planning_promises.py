@@ -457,3 +457,18 @@ def test_where_trials_are_few_each_halves_what_is_not_known() -> None:
     small = [trial for trial in tried if any(is_small(mode) for mode in trial.plan.stored.values())]
     assert small[0].missed is not None
     assert small[1].noise < 0.1 * small[0].noise
+
+
+def test_sites_that_win_least_are_the_first_given_up_for_the_time_to_load() -> None:
+    problem = replace(large("MatMul", 24).in_full_codes(), site_loading=1e-4, tables=[])
+    found = [plan(replace(problem, load_price=10.0**power)).compute for power in np.arange(-2, 6, 0.25)]
+    counts = [len(each) for each in found]
+    assert counts[0] > 12
+    assert counts[-1] == 0
+    assert len(set(counts)) > 3
+    won = {name: (problem.prices.of(name, FLOAT) or 0.0) - (problem.prices.of(name, c.mode) or 0.0)
+           for name, c in found[0].items()}  # fmt: skip
+    for more, fewer in pairwise(found):
+        assert set(fewer) <= set(more)
+        gone = [won[name] for name in set(more) - set(fewer)]
+        assert max(gone, default=0.0) <= min((won[name] for name in fewer), default=np.inf) * 1.01
