@@ -174,10 +174,15 @@ def ceiling(planning: Planning, reached: float = 0.0) -> str:
     )
 
 
+def turned_away(planning: Planning) -> list[tuple[Plan, float]]:
+    """Plans that load too late, and how many times as long as allowed."""
+    return planning.loads.late if planning.loads is not None else []
+
+
 def too_late(planning: Planning, size: int) -> str | None:
     """What was not taken as it loads too late, where it is clearly smaller than ``size``; None where nothing is."""
-    late = [] if planning.loads is None else planning.loads.late
-    found = min(((predicted_bytes(planning, each), times) for each, times in late if times > 1), default=None)
+    late = [(predicted_bytes(planning, each), times) for each, times in turned_away(planning) if times > 1]
+    found = min(late, default=None)
     if found is None or found[0] > SMALLER * size:
         return None
     share, most = found[0] / planning.judge.original.source_bytes, planning.judge.time_to_load(1.0)
@@ -195,13 +200,12 @@ def would_help(planning: Planning) -> str:
     size, speed = judge.budget.size or 1.0, judge.budget.speed or 0.0
     most = size * judge.original.source_bytes * ABOUT
     fast = problem.original_seconds / speed * ABOUT if speed else float("inf")
-    late = [] if planning.loads is None else [found for found, _ in planning.loads.late]
 
     def within(found: Plan) -> bool:
         return found.seconds <= fast and predicted_bytes(planning, found) <= most
 
     tried = [each for each in planning.attempts if each.missed and within(each.plan)]
-    advice = ["more time to load (--max-load-time)"] if any(map(within, late)) else []
+    advice = ["more time to load (--max-load-time)"] if any(within(each) for each, _ in turned_away(planning)) else []
     if judge.samples.generated:
         advice.append("samples (--calib)")
     if judge.evaluation is None:

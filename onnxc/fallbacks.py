@@ -39,7 +39,7 @@ class Fallbacks:
         simplified model as it is. Each is made when it is known how long the one before took to load, or which floor it
         missed.
         """
-        known = [trial.plan for trial in tried if trial.missed is None and (trial.spare or -1) > 0]
+        known = [trial.plan for trial in tried if trial.missed is None and trial.spare is not None and trial.spare > 0]
         yield from sorted(known, key=lambda each: worth(self.problem, each))
         yield from self.sooner(best)
         yield from [trial.plan for trial in tried if trial.missed is None and not small_codes(trial.plan)][:1]

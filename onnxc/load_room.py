@@ -30,8 +30,8 @@ class LoadRoom:
         taken: seconds that a plan's model may take to load, and those that it takes; NOTHING where it is to be made.
         hurry: makes models load sooner from now on.
         close: whether all that might be delivered are measured.
-        known: the most seconds predicted of a plan that was in time; late: plans that were not, and how many
-            times as long they take as may be taken.
+        known: the most seconds predicted of a plan that was in time; late: plans that were not, and how
+            many times as long as allowed they take.
     """
 
     problem: Problem
