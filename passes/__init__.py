@@ -1,13 +1,16 @@
 """The passes that come with onnxc, in pipeline order: the table of contents of this folder."""
 
+from .columns_as_products import ColumnsAsProducts
 from .equalize_layers import EqualizeLayers
 from .factor_conv import FactorConv
 from .factor_matmul import FactorMatmul
 from .flush_subnormals import FlushSubnormals
+from .fold_scaler import FoldScaler
 from .fold_sparse import FoldSparse
 from .integer_convolutions import IntegerConvolutions
 from .merge_duplicates import MergeDuplicates
 from .plain_gelu import PlainGelu
+from .plain_labels import PlainLabels
 from .plain_linears import PlainLinears
 from .plain_normalization import PlainNormalization
 from .prune_channels import PruneChannels
@@ -39,6 +42,8 @@ PASSES: tuple[type, ...] = (
     PlainNormalization,
     PlainGelu,
     SumsAsProducts,
+    ColumnsAsProducts,
+    PlainLabels,
     StripDebug,
     RaiseOpset,
     FlushSubnormals,
@@ -61,6 +66,7 @@ PASSES: tuple[type, ...] = (
     StoreFloat16,
     FoldSparse,
     IntegerConvolutions,
+    FoldScaler,
     StripDefaults,
     StripShapes,
     Recover,

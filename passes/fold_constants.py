@@ -12,31 +12,18 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
-import onnx
-from onnx import helper, numpy_helper
 
 from onnxc.contract.passes import ExactPass, Outcome
 from onnxc.errors import OnnxcError
 from onnxc.model import Constant, Graph, Model, Node, Tensor
-from onnxc.session import Options, Session
 
+from .computing import RANDOM, compute
 from .facts import Borders, remove, rewire, standard
 
 NODE_BYTES = 100  # what a node and the names of its tensors take in a file, about
 TIED_BYTES = 1024  # constants above this bind their readers together: they vanish for all or for none
 LARGEST = 1 << 30  # bytes that may be computed at once
-_KEPT = {
-    *("Constant", "DequantizeLinear", "QuantizeLinear", "DynamicQuantizeLinear", "NonZero", "ImageDecoder"),
-    *(
-        "RandomNormal",
-        "RandomNormalLike",
-        "RandomUniform",
-        "RandomUniformLike",
-        "Multinomial",
-        "Bernoulli",
-        "Dropout",
-    ),
-}
+_KEPT = {"Constant", "DequantizeLinear", "QuantizeLinear", "DynamicQuantizeLinear", "NonZero", "ImageDecoder", *RANDOM}
 
 
 @dataclass
@@ -176,24 +163,6 @@ def _fold(model: Model, clusters: list[_Cluster]) -> int:
 
 
 def _compute(model: Model, clusters: list[_Cluster]) -> dict[str, Any]:
-    """Results of the clusters by name, computed by ONNX Runtime."""
-    nodes, constants, outputs = [], {}, []
-    for cluster in clusters:
-        for _, node in cluster.nodes:
-            attributes = {
-                name: _tensor(value.values, "") if isinstance(value, Constant) else value
-                for name, value in node.attrs.items()
-            }
-            inputs, results = ([tensor.name for tensor in side] for side in (node.inputs, node.outputs))
-            nodes.append(helper.make_node(node.op, inputs, results, **attributes))
-            constants.update({t.name: t for t in node.inputs if isinstance(t, Constant)})
-        outputs += [onnx.ValueInfoProto(name=tensor.name) for _, tensor in _results(cluster)]
-    weights = [_tensor(model.values(tensor), name) for name, tensor in constants.items()]
-    graph = helper.make_graph(nodes, "constants", [], outputs, weights)
-    opset = helper.make_opsetid("", model.opset)
-    proto = helper.make_model(graph, opset_imports=[opset], ir_version=max(model.ir_version, 4))
-    return Session(proto, Options(level="off")).run({})
-
-
-def _tensor(values: Any, name: str) -> onnx.TensorProto:
-    return numpy_helper.from_array(np.ascontiguousarray(values).reshape(np.shape(values)), name)
+    """Results of the clusters by name."""
+    nodes = [node for cluster in clusters for _, node in cluster.nodes]
+    return compute(model, nodes, [tensor for cluster in clusters for _, tensor in _results(cluster)])
