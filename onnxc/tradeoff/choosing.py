@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 
 from onnxc.compiler import Progress, Run
 from onnxc.errors import BudgetError
-from onnxc.judge import TINY, step
+from onnxc.judge import step
 from onnxc.quality import FLOOR_SQNR_WITH_HOOK_DB, floor_met, relative_drop
 from onnxc.recipe import Budget
 from onnxc.session import Session
@@ -64,7 +64,7 @@ def score(run: Run, record: Record, say: Progress) -> None:
 
 def expect(run: Run, record: Record) -> None:
     """What the score of every point is expected to lose, as the other points tell. Where the score counts items it is
-    as many whole ones as are most likely lost: of a Poisson distribution the mean, rounded down.
+    the nearest number of whole ones.
     """
     if (before := run.judge.score) is None:
         return
@@ -79,7 +79,7 @@ def expect(run: Run, record: Record) -> None:
         others = [each for other, each in told.items() if other != key]
         point.predicted_drop = expected_drop(predicted, others) if predicted is not None else None
         if point.predicted_drop is not None and item:
-            point.predicted_drop = math.floor(point.predicted_drop / item + TINY) * item
+            point.predicted_drop = round(point.predicted_drop / item) * item
 
 
 def too_low(run: Run, point: Point) -> bool:
