@@ -32,7 +32,9 @@ from .store_trellis import StoreTrellis
 from .strip_debug import StripDebug
 from .strip_defaults import StripDefaults
 from .strip_shapes import StripShapes
+from .strip_trees import StripTrees
 from .sums_as_products import SumsAsProducts
+from .trees_as_tensors import TreesAsTensors
 from .unfold_frames import UnfoldFrames
 
 PASSES: tuple[type, ...] = (
@@ -44,6 +46,8 @@ PASSES: tuple[type, ...] = (
     SumsAsProducts,
     ColumnsAsProducts,
     PlainLabels,
+    TreesAsTensors,
+    StripTrees,
     StripDebug,
     RaiseOpset,
     FlushSubnormals,
