@@ -27,7 +27,7 @@ from onnxc.planning import Planning
 from onnxc.recipe import Budget, Recipe, load_recipe, parse_evals, parse_passes, presets
 from onnxc.tradeoff import walking
 from onnxc.tradeoff.choosing import expect, score, select
-from onnxc.tradeoff.expecting import expected_drop
+from onnxc.tradeoff.expecting import expected_drop, expected_items
 from onnxc.tradeoff.pacing import Pace
 from onnxc.tradeoff.points import Frontier, Point
 from onnxc.tradeoff.record import Record, digest
@@ -299,6 +299,17 @@ def test_expected_drops_are_whole_items() -> None:
     assert items[:2] == [0.0, 0.0]
     assert items == sorted(items)
     assert items[-1] >= 2
+
+
+def test_expected_items_follow_the_likeliest_power_of_the_noise() -> None:
+    """Means of 0.1 items at 30 dB, 1 at 20, 10 at 10: a power of one; luck at a single point moves it little."""
+    known = [(40.0, 0.0), (30.0, 0.0), (20.0, 0.01), (15.0, 0.03), (10.0, 0.1)]
+    drops = [expected_items(each, known, 0.01) for each in (50.0, 30.0, 20.0, 15.0, 10.0)]
+    assert drops == pytest.approx([0.0, 0.0, 0.01, 0.03, 0.1])
+    lucky = [(db, 0.02 if db == 20.0 else drop) for db, drop in known]
+    assert expected_items(10.0, lucky, 0.01) == pytest.approx(0.1, abs=0.011)
+    assert expected_items(20.0, [(40.0, 0.0), (30.0, -0.01)], 0.01) == 0.0
+    assert expected_items(20.0, [], 0.01) is None
 
 
 def test_limits_that_no_model_holds(tmp_path: Path, calls: list[object]) -> None:

@@ -11,7 +11,7 @@ from onnxc.judge import step
 from onnxc.quality import FLOOR_SQNR_WITH_HOOK_DB, floor_met, relative_drop
 from onnxc.recipe import Budget
 from onnxc.session import Session
-from onnxc.tradeoff.expecting import expected_drop
+from onnxc.tradeoff.expecting import expected_drop, expected_items
 from onnxc.tradeoff.points import Point
 from onnxc.tradeoff.record import Record
 
@@ -63,9 +63,7 @@ def score(run: Run, record: Record, say: Progress) -> None:
 
 
 def expect(run: Run, record: Record) -> None:
-    """What the score of every point is expected to lose, as the other points tell. Where the score counts items it is
-    the nearest number of whole ones.
-    """
+    """What the score of every point is expected to lose, as the other points tell."""
     if (before := run.judge.score) is None:
         return
     told = {
@@ -77,9 +75,8 @@ def expect(run: Run, record: Record) -> None:
     for key, point in record.points.items():
         predicted = point.predicted_sqnr_db if point.predicted_sqnr_db is not None else point.sqnr_db
         others = [each for other, each in told.items() if other != key]
-        point.predicted_drop = expected_drop(predicted, others) if predicted is not None else None
-        if point.predicted_drop is not None and item:
-            point.predicted_drop = round(point.predicted_drop / item) * item
+        if predicted is not None:
+            point.predicted_drop = expected_items(predicted, others, item) if item else expected_drop(predicted, others)
 
 
 def too_low(run: Run, point: Point) -> bool:

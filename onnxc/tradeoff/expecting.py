@@ -1,9 +1,12 @@
 """What a score loses at a noise, as all other models tell. In: noises and drops of models. Out: the drop to expect.
 
-A score on few items turns on one or two of them: what a model is expected to lose is read off the curve through the
-others that never falls as noise rises (isotonic regression; Ayer and others, 1955), and off a power of the noise. The
-first one knows where drops begin, but has steps, and a model that is left out pulls it away from what that model lost;
-the second one has neither fault, nor that virtue. Their geometric mean orders models best.
+A score that counts items loses so many of them by luck around a mean that is a power of the noise: the power is the one
+of greatest likelihood (Poisson regression), the drop to expect the nearest number of whole items.
+
+Another score is read off the curve through the others that never falls as noise rises (isotonic regression; Ayer and
+others, 1955), and off a power of the noise. The first one knows where drops begin, but has steps, and a model that is left
+out pulls it away from what that model lost; the second one has neither fault, nor that virtue. Their geometric mean orders
+models best.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 POWERS = np.linspace(0.5, 1.0, 6)  # of the noise, that drops may follow
+POWERS_OF_ITEMS = np.linspace(0.3, 1.5, 25)  # of the noise, that numbers of items may follow
 GROWTH = 0.5  # of the drop with the noise beyond all that is known: answers change with the amplitude of errors
 
 
@@ -51,3 +55,18 @@ def expected_drop(sqnr_db: float, known: Sequence[tuple[float, float]]) -> float
     stepped = float(np.interp(noise, noises, curve)) * 10 ** (GROWTH * beyond / 10)
     scale, exponent = power_law(10 ** (noises / 10), drops)
     return float(np.sqrt(stepped * scale * 10 ** (exponent * noise / 10)))
+
+
+def expected_items(sqnr_db: float, known: Sequence[tuple[float, float]], item: float) -> float | None:
+    """``expected_drop`` where one item of a score is worth ``item``: so many whole ones."""
+    if not known:
+        return None
+    noises, drops = (np.array(each) for each in zip(*known, strict=True))
+    curves = (10 ** (-noises / 10)) ** POWERS_OF_ITEMS[:, None]
+    lost = np.maximum(drops, 0.0) / item
+    if not lost.any():
+        return 0.0
+    scales = lost.sum() / curves.sum(1)
+    means = scales[:, None] * curves
+    best = int(np.argmax((lost * np.log(means) - means).sum(1)))
+    return float(round(scales[best] * 10 ** (-POWERS_OF_ITEMS[best] * sqnr_db / 10))) * item
