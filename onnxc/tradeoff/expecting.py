@@ -4,9 +4,9 @@ A score that counts items loses so many of them by luck around a mean that is a 
 of greatest likelihood (Poisson regression), the drop to expect the nearest number of whole items.
 
 Another score is read off the curve through the others that never falls as noise rises (isotonic regression; Ayer and
-others, 1955), and off a power of the noise. The first one knows where drops begin, but has steps, and a model that is left
-out pulls it away from what that model lost; the second one has neither fault, nor that virtue. Their geometric mean orders
-models best.
+others, 1955), and off a power of the noise. The first one knows where drops begin, but has steps, and a model that is
+left out pulls it away from what that model lost; the second one has neither fault, nor that virtue. Their geometric
+mean orders models best.
 """
 
 from __future__ import annotations
