@@ -37,7 +37,7 @@ class Coder:
 
     def __init__(self, context: Context, proposals: Proposals) -> None:
         self.context = context
-        self.hurried = False  # models are late to load
+        self.late = False  # models are late to load
         self.asked, self.rounding = proposals.asked, proposals.rounding
         self.made: dict[tuple[str, str, bool], Codes] = {}
         self.damages: dict[str, dict[str, float]] = {}
@@ -119,7 +119,7 @@ class Coder:
     def may_be_sparse(self, form: Format) -> bool:
         """Whether zeros may be left out: nodes have to be there, and time where nobody asked for zeros."""
         able = self.context.model.opset >= SPARSE_OPSET and not self.context.target.plain
-        return able and bool(form.zeros or not self.hurried)
+        return able and bool(form.zeros or not self.late)
 
     def form(self, name: str, mode: str) -> Format:
         """The format ``mode`` of a weight, rounded as asked for."""

@@ -279,7 +279,7 @@ def planned(
     """``model``, of which the float form is ``lead`` times as fast as the simplified original and makes the noise
     ``before``, planned; of its trials at most so many go to the gate.
     """
-    notes, drops, judged = list(run.notes), list(run.judge.drops), (run.judge.failed, run.judge.hurried)
+    notes, drops, judged = list(run.notes), list(run.judge.drops), (run.judge.failed, run.judge.late)
     while True:
         planning = proposed(run, model)
         planning.shaped(run.lead * lead, before)
@@ -294,7 +294,7 @@ def planned(
             run.judge.remembers = False
             planning.memory.forget()
             run.notes[:], run.judge.drops = list(notes), list(drops)
-            run.judge.failed, run.judge.hurried = judged
+            run.judge.failed, run.judge.late = judged
             continue
         return Planned(planning, done)
 

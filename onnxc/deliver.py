@@ -108,7 +108,7 @@ def time_taken(judge: Judge, made: Callable[[], Model], prices: PriceFile, *part
             before, after = seconds_to_load(original_file(judge, path), path, judge.options)
         return {"before": before, "after": after}
 
-    found = prices.found("loading", *parts, repr(judge.hurried), learn=learn)
+    found = prices.found("loading", *parts, repr(judge.late), learn=learn)
     return judge.time_to_load(found["before"]), found["after"]
 
 

@@ -176,7 +176,7 @@ def ceiling(planning: Planning, reached: float = 0.0) -> str:
 
 def turned_away(planning: Planning) -> list[tuple[Plan, float]]:
     """Plans that load too late, and how many times as long as allowed."""
-    return planning.loads.late if planning.loads is not None else []
+    return planning.loads.too_late if planning.loads is not None else []
 
 
 def too_late(planning: Planning, size: int) -> str | None:

@@ -110,9 +110,9 @@ def solving_key(context: Context) -> str:
     return f"solving {digest} | {len(context.samples or ())} samples | {cpu_name()}"
 
 
-def build_solved(plan: Plan, solved: Solved, context: Context, *, hurried: bool = False) -> Model:
-    """The model of ``plan`` with what was found; ``hurried``: it loads late."""
-    return written(context.model, plan, solved.codes, solved.shifts, target=context.target, hurried=hurried).model
+def build_solved(plan: Plan, solved: Solved, context: Context, *, late: bool = False) -> Model:
+    """The model of ``plan`` with what was found; ``late``: whether it takes too long to load."""
+    return written(context.model, plan, solved.codes, solved.shifts, target=context.target, late=late).model
 
 
 def asked_for(context: Context, coder: Coder, notes: list[str]) -> bool:

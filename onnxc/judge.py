@@ -106,7 +106,7 @@ def smoothed(points: Sequence[tuple[float, float]]) -> float:
 def build(model: Model, plan: Plan, codes: Coder) -> Model:
     """``model`` with ``plan`` applied, a copy."""
     made = codes.of(plan.stored, plan.compute)
-    return written(model, plan, made, target=codes.context.target, hurried=codes.hurried).model
+    return written(model, plan, made, target=codes.context.target, late=codes.late).model
 
 
 @dataclass
@@ -127,7 +127,7 @@ class Judge:
         patient: passes were told what to do, or nothing that was named makes models load sooner: that may take as long
             to load as it does, but for a limit that was given; grace: seconds more than the original's that a model may
             take where none was.
-        hurried: whether models are late to load, so that what makes them load sooner runs too.
+        late: whether models are late to load, so that what makes them load sooner runs too.
         remembers: whether figures of other runs count.
         spare: seconds by which the last model that was measured loads faster than it must; below 0 where it does not.
         out_of_reach: whether no plan was found that is predicted to hold the limits of size and speed.
@@ -152,7 +152,7 @@ class Judge:
     free: bool = False
     patient: bool = False
     grace: float = 0.0
-    hurried: bool = False
+    late: bool = False
     remembers: bool = True
     spare: float = 0.0
     out_of_reach: bool = False
@@ -180,7 +180,7 @@ class Judge:
         """Run the finishing passes on ``model``, once; it, and what they said."""
         notes = list[str]()
         for each, told in self.finishing:
-            if self.hurried or told or not each.hurries:
+            if self.late or told or not each.hurries:
                 notes += [f"{each.name}: {note}" for note in each.finish(model, told=told).notes]
         return model, tuple(notes)
 

@@ -30,7 +30,7 @@ class LoadRoom:
         taken: seconds that a plan's model may take to load, and those that it takes; NOTHING where it is to be made.
         hurry: makes models load sooner from now on.
         close: whether all that might be delivered are measured.
-        known: the most seconds predicted of a plan that was in time; late: plans that were not, and how
+        known: the most seconds predicted of a plan that was in time; too_late: plans that were not, and how
             many times as long as allowed they take.
     """
 
@@ -39,7 +39,7 @@ class LoadRoom:
     hurry: Callable[[], None]
     close: bool = False
     known: float = 0.0
-    late: list[tuple[Plan, float]] = field(default_factory=list)
+    too_late: list[tuple[Plan, float]] = field(default_factory=list)
 
     def measure(self, first: Trial, pace: float = 1.0) -> float:
         """Seconds in which weights may unfold and integer kernels be made ready, so that the file loads in time.
@@ -87,7 +87,7 @@ class LoadRoom:
             self.known = max(self.known, predicted)
             problem.most_loading = max(problem.most_loading, predicted + trial.spare / LIGHTER / problem.arrives)
             return True
-        self.late.append((trial.plan, seconds / allowed))
+        self.too_late.append((trial.plan, seconds / allowed))
         problem.most_loading = max(min(problem.most_loading, lighter(problem, trial.plan, trial.spare)), self.known)
         return False
 

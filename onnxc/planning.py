@@ -109,13 +109,13 @@ class Planning:
     most: int = TRIALS
 
     def __post_init__(self, lead: float) -> None:
-        self.scales, self.coder.hurried = Scales(self.coder, self.judge.finished), self.judge.hurried
+        self.scales, self.coder.late = Scales(self.coder, self.judge.finished), self.judge.late
         self.walks = asked_for(self.context, self.coder, self.notes)
         self.say("measuring times in place")
         sample = self.judge.timed(1)[0]
         prices = priced(self.context, self.proposals, self.coder, sample, self.context.options, self.prices)
         self.problem = self.proposals.problem(self.context, prices)
-        self.problem.late = self.judge.hurried
+        self.problem.late = self.judge.late
         self.judge.patient |= self.context.recipe.passes is not None and not self.problem.has_small_codes
         self.shaped(lead, self.before)
 
@@ -162,7 +162,7 @@ class Planning:
 
     def hurry(self) -> None:
         """From now on models are made to load sooner."""
-        self.judge.hurried = self.coder.hurried = self.problem.late = True
+        self.judge.late = self.coder.late = self.problem.late = True
         self.coder.forget()
         self.scales = Scales(self.coder, self.judge.finished)
 
@@ -203,7 +203,7 @@ class Planning:
                 found = solve(plan, self.context, self.coder, feedback=self.feedback)
                 spent = min(perf_counter() - start, process_time() - started)  # others may be at work, or many threads
                 self.pace = self.prices.entries.setdefault(solving_key(self.context), spent)
-                return build_solved(plan, found, self.context, hurried=self.judge.hurried)
+                return build_solved(plan, found, self.context, late=self.judge.late)
             except (ModelError, DataError) as error:
                 self.feedback = self.walks = False
                 self.notes.append(f"weights were solved on the original's activations alone: {error}")
@@ -219,8 +219,8 @@ class Planning:
         if not free or not possible(self.context) or (self.feedback and plan.stored == trial.plan.stored):
             return None
         try:
-            found, hurried = solve(plan, self.context, self.coder), self.judge.hurried
-            made = build_solved(plan, found, self.context, hurried=hurried)
+            found, late = solve(plan, self.context, self.coder), self.judge.late
+            made = build_solved(plan, found, self.context, late=late)
         except (ModelError, DataError) as error:
             self.notes.append(f"recovery: codes could not be solved anew: {error}")
             return None

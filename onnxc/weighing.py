@@ -46,7 +46,7 @@ class Scales:
         if plan.key not in self.known:
             codes = {name: self.codes(name, mode) for name, mode in plan.stored.items() if mode not in FLOATS}
             made = written(
-                self.coder.context.model, plan, codes, target=self.coder.context.target, hurried=self.coder.hurried
+                self.coder.context.model, plan, codes, target=self.coder.context.target, late=self.coder.late
             ).model
             self.finish(made)
             self.known[plan.key] = file_bytes(made) + RECEIPT

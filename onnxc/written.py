@@ -26,20 +26,20 @@ def written(
     *,
     plain: bool = False,
     target: Target = CPU,
-    hurried: bool = False,
+    late: bool = False,
 ) -> Rewriter:
     """``plan`` applied to a copy of ``model``. The order of sites is the file's, so names come out the same.
 
     Args:
         shifts: name of a bias -> [N], what is taken out of it.
         plain: nothing is packed, so that codes can be changed afterwards.
-        target: what the model is for; hurried: it loads late.
+        target: what the model is for; late: whether it takes too long to load.
     """
     copy = model.copy()
     short = sorted(codes, key=lambda name: (len(name), name))  # what weights share is named after the first of them
     floats = set() if plain or target.plain else set(codes) - read_as_codes(copy, plan)
     rewriter = Rewriter(copy, {name: codes[name] for name in short}, plain=plain, floats=floats, target=target)
-    rewriter.weights.few_scales = MANY_SCALES if hurried else FEW_SCALES
+    rewriter.weights.few_scales = MANY_SCALES if late else FEW_SCALES
     for candidate in plan.compute.values():
         if candidate.apply is not None:
             candidate.apply(rewriter)

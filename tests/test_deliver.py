@@ -257,12 +257,12 @@ def test_the_same_kernels_are_slower_only_if_every_round_says_so(
     assert report.changed == kept
 
 
-@pytest.mark.parametrize("hurried", [False, True])
-def test_a_trial_that_has_its_model_is_not_judged_again(hurried: bool) -> None:
+@pytest.mark.parametrize("late", [False, True])
+def test_a_trial_that_has_its_model_is_not_judged_again(late: bool) -> None:
     """Its verdict may be another one after more trials: the search would begin anew, each time."""
     made = Model.load(linears())
     trial = Trial(Plan(), made, Quality(sqnr_db=20.0), None, None)
-    given: Any = SimpleNamespace(judge=SimpleNamespace(hurried=hurried))
+    given: Any = SimpleNamespace(judge=SimpleNamespace(late=late))
     assert Planning.built_again(given, trial) is trial
 
 

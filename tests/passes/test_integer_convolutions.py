@@ -132,9 +132,9 @@ def test_unasked_only_where_models_are_late_to_load() -> None:
     recipes = [*(replace(Recipe(), passes=passes) for passes in asked), replace(Recipe(), recover=1.0)]
     written = list[tuple[int, int]]()
     for recipe in recipes:
-        judge: Any = SimpleNamespace(finishing=passes_of(recipe).finishing, hurried=False)
+        judge: Any = SimpleNamespace(finishing=passes_of(recipe).finishing, late=False)
         counts = list[int]()
-        for judge.hurried in (False, True):
+        for judge.late in (False, True):
             made, _ = Judge.finished(judge, network())
             counts.append(sum(node.op == "QLinearConv" for node in made.nodes()))
         written.append((counts[0], counts[1]))
