@@ -171,9 +171,9 @@ def _add_distill(verbs: Any) -> None:
     learning.add_argument(
         "--mix",
         type=limit("max_drop"),
-        default=1.0,
-        metavar="100%",
-        help="of the samples are mixed of two, where inputs are quantities (100%%)",
+        default=0.5,
+        metavar="50%",
+        help="of the samples are mixed of two, where inputs are quantities (50%%)",
     )
     learning.add_argument("--outputs", metavar="STUDENT=TEACHER,...", help="outputs that belong together")
     learning.add_argument("--blocks", action="store_true", help="block by block first; for a compressed teacher")

@@ -142,7 +142,7 @@ def distill(
     temperature: float = 1.0,
     labels: str | None = None,
     label_weight: float = 0.5,
-    mix: float = 1.0,
+    mix: float = 0.5,
     outputs: str | None = None,
     blockwise: bool = False,
     seed: int = 0,

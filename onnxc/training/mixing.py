@@ -31,7 +31,7 @@ class Mixture:
     """A batch to learn from.
 
     Attributes:
-        numbers: of its samples. partners: of what is mixed into each.
+        numbers: of its samples, those that are mixed first. partners: of what is mixed into each.
         shares: 0 to 1, of each sample itself; 1: it is not mixed.
     """
 
@@ -40,9 +40,9 @@ class Mixture:
     shares: list[float]
 
     @property
-    def mixed(self) -> bool:
-        """Whether any sample is."""
-        return any(share < 1 for share in self.shares)
+    def mixed(self) -> int:
+        """How many samples are."""
+        return sum(share < 1 for share in self.shares)
 
 
 def told(model: Model) -> set[str]:
@@ -122,11 +122,10 @@ class Mixer:
         made = []
         for batch in batches:
             chosen, drawn = random.random(len(batch)) < self.share, random.random(len(batch))
-            shares = [
-                float(drawn[place]) if chosen[place] and number in partners else 1.0
-                for place, number in enumerate(batch)
-            ]
-            made.append(Mixture(batch, [partners.get(number, number) for number in batch], shares))
+            shares = np.where(chosen & [number in partners for number in batch], drawn, 1.0)
+            order = np.argsort(shares == 1, kind="stable")
+            numbers = [batch[place] for place in order]
+            made.append(Mixture(numbers, [partners.get(each, each) for each in numbers], shares[order].tolist()))
         return made
 
     def inputs(self, mixture: Mixture) -> list[dict[str, np.ndarray]]:

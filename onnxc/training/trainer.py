@@ -164,8 +164,11 @@ class Trainer:
         """The loss of the student as it is now, between samples; at them where the teacher has no answer there."""
         if self.asked is None or not mixture.mixed:
             return self.batch_loss(mixture.numbers)
-        rows = self.mixer.inputs(mixture)
-        wanted = self.asked(rows)
+        rows, answered = self.mixer.inputs(mixture), mixture.numbers[mixture.mixed :]
+        wanted = self.asked(rows[: mixture.mixed])
+        if answered:
+            known = self.lesson.wanted(answered)
+            wanted = {name: torch.cat([each, known[name]]) for name, each in wanted.items()}
         if not all(bool(torch.isfinite(each).all()) for each in wanted.values()):
             return self.batch_loss(mixture.numbers)
         got = self.program(joined(rows), values_of(self.latents))

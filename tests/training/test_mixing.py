@@ -101,6 +101,7 @@ def test_shares_are_uniform_and_drawn_by_seed_and_epoch() -> None:
 
     half = np.asarray(drawn(0.5, 0, 0))
     assert (half < 1).mean() == pytest.approx(0.5, abs=0.03)
+    assert (half[: (half < 1).sum()] < 1).all(), "those that are mixed come first"
     whole = np.asarray(drawn(1.0, 0, 0))
     assert np.histogram(whole, 4, (0, 1))[0] == pytest.approx(1000, abs=120)
     assert drawn(1.0, 0, 0) == whole.tolist()
@@ -149,6 +150,10 @@ def test_a_step_learns_what_the_teacher_says_between_samples() -> None:
         assert float(found.mixed_loss(mixture)) == pytest.approx(float(expected), rel=1e-3)
         unmixed = Mixture([one], [other], [1.0])
         assert float(found.mixed_loss(unmixed)) == float(found.batch_loss([one])) != pytest.approx(float(expected))
+        both = Mixture([one, other], [other, one], [0.25, 1.0])
+        found.loss = replace(found.loss, measure="kl")  # a mean over samples
+        single = [float(found.mixed_loss(each)) for each in (mixture, Mixture([other], [one], [1.0]))]
+        assert float(found.mixed_loss(both)) == pytest.approx(sum(single) / 2, rel=1e-4)
 
 
 def learned_of_few(mix: float) -> float:
@@ -192,7 +197,7 @@ def test_distill_mixes_unless_it_is_told_not_to(tmp_path: Path) -> None:
     rounded(Model.load(MODELS / "sklearn_mlp.onnx")).save(student)
     words = ["distill", str(MODELS / "sklearn_mlp.onnx"), str(student)]
     written = []
-    for number, more in enumerate(([], ["--mix", "100%"], ["--mix", "0%"])):
+    for number, more in enumerate(([], ["--mix", "50%"], ["--mix", "0%"])):
         out = tmp_path / f"{number}.onnx"
         assert main([*words, str(out), "--data", str(data), "--steps", "20", "--quiet", *more]) == 0
         written.append(out.read_bytes())
