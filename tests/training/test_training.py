@@ -28,7 +28,7 @@ from onnxc.training.interpreter import Program
 from onnxc.training.latents import tensors_of, values_of, write
 from onnxc.training.leaning import lean
 from onnxc.training.lesson import Lesson
-from onnxc.training.losses import Loss, Output, matched
+from onnxc.training.losses import Classes, Loss, Output, matched
 from onnxc.training.recover import lowered, recover
 from onnxc.training.trainer import Trainer
 from onnxc.training.tuning import Settings
@@ -337,7 +337,7 @@ def test_losses() -> None:
     assert float(Loss([output], "kl")({"y": logits}, {"y": other})) == pytest.approx(divergence, rel=1e-5)
     squares = 2 / 5.25
     assert float(Loss([output])({"y": logits}, {"y": other})) == pytest.approx(divergence + squares, rel=1e-5)
-    hard = Loss([output], "kl", labels=1.0)({"y": logits}, {"y": other}, torch.tensor([1]))
+    hard = Loss([output], "kl", labels=1.0)({"y": logits}, {"y": other}, Classes.certain([1]))
     assert float(hard) == pytest.approx(-float(torch.log(q[0, 1])), rel=1e-5)
     cosine = float(Loss([Output("y", "y")], "cosine")({"y": logits}, {"y": other}))
     assert cosine == pytest.approx(1 - 4.25 / 5.25, rel=1e-5)
