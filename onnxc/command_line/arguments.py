@@ -168,6 +168,13 @@ def _add_distill(verbs: Any) -> None:
     learning.add_argument("--temperature", type=own_words(positive), default=1.0, help="of class scores (1)")
     learning.add_argument("--labels", metavar="NAME", help="the array of the data that holds class numbers")
     learning.add_argument("--label-weight", type=limit("size"), default=0.5, metavar="50%", help="of the labels (50%%)")
+    learning.add_argument(
+        "--mix",
+        type=limit("max_drop"),
+        default=0.5,
+        metavar="50%",
+        help="of the samples are mixed of two, where inputs are quantities (50%%)",
+    )
     learning.add_argument("--outputs", metavar="STUDENT=TEACHER,...", help="outputs that belong together")
     learning.add_argument("--blocks", action="store_true", help="block by block first; for a compressed teacher")
     learning.add_argument("--seed", type=int, default=0, help="of everything random (0)")

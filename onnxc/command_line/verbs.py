@@ -175,6 +175,7 @@ def run_distill(parsed: argparse.Namespace) -> int:
                 temperature=parsed.temperature,
                 labels=parsed.labels,
                 label_weight=parsed.label_weight,
+                mix=parsed.mix,
                 outputs=parsed.outputs,
                 blockwise=parsed.blocks,
                 seed=parsed.seed,

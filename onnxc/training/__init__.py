@@ -7,6 +7,7 @@ folder that imports torch, which is the extra ``distill``: whoever needs it impo
       latents.py      parameter <-> value: floats, codes, scales, zeros that stay
       weights.py      what in a file is learned: which latents   leaning.py  where its codes start
       losses.py       outputs -> a number   parity.py    the interpreter against ONNX Runtime
+      lesson.py       samples with the teacher's answers     mixing.py    samples mixed of two
       devices.py      CUDA or the processor, and torch in order on it
       tuning.py       one optimization: held-back samples, best checkpoint, early stop, resume
       blocks.py       where a graph can be cut, and the block-wise tuning

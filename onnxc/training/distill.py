@@ -22,8 +22,9 @@ from onnxc.reference import ReferenceOutputs
 from onnxc.samples.inputs import index_limits
 from onnxc.samples.readers import Raw, Reader, open_reader
 from onnxc.session import Options, Session
+from onnxc.training.lesson import Lesson
 from onnxc.training.losses import Loss, matched
-from onnxc.training.trainer import Lesson, Trained, Trainer
+from onnxc.training.trainer import Trained, Trainer
 from onnxc.training.tuning import Settings
 
 if TYPE_CHECKING:
@@ -141,6 +142,7 @@ def distill(
     temperature: float = 1.0,
     labels: str | None = None,
     label_weight: float = 0.5,
+    mix: float = 0.5,
     outputs: str | None = None,
     blockwise: bool = False,
     seed: int = 0,
@@ -156,6 +158,8 @@ def distill(
         data: inputs, in any form that calibration data may have.
         measure: "auto", "kl", "mse" or "cosine"; see losses.py.
         labels: the array of the data that holds class numbers; label_weight: 0 to 1 of the loss.
+        mix: 0 to 1, the share of the samples of a step that are mixed with others, where inputs are quantities; see
+            mixing.py.
         outputs: "student=teacher,..." where their names differ.
         blockwise: reconstruct block by block first, for a student whose tensors have the teacher's names.
         work: a folder for the state of an interrupted training.
@@ -177,7 +181,7 @@ def distill(
         teaching, learning, found.samples, [each.teacher for each in loss.outputs], seed, found.labels
     )
     folder = Path(work) if work is not None else None
-    settings = Settings(minutes, steps, rate, batch=batch, seed=seed, threads=options.threads, work=folder)
+    settings = Settings(minutes, steps, rate, batch=batch, mix=mix, seed=seed, threads=options.threads, work=folder)
     trained = Trainer(original, pupil, lesson, loss, settings, options, say).run(blockwise=blockwise)
     trained.model.metadata.update({"onnxc": f'{{"distilled":true,"seed":{seed}}}'} if trained.improved else {})
     size = trained.model.save(Path(output))

@@ -102,6 +102,33 @@ def logarithms(values: torch.Tensor, output: Output, temperature: float = 1.0, k
 
 
 @dataclass(frozen=True)
+class Classes:
+    """Hard labels of a batch [N].
+
+    Attributes:
+        first, second: class numbers. share: 0 to 1, of the first; 1 where there is one class only.
+    """
+
+    first: torch.Tensor
+    second: torch.Tensor
+    share: torch.Tensor
+
+    @classmethod
+    def certain(cls, numbers: Sequence[int]) -> Classes:
+        """One class for each sample."""
+        only = torch.tensor(numbers)
+        return cls(only, only, torch.ones(len(numbers)))
+
+    def unlikely(self, scores: torch.Tensor) -> torch.Tensor:
+        """The cross-entropy of log-probabilities [N, classes, ...], mean over the batch."""
+        found = []
+        for numbers, share in ((self.first, self.share), (self.second, 1 - self.share)):
+            each = functional.nll_loss(scores, numbers.to(scores.device), reduction="none")
+            found.append((share.to(scores.device) * each).mean())
+        return found[0] + found[1]
+
+
+@dataclass(frozen=True)
 class Loss:
     """The number that is made smaller.
 
@@ -118,12 +145,12 @@ class Loss:
     labels: float = 0.5
 
     def __call__(
-        self, got: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor], labels: torch.Tensor | None = None
+        self, got: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor], labels: Classes | None = None
     ) -> torch.Tensor:
         """The loss of a batch.
 
         Args:
-            got: the student's outputs. wanted: the teacher's, by the teacher's names. labels: class numbers.
+            got: the student's outputs. wanted: the teacher's, by the teacher's names. labels: its classes.
 
         Raises:
             DataError: shapes differ.
@@ -137,7 +164,7 @@ class Loss:
             part = self.part(output, new.float(), old.float())
             if labels is not None and output.kind in CLASSES:
                 scores = logarithms(new, output).movedim(output.axis, 1)
-                part = (1 - self.labels) * part + self.labels * functional.nll_loss(scores, labels.to(new.device))
+                part = (1 - self.labels) * part + self.labels * labels.unlikely(scores)
             total = total.to(new.device) + part
         return total / len(self.outputs)
 

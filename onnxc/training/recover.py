@@ -17,8 +17,9 @@ from onnxc.model import Model
 from onnxc.quality import FLOOR_CHANGED, FLOOR_DROP
 from onnxc.recipe import Budget
 from onnxc.session import Options, Session
+from onnxc.training.lesson import Lesson
 from onnxc.training.losses import Loss, matched
-from onnxc.training.trainer import Lesson, Trained, Trainer
+from onnxc.training.trainer import Trained, Trainer
 from onnxc.training.tuning import Say, Settings
 from onnxc.trial import Trial
 

@@ -8,15 +8,14 @@ latents ──────────────── the file's initializers
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from time import monotonic
 
 import numpy as np
 import torch
 
-from onnxc.data import Sample
-from onnxc.errors import DataError, Interrupted, ModelError
+from onnxc.errors import Interrupted, ModelError
 from onnxc.file import editing
 from onnxc.model import Model
 from onnxc.session import Options, Session
@@ -25,10 +24,12 @@ from onnxc.training.devices import device, named, orderly, within_memory
 from onnxc.training.interpreter import Program
 from onnxc.training.latents import Latent, tensors_of, values_of, write
 from onnxc.training.leaning import lean
+from onnxc.training.lesson import Asked, Lesson, alike
 from onnxc.training.losses import Loss
+from onnxc.training.mixing import Mixer, Mixture, quantities, told
 from onnxc.training.operators.table import from_numpy
 from onnxc.training.parity import check_parity
-from onnxc.training.samples import Shelf, batches, joined, plain, split
+from onnxc.training.samples import Shelf, batches, joined
 from onnxc.training.tuning import Diary, Say, Settings, restore, snapshot, tune
 from onnxc.training.weights import latents
 
@@ -36,7 +37,6 @@ BLOCK_SHARE = 0.4  # of the time, for the blocks
 BLOCK_STEPS = 300
 BLOCK_SAMPLES = 256  # at most, to learn from in the blocks
 PROBES = 3  # samples that the interpreter is held against ONNX Runtime with
-ALIKE = 1e-2  # squared error over power up to which joined samples give what single ones give
 
 
 @dataclass
@@ -59,77 +59,6 @@ class Trained:
     seconds: float
     parity: float
     notes: list[str] = field(default_factory=list)
-
-
-@dataclass
-class Lesson:
-    """Samples with the teacher's answers.
-
-    Attributes:
-        rows: the student's inputs. answers: the teacher's outputs. labels: class numbers, where the data has them.
-        learning, held: numbers of the samples to learn from and to judge by.
-    """
-
-    rows: Shelf
-    answers: Shelf
-    labels: list[int] | None
-    learning: list[int]
-    held: list[int]
-    digest: str
-
-    @classmethod
-    def given(
-        cls,
-        teacher: Session,
-        student: Session,
-        samples: Iterable[Sample],
-        outputs: Sequence[str],
-        seed: int,
-        labels: list[int] | None = None,
-        held: Collection[int] = (),
-    ) -> Lesson:
-        """Run the teacher over ``samples``, once.
-
-        Args:
-            held: positions of samples that nothing may learn from; an eighth of all by default.
-
-        Raises:
-            DataError: the inputs of the two models have nothing in common, or there are fewer than two samples.
-        """
-        theirs, mine = ([each.name for each in session.inputs] for session in (teacher, student))
-        optional = [each.name for session in (teacher, student) for each in session.optional]
-        renamed: Mapping[str, str] = {}
-        if set(theirs) != set(mine):
-            if set(theirs) & set(mine) or len(theirs) != len(mine):
-                names = ", ".join(theirs), ", ".join(mine)
-                raise DataError(f"the inputs of the teacher ({names[0]}) and of the student ({names[1]}) do not match")
-            renamed = dict(zip(theirs, mine, strict=True))
-        rows, answers, digest = Shelf(), Shelf(), hashlib.sha256()
-        for sample in samples:
-            row = plain(sample, [*theirs, *optional])
-            for name, array in sorted(row.items()):
-                digest.update(f"{name}{array.shape}{array.dtype}".encode() + np.ascontiguousarray(array).tobytes())
-            rows.append({renamed.get(name, name): array for name, array in row.items()})
-            answers.append(teacher.run(row, list(outputs)))
-        if len(rows) < 2:
-            raise DataError("training needs two samples at least, one to learn from and one to judge by")
-        learning, judging = split(len(rows), seed)
-        if held:
-            learning, judging = [each for each in range(len(rows)) if each not in held], sorted(held)
-        return cls(rows, answers, labels, learning, judging, digest.hexdigest())
-
-    def wanted(self, numbers: Sequence[int]) -> dict[str, torch.Tensor]:
-        """The teacher's answers to a batch."""
-        return joined(self.answers[number] for number in numbers)
-
-    def label(self, numbers: Sequence[int]) -> torch.Tensor | None:
-        """The classes of a batch."""
-        if self.labels is None:
-            return None
-        rows = [int(next(iter(self.answers[number].values())).shape[0]) for number in numbers]
-        if any(row != 1 for row in rows):
-            raise DataError("hard labels need samples of one item each")
-        return torch.tensor([self.labels[number] for number in numbers])
 
 
 class Trainer:
@@ -177,6 +106,20 @@ class Trainer:
         probes = [lesson.rows[number] for number in lesson.learning[:PROBES]]
         self.parity = check_parity(self.program, student, probes, self.options)
         self.joinable = self._joinable()
+        self.mixer = self._mixer()
+        self.asked: Asked | None = None
+        if self.mixer.on:
+            session = Session(self.teacher.path or self.teacher, self.options)
+            self.asked = Asked(session, [each.teacher for each in loss.outputs], lesson)
+
+    def _mixer(self) -> Mixer:
+        lesson, share = self.lesson, self.settings.mix
+        names: frozenset[str] = frozenset()
+        if share:
+            mine = {theirs: name for name, theirs in lesson.theirs.items()}
+            fixed = told(self.start) | {mine.get(name, name) for name in told(self.teacher)}
+            names = quantities(lesson.rows, lesson.learning, fixed)
+        return Mixer(lesson.rows, lesson.learning, names, share, self.settings.seed)
 
     def _joinable(self) -> bool:
         """Whether samples joined along their first axis give what they give one by one."""
@@ -191,14 +134,7 @@ class Trainer:
                 single = [self.program(rows[number], values) for number in pair]
         except (ModelError, RuntimeError):
             return False
-        for name, value in both.items():
-            apart = [each[name] for each in single]
-            if any(not each.ndim for each in apart) or torch.cat(apart).shape != value.shape:
-                return False
-            error = (torch.cat(apart).double() - value.double()).square().sum()
-            if not bool(error <= ALIKE * value.double().square().sum() + 1e-12):
-                return False
-        return True
+        return alike(both, single)
 
     @property
     def size(self) -> int:
@@ -219,6 +155,24 @@ class Trainer:
         values = values_of(self.latents)
         got = self.program(joined(self.lesson.rows[number] for number in numbers), values)
         return self.loss(got, self.lesson.wanted(numbers), self.lesson.label(numbers))
+
+    def mixtures(self, epoch: int) -> list[Mixture]:
+        """The batches of an epoch, samples mixed into others."""
+        return self.mixer.mixtures(self.order(epoch), epoch)
+
+    def mixed_loss(self, mixture: Mixture) -> torch.Tensor:
+        """The loss of the student as it is now, between samples; at them where the teacher has no answer there."""
+        if self.asked is None or not mixture.mixed:
+            return self.batch_loss(mixture.numbers)
+        rows, answered = self.mixer.inputs(mixture), mixture.numbers[mixture.mixed :]
+        wanted = self.asked(rows[: mixture.mixed])
+        if answered:
+            known = self.lesson.wanted(answered)
+            wanted = {name: torch.cat([each, known[name]]) for name, each in wanted.items()}
+        if not all(bool(torch.isfinite(each).all()) for each in wanted.values()):
+            return self.batch_loss(mixture.numbers)
+        got = self.program(joined(rows), values_of(self.latents))
+        return self.loss(got, wanted, self.lesson.mixed_label(mixture))
 
     def held_back(self) -> float:
         """The loss on the samples held back."""
@@ -263,8 +217,8 @@ class Trainer:
             left = max(seconds - (monotonic() - started), 1.0)
             outcome = tune(
                 self.latents,
-                self.batch_loss,
-                self.order,
+                self.mixed_loss,
+                self.mixtures,
                 self.held_back,
                 settings,
                 steps=settings.steps,
@@ -279,6 +233,8 @@ class Trainer:
         improved = after < before
         done = f"{outcome.steps} steps on {named(self.device)}, {outcome.ended}"
         notes.append(f"{done}; loss on held-back samples {before:.4g} -> {after:.4g}")
+        if self.mixer.off:
+            notes.append(self.mixer.off)
         if loose:
             kernels = ", ".join(sorted(loose))
             notes.append(f"the same command may give other weights: {kernels} of PyTorch adds up in any order")

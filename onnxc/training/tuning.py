@@ -17,7 +17,7 @@ from pathlib import Path
 from threading import current_thread, main_thread
 from time import monotonic
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -31,6 +31,7 @@ EVALUATIONS = 25
 TOLERATED = 5  # batches whose loss is no number
 
 Say = Callable[[str], None]
+Batch = TypeVar("Batch")
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Settings:
         minutes: the longest it may take. steps: of the end-to-end training, if time allows.
         rate: of weights, in units of their size; scale_rate: of logarithms of scales.
         batch: samples in a step, where they can be joined. seed: of everything random.
+        mix: 0 to 1, the share of the samples of a step that are mixed with others (mixing.py), end to end.
         threads: of torch; on a machine that others use too one is often the fastest.
         work: a folder for the state, so that an interrupted training goes on; None: nothing is kept.
     """
@@ -50,6 +52,7 @@ class Settings:
     rate: float = 2e-3
     scale_rate: float = 1e-3
     batch: int = 32
+    mix: float = 0.0
     seed: int = 0
     threads: int = 1
     work: Path | None = None
@@ -153,8 +156,8 @@ def minutes_left(seconds: float) -> str:
 
 def tune(
     latents: Sequence[Latent],
-    loss: Callable[[Sequence[int]], torch.Tensor],
-    order: Callable[[int], list[list[int]]],
+    loss: Callable[[Batch], torch.Tensor],
+    order: Callable[[int], Sequence[Batch]],
     evaluate: Callable[[], float],
     settings: Settings,
     *,
@@ -167,7 +170,7 @@ def tune(
     """Change ``latents`` so that ``evaluate()`` gets smaller; they end at the best that was seen.
 
     Args:
-        loss: of a batch of samples, by their numbers.
+        loss: of a batch, whatever a batch is.
         order: the batches of an epoch, by its number.
         evaluate: the loss on the samples held back.
         steps, seconds: the most of either.
@@ -193,7 +196,7 @@ def tune(
         kept, before, best = saved["kept"], saved["before"], saved["best"]
         since, step, spent = saved["since"], saved["step"], saved["spent"]
     every = max(10, steps // EVALUATIONS)
-    epoch, queue = -1, list[list[int]]()
+    epoch, queue = -1, list[Batch]()
     started, ended = monotonic() - spent, "all steps done"
     passed = 0
 
@@ -204,7 +207,7 @@ def tune(
         while step < steps and not pressed:
             if not queue:
                 epoch += 1
-                queue = order(epoch)
+                queue = list(order(epoch))
                 if passed + len(queue) <= step:  # epochs before the saved state
                     passed += len(queue)
                     queue = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from onnxc.training import importance, trainer
 from onnxc.training.importance import first_order
 from onnxc.training.interpreter import Program
 from onnxc.training.latents import write
-from onnxc.training.losses import Loss, Output
+from onnxc.training.losses import Classes, Loss, Output
 from onnxc.training.operators import OPERATORS
 from onnxc.training.tuning import snapshot, tune
 from tests.training.elsewhere import ELSEWHERE, elsewhere
@@ -115,6 +116,14 @@ def whole(teacher: Model, student: Model, name: str) -> list[np.ndarray]:
     return learned(found)
 
 
+def mixed(teacher: Model, student: Model, name: str) -> list[np.ndarray]:
+    """After a training as a whole with every sample mixed into another."""
+    found = made(teacher, student, name, 24, replace(FEW, mix=1.0))
+    assert found.mixer.on
+    assert found.run(blockwise=False).steps == FEW.steps
+    return learned(found)
+
+
 def one_step(teacher: Model, student: Model, name: str) -> list[np.ndarray]:
     """After one step, better or not."""
     found, better = made(teacher, student, name, 2, FEW), iter([1.0, 0.0])
@@ -152,6 +161,11 @@ def test_recovery_on_another_device_gives_the_same_weights(name: str, monkeypatc
     monkeypatch.setattr(trainer, "BLOCK_STEPS", 8)
     teacher = Model.load(MODELS / f"{name}.onnx")
     same_training(whole, teacher, rounded(teacher), name, monkeypatch, None)
+
+
+def test_samples_are_mixed_for_another_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    teacher = Model.load(MODELS / "sklearn_mlp.onnx")
+    same_training(mixed, teacher, rounded(teacher), "sklearn_mlp", monkeypatch, None)
 
 
 @pytest.mark.parametrize("name", ["depthwise_cnn", "vision_transformer", "lstm", "text_gru", "mixer"])
@@ -197,7 +211,7 @@ def test_losses_take_what_the_teacher_and_the_labels_say_from_the_processor(meas
     """The student's outputs lie elsewhere; answers and class numbers are read from the disk."""
     random = np.random.default_rng(0)
     mine, theirs = (torch.tensor(random.dirichlet(np.ones(5), 3), dtype=torch.float32) for _ in range(2))
-    loss, classes = Loss([Output("y", "y", kind)], measure, 2.0), torch.tensor([0, 4, 2])
+    loss, classes = Loss([Output("y", "y", kind)], measure, 2.0), Classes.certain([0, 4, 2])
     here = loss({"y": mine}, {"y": theirs}, classes)
     with elsewhere(FakeCuda()) as there:
         student = mine.to(there).requires_grad_()

@@ -27,9 +27,10 @@ from onnxc.training.distill import made as made_student
 from onnxc.training.interpreter import Program
 from onnxc.training.latents import tensors_of, values_of, write
 from onnxc.training.leaning import lean
-from onnxc.training.losses import Loss, Output, matched
+from onnxc.training.lesson import Lesson
+from onnxc.training.losses import Classes, Loss, Output, matched
 from onnxc.training.recover import lowered, recover
-from onnxc.training.trainer import Lesson, Trainer
+from onnxc.training.trainer import Trainer
 from onnxc.training.tuning import Settings
 from onnxc.training.weights import latents
 from tests.training.students import MODELS, pruned, rounded, samples, stored
@@ -84,14 +85,16 @@ def press(monkeypatch: pytest.MonkeyPatch, at: int) -> list[int]:
     return steps
 
 
-@pytest.mark.parametrize(("blockwise", "at"), [(True, 4), (False, 7)])
+@pytest.mark.parametrize(
+    ("blockwise", "at", "mix"), [(True, 4, 0.0), (False, 7, 0.0), (False, 7, 1.0), (False, 4, 0.5)]
+)
 def test_an_interrupted_training_goes_on_and_ends_the_same(
-    teacher: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, blockwise: bool, at: int
+    teacher: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, blockwise: bool, at: int, mix: float
 ) -> None:
     """Pressed in the first block, long before a state would be saved by the clock, or in the training of the whole."""
     monkeypatch.setattr("onnxc.training.trainer.BLOCK_STEPS", 10)
     student = rounded(teacher)
-    settings = Settings(minutes=30, steps=20, batch=8, threads=1, work=tmp_path)
+    settings = Settings(minutes=30, steps=20, batch=8, mix=mix, threads=1, work=tmp_path)
     steps = press(monkeypatch, 0)
     whole = recover(teacher, student, samples("sklearn_mlp"), settings, blockwise=blockwise).model.serialized()
     assert not list(tmp_path.iterdir()), "the state of a complete training is removed"
@@ -121,7 +124,7 @@ def test_ctrl_c_says_whether_the_same_command_goes_on(
     assert "the same command goes on from here" in capsys.readouterr().err
     (kept,) = work.glob("training-*.pt")
     kept.unlink()
-    monkeypatch.setattr("onnxc.training.trainer.Lesson.given", lambda *given, **named: signal.raise_signal(2))
+    monkeypatch.setattr("onnxc.training.lesson.Lesson.given", lambda *given, **named: signal.raise_signal(2))
     assert main(words) == 130
     assert capsys.readouterr().err.endswith("interrupted; nothing was written\n")
     assert not list(work.iterdir())
@@ -334,7 +337,7 @@ def test_losses() -> None:
     assert float(Loss([output], "kl")({"y": logits}, {"y": other})) == pytest.approx(divergence, rel=1e-5)
     squares = 2 / 5.25
     assert float(Loss([output])({"y": logits}, {"y": other})) == pytest.approx(divergence + squares, rel=1e-5)
-    hard = Loss([output], "kl", labels=1.0)({"y": logits}, {"y": other}, torch.tensor([1]))
+    hard = Loss([output], "kl", labels=1.0)({"y": logits}, {"y": other}, Classes.certain([1]))
     assert float(hard) == pytest.approx(-float(torch.log(q[0, 1])), rel=1e-5)
     cosine = float(Loss([Output("y", "y")], "cosine")({"y": logits}, {"y": other}))
     assert cosine == pytest.approx(1 - 4.25 / 5.25, rel=1e-5)

@@ -6,8 +6,9 @@ import numpy as np
 
 from onnxc.model import Model
 from onnxc.session import Options, Session
+from onnxc.training.lesson import Lesson
 from onnxc.training.losses import Loss, matched
-from onnxc.training.trainer import Lesson, Trainer
+from onnxc.training.trainer import Trainer
 from onnxc.training.tuning import Settings
 from tests.training.students import samples
 
