@@ -408,7 +408,8 @@ def test_floors_hold_for_what_training_makes_of_what_was_asked_for(
     out, passes = tmp_path / "out.onnx", "store-low-bit:levels=9:block=0:rounding=nearest"
     words = ["optimize", str(model), str(out), "--calib", str(data), "--passes", passes, "--min-sqnr", "31"]
     assert main(words) == 0
-    assert "nothing was changed" in capsys.readouterr().out
+    assert out.stat().st_size > 0.99 * model.stat().st_size
+    capsys.readouterr()
     work = tmp_path / "work"
     assert main([*words, "--recover", "3", "--work", str(work)]) == 0
     assert "recovery: codes solved on what the compressed model feeds them, " in capsys.readouterr().out
