@@ -24,7 +24,7 @@ from onnxc.shapes import TensorType, infer
 
 from .facts import Borders, number, producer, standard
 
-FEWEST = 8  # nodes that must vanish for each product
+PICKS, FEWEST = 3, 8  # columns that are picked, and nodes that must vanish for each product
 WIDEST = 1024  # columns of a source
 FASTER = 1.02
 FLOAT = np.dtype(np.float32)
@@ -61,7 +61,7 @@ class ColumnsAsProducts(ExactPass):
 
     def run(self, model: Model) -> Outcome:
         """Edit ``model`` in place."""
-        if not any(_picks(node) for node in model.graph.nodes):
+        if sum(_picks(node) for node in model.graph.nodes) < PICKS:
             return Outcome()
         borders = Borders.of(model)
         found = affine(model, borders, infer(model))

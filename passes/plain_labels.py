@@ -49,16 +49,19 @@ class PlainLabels(ExactPass):
 
 
 def _looks_up(node: Node) -> bool:
-    if node.op == "ArrayFeatureExtractor" and node.domain == "ai.onnx.ml":
-        return True
-    return standard(node, "Gather") and node.attrs.get("axis", 0) == 0
+    """Whether a node picks entries of one axis at the places of an ArgMax."""
+    gathers = standard(node, "Gather") and node.attrs.get("axis", 0) == 0
+    if not gathers and (node.op, node.domain) != ("ArrayFeatureExtractor", "ai.onnx.ml"):
+        return False
+    argmax = producer(node.inputs[1])
+    return argmax is not None and standard(argmax, "ArgMax")
 
 
 def _plain(model: Model, borders: Borders, types: Mapping[str, TensorType], node: Node) -> bool:
     """Whether a look-up was taken out."""
     classes, places = node.inputs[:2]
     argmax = producer(places)
-    if argmax is None or not standard(argmax, "ArgMax") or not any(each is argmax for each in model.graph.nodes):
+    if argmax is None or not any(each is argmax for each in model.graph.nodes):
         return False
     if not borders.fixed(classes) or classes.dtype not in WHOLE:
         return False
