@@ -354,12 +354,23 @@ def test_ctrl_c_says_how_to_go_on(
 
 
 def test_nothing_to_compress(tmp_path: Path, calls: list[object]) -> None:
-    trees = ROOT / "models" / "lightgbm_trees.onnx"
-    found = frontier(trees, tmp_path / "out", prices=tmp_path / "prices.json", plot=False)
+    plain = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["": 17]> g (float[N,4] x) => (float[N,4] y) { y = Relu(x) }'
+    )
+    found = frontier(plain, tmp_path / "out", prices=tmp_path / "prices.json", plot=False)
     assert not found.points
     assert not calls
     assert any("the input is the only point: no float weights" in note for note in found.notes)
     assert "the input is the only point" in (tmp_path / "out" / "frontier.html").read_text(encoding="utf-8")
+
+
+def test_what_exact_passes_left_is_a_point(tmp_path: Path, calls: list[object]) -> None:
+    trees = ROOT / "models" / "lightgbm_trees.onnx"
+    found = frontier(trees, tmp_path / "out", prices=tmp_path / "prices.json", plot=False)
+    (point,) = found.points
+    assert point.share < 0.9
+    assert (tmp_path / "out" / point.files[0]).stat().st_size == point.size
+    assert len(calls) == 1
 
 
 def test_the_picture_is_optional(again: Path, monkeypatch: pytest.MonkeyPatch) -> None:
