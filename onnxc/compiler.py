@@ -241,7 +241,7 @@ def simplified(run: Run) -> Model:
     unfold(model)
     for each in run.chosen.exact:
         copy = model.copy()
-        outcome = each.run_checked(copy, samples, run.options)
+        outcome = each.run_checked(copy, samples, run.options, run.original)
         run.notes += [f"{each.name}: {note}" for note in outcome.notes]
         if not outcome.changed:
             continue

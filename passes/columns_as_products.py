@@ -77,7 +77,9 @@ class ColumnsAsProducts(ExactPass):
             model.tidy()
         return Outcome(changed, (f"{changed} sums of single columns became matrix products",) * bool(changed))
 
-    def run_checked(self, model: Model, samples: Sequence[Sample], options: Options) -> Outcome:
+    def run_checked(
+        self, model: Model, samples: Sequence[Sample], options: Options, original: Model | None = None
+    ) -> Outcome:
         """``run`` if it pays."""
         copy = model.copy()
         outcome = self.run(copy)

@@ -63,7 +63,9 @@ class PlainGelu(ExactPass):
             model.tidy()
         return Outcome(changed)
 
-    def run_checked(self, model: Model, samples: Sequence[Sample], options: Options) -> Outcome:
+    def run_checked(
+        self, model: Model, samples: Sequence[Sample], options: Options, original: Model | None = None
+    ) -> Outcome:
         """``run``, in opset 20 where that pays."""
         if model.opset >= GELU_OPSET or not _gains(model):
             return self.run(model)

@@ -64,7 +64,9 @@ class RaiseOpset(ExactPass):
         """Edit ``model`` in place, checked on generated inputs."""
         return self.run_checked(model, None, Options())
 
-    def run_checked(self, model: Model, samples: Sequence[Sample] | None, options: Options) -> Outcome:
+    def run_checked(
+        self, model: Model, samples: Sequence[Sample] | None, options: Options, original: Model | None = None
+    ) -> Outcome:
         """Edit ``model`` in place; ``samples`` are inputs to check it with, made up when there are none."""
         old = model.opset
         asked = self != type(self)()

@@ -53,7 +53,9 @@ class SumsAsProducts(ExactPass):
             model.tidy()
         return Outcome(changed, (f"{changed} sums became matrix products",) if changed else ())
 
-    def run_checked(self, model: Model, samples: Sequence[Sample], options: Options) -> Outcome:
+    def run_checked(
+        self, model: Model, samples: Sequence[Sample], options: Options, original: Model | None = None
+    ) -> Outcome:
         """``run`` if it pays."""
         copy = model.copy()
         outcome = self.run(copy)

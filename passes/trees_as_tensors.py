@@ -46,7 +46,7 @@ class TreesAsTensors(ExactPass):
        the post_transform SOFTMAX of TreeEnsemble as LOGISTIC, and the other way round.
     4. Base values go into the leaves of a tree that votes for their class alone.
     5. All ensembles of a model or none, and no other operator that version 5 of ai.onnx.ml changes.
-    6. Only where outputs stay equal, and it is smaller and not slower.
+    6. Only where outputs stay equal, and it is smaller and not slower than the user's model.
     """
 
     name: ClassVar[str] = "trees-as-tensors"
@@ -70,12 +70,14 @@ class TreesAsTensors(ExactPass):
         model.tidy()
         return Outcome(len(found), (f"{len(found)} tree ensembles written as tensors (ai.onnx.ml 5)",))
 
-    def run_checked(self, model: Model, samples: Sequence[Sample], options: Options) -> Outcome:
+    def run_checked(
+        self, model: Model, samples: Sequence[Sample], options: Options, original: Model | None = None
+    ) -> Outcome:
         """``run`` if it pays."""
         copy = model.copy()
         if not self.run(copy).changed:
             return Outcome()
-        reason = Exactness(model, samples, options).refuses(copy)
+        reason = Exactness(original or model, samples, options).refuses(copy)
         return self.run(model) if reason is None else Outcome(0, (f"trees were left as they are: {reason}",))
 
 

@@ -60,7 +60,9 @@ class UnfoldFrames(ExactPass):
             model.tidy()
         return Outcome(changed, (f"{changed} convolutions over frames became matrix products",) if changed else ())
 
-    def run_checked(self, model: Model, samples: Sequence[Sample], options: Options) -> Outcome:
+    def run_checked(
+        self, model: Model, samples: Sequence[Sample], options: Options, original: Model | None = None
+    ) -> Outcome:
         """``run`` if it pays."""
         copy = model.copy()
         outcome = self.run(copy)

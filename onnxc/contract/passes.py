@@ -44,8 +44,14 @@ class ExactPass(Configurable, ABC):
     def run(self, model: Model) -> Outcome:
         """Edit ``model`` in place."""
 
-    def run_checked(self, model: Model, samples: Sequence[Sample], options: Options) -> Outcome:
-        """``run`` for a pass that itself tries and measures on ``samples``; the frame calls this."""
+    def run_checked(
+        self, model: Model, samples: Sequence[Sample], options: Options, original: Model | None = None
+    ) -> Outcome:
+        """``run`` for a pass that itself tries and measures on ``samples``; the frame calls this.
+
+        Args:
+            original: the user's model, which ``model`` equals so far, and which the result must not be slower than.
+        """
         return self.run(model)
 
 
