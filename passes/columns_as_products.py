@@ -25,7 +25,7 @@ from onnxc.shapes import TensorType, infer
 from .facts import Borders, number, producer, standard
 
 PICKS, FEWEST = 3, 8  # columns that are picked, and nodes that must vanish for each product
-WIDEST = 1024  # columns of a source
+WIDEST, LARGEST = 1024, 1 << 16  # columns of a source, and factors
 FASTER = 1.02
 FLOAT = np.dtype(np.float32)
 
@@ -38,13 +38,11 @@ class Affine:
         source: [N, K], float32.
         factors: [K, M].
         shift: [M].
-        nodes: what makes it out of its source, by identity.
     """
 
     source: Tensor
     factors: np.ndarray
     shift: np.ndarray
-    nodes: frozenset[int]
 
 
 @dataclass(frozen=True)
@@ -65,11 +63,8 @@ class ColumnsAsProducts(ExactPass):
             return Outcome()
         borders = Borders.of(model)
         found = affine(model, borders, infer(model))
-        ends = [
-            node
-            for node in model.graph.nodes
-            if id(node) in found and len(found[id(node)].nodes) >= FEWEST and _ends(borders, found, node)
-        ]
+        ends = [node for node in model.graph.nodes if id(node) in found and _ends(borders, found, node)]
+        ends = [node for node in ends if _behind(found, node) >= FEWEST]
         for node in ends:
             _write(model, node, found[id(node)])
         changed = len(ends)
@@ -94,12 +89,9 @@ def affine(model: Model, borders: Borders, types: Mapping[str, TensorType]) -> d
     found: dict[int, Affine] = {}
     for node in model.graph.nodes:
         made = _picked(model, borders, types, node) if _picks(node) else _combined(model, borders, found, node)
-        if made is not None:
-            found[id(node)] = Affine(*made, frozenset({id(node)}).union(*_behind(found, node)))
+        if made is not None and made.factors.size <= LARGEST:
+            found[id(node)] = made
     return found
-
-
-Parts = tuple[Tensor, np.ndarray, np.ndarray]
 
 
 def _picks(node: Node) -> bool:
@@ -109,7 +101,7 @@ def _picks(node: Node) -> bool:
     return standard(node, "Gather") and node.attrs.get("axis", 0) in (1, -1)
 
 
-def _picked(model: Model, borders: Borders, types: Mapping[str, TensorType], node: Node) -> Parts | None:
+def _picked(model: Model, borders: Borders, types: Mapping[str, TensorType], node: Node) -> Affine | None:
     source, places = node.inputs[:2]
     width = columns(types, source)
     if width is None or width > WIDEST or not borders.fixed(places):
@@ -119,10 +111,10 @@ def _picked(model: Model, borders: Borders, types: Mapping[str, TensorType], nod
         wanted = wanted.reshape(-1)  # one place or many, the columns stay
     if wanted.ndim != 1 or wanted.size == 0 or wanted.min() < 0 or wanted.max() >= width:
         return None
-    return source, np.eye(width)[:, wanted], np.zeros(wanted.size)
+    return Affine(source, np.eye(width)[:, wanted], np.zeros(wanted.size))
 
 
-def _combined(model: Model, borders: Borders, found: Mapping[int, Affine], node: Node) -> Parts | None:
+def _combined(model: Model, borders: Borders, found: Mapping[int, Affine], node: Node) -> Affine | None:
     """What a node makes of tensors that are affine already."""
     known = [found.get(id(producer(tensor))) for tensor in node.inputs]
     given = [each for each in known if each is not None]
@@ -130,24 +122,32 @@ def _combined(model: Model, borders: Borders, found: Mapping[int, Affine], node:
         return None
     source = given[0].source
     if standard(node, "Concat") and len(given) == len(known) and node.attrs.get("axis") in (1, -1):
-        return source, np.hstack([each.factors for each in given]), np.hstack([each.shift for each in given])
+        return Affine(source, np.hstack([each.factors for each in given]), np.hstack([each.shift for each in given]))
     constants = [number(model, borders, each) for each, made in zip(node.inputs, known, strict=True) if made is None]
     if any(each is None for each in constants) or len({each.factors.shape[1] for each in given}) != 1:
         return None
     if standard(node, "Neg"):
-        return source, -given[0].factors, -given[0].shift
+        return Affine(source, -given[0].factors, -given[0].shift)
     if standard(node, "Sum", "Add"):
-        return source, np.sum([e.factors for e in given], 0), np.sum([e.shift for e in given], 0) + sum(constants)
+        shift = np.sum([each.shift for each in given], 0) + sum(constants)
+        return Affine(source, np.sum([each.factors for each in given], 0), shift)
     if standard(node, "Sub"):
         first, second = ((each.factors, each.shift) if each else (0, constants[0]) for each in known)
-        return source, np.asarray(first[0] - second[0]), np.asarray(first[1] - second[1])
+        return Affine(source, np.asarray(first[0] - second[0]), np.asarray(first[1] - second[1]))
     if standard(node, "Mul") and len(constants) == 1:
-        return source, given[0].factors * constants[0], given[0].shift * constants[0]
+        return Affine(source, given[0].factors * constants[0], given[0].shift * constants[0])
     return None
 
 
-def _behind(found: Mapping[int, Affine], node: Node) -> list[frozenset[int]]:
-    return [found[id(made)].nodes for made in map(producer, node.inputs) if id(made) in found]
+def _behind(found: Mapping[int, Affine], node: Node) -> int:
+    """How many nodes make a sum of columns."""
+    seen, waiting = set[int](), [node]
+    while waiting:
+        each = waiting.pop()
+        if id(each) in found and id(each) not in seen:
+            seen.add(id(each))
+            waiting += [made for tensor in each.inputs if (made := producer(tensor)) is not None]
+    return len(seen)
 
 
 def columns(types: Mapping[str, TensorType], tensor: Tensor) -> int | None:
