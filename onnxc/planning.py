@@ -271,6 +271,7 @@ class Planning:
         self.say(f"about {share:.1%} of the bytes, {trial.quality.sqnr_db:.1f} dB: {trial.missed or 'it holds'}")
         self.attempts.append(Attempt(plan, trial.quality.sqnr_db, trial.score, trial.missed, expected))
         if self.judge.budget.size is not None and not self.problem.free:
+            self.scales.known.setdefault(plan.key, written)
             self.limited(max(self.overheads.of(plan), trial.others))  # the next plan is like this one
             if self.problem.most_bytes is not None and share <= self.judge.budget.size:  # what was seen to fit, fits
                 self.problem.most_bytes = max(self.problem.most_bytes, stored_bytes(self.problem, plan.stored))
@@ -294,7 +295,8 @@ class Planning:
         """Whether the file of ``plan`` turns out to be larger than the limit allows: then the limit of the weights'
         bytes was drawn anew, and another plan is to be found.
         """
-        if self.judge.budget.size is None or self.problem.free or not self.scales.able:
+        known = self.scales.able or plan.key in self.scales.known
+        if self.judge.budget.size is None or self.problem.free or not known:
             return False
         weights = stored_bytes(self.problem, plan.stored)
         self.limited(self.scales.file_bytes(plan) - weights)
