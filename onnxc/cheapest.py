@@ -16,13 +16,7 @@ from onnxc.codes.formats import FLOATS, INT8, float_seconds, parse_format
 from onnxc.contract.candidates import Candidate
 
 
-@lru_cache(maxsize=4096)
-def load_costs(mode: str) -> tuple[float, float]:
-    """About what unfolding a weight costs when the model is loaded: seconds, and seconds per element."""
-    once = load_seconds(mode, 0)
-    return once, load_seconds(mode, 1) - once
-
-
+@lru_cache(maxsize=1 << 16)
 def load_seconds(mode: str, elements: int) -> float:
     """About what unfolding a weight of so many elements costs when the model is loaded."""
     return float_seconds(elements) if mode in FLOATS else parse_format(mode).load_seconds(elements)
@@ -59,8 +53,8 @@ class Formats:
         for (name, row), ways in zip(self.rows.items(), self.ways, strict=True):
             self.bytes[row, : len(ways)] = [way.bytes for way in ways]
             self.absent[row, : len(ways)] = 0.0
-            costs = np.array([load_costs(way.mode) for way in ways])
-            self.loading[row, : len(ways)] = costs[:, 0] + self.sizes.get(name, 0) * costs[:, 1]
+            size = self.sizes.get(name, 0)
+            self.loading[row, : len(ways)] = [load_seconds(way.mode, size) for way in ways]
             if name in self.computed:
                 self.loading[row, : len(ways)] += [(way.mode == INT8.name) * self.computed[name] for way in ways]
 

@@ -13,7 +13,6 @@ from onnxc.limits import LEAST, MOST, fits, within
 from onnxc.predictions import predicted_loading, predicted_noise, stored_bytes
 from onnxc.problem import Plan, Problem
 
-SHARES = (1.0, 0.5, 0.25, 0.125)  # of the time that is left for unfolding, tried
 ALIKE, STEPS = 1.01, 10  # of the seconds of a plan, what another may take that is chosen for its noise; prices tried
 
 
@@ -34,18 +33,6 @@ def quietest(problem: Problem, found: Plan) -> Plan:
         else:
             high = middle
     return finer(problem, found, loading)
-
-
-def finer(problem: Problem, found: Plan, loading: float = math.inf, *, alike: bool = False) -> Plan:
-    """``found`` in finer formats, as far as its weights still unfold in ``loading`` seconds: each step counts what it
-    adds by itself, but what many weights of one format take together is known of the whole plan alone.
-    """
-    time = loading - predicted_loading(problem, found)
-    for share in SHARES:
-        made = refined(problem, found, time * share, alike=alike)
-        if predicted_loading(problem, made) <= max(loading, predicted_loading(problem, found)):
-            return made
-    return found
 
 
 def time_allowed(problem: Problem, found: Plan) -> float:
@@ -70,9 +57,9 @@ def rounded_off(problem: Problem, found: Plan, weigh: Callable[[Plan], bool]) ->
     return found
 
 
-def refined(problem: Problem, found: Plan, time: float, *, alike: bool) -> Plan:
+def finer(problem: Problem, found: Plan, loading: float = math.inf, *, alike: bool = False) -> Plan:
     """``found`` with weights in finer formats, one step after another the one that takes most noise away for its bytes,
-    until no step fits the limit of size and the ``time`` in seconds that they may unfold longer.
+    until no step fits the limit of size and ``loading``, the seconds in which all weights may unfold.
 
     The convex hull, on which plans are found, skips formats that lie above it: of one large weight a whole percent.
 
@@ -99,7 +86,7 @@ def refined(problem: Problem, found: Plan, time: float, *, alike: bool) -> Plan:
     for mode, places in kinds.items():
         largest = max(sizes[row] for row, _ in places)
         first[tuple(zip(*places, strict=True))] = parse_format(mode).chain_seconds(largest)
-    room = problem.most_bytes - stored_bytes(problem, found.stored)
+    room, time = problem.most_bytes - stored_bytes(problem, found.stored), loading - predicted_loading(problem, found)
     while len(rows):
         at = rows, now[rows]
         more = formats.bytes[rows] - formats.bytes[at][:, None] + formats.absent[rows]
