@@ -17,16 +17,15 @@ import numpy as np
 
 from onnxc.contract.passes import ExactPass, Outcome
 from onnxc.data import Sample
-from onnxc.exactness import Exactness
 from onnxc.model import Model, Node, Tensor
 from onnxc.session import Options
 from onnxc.shapes import TensorType, infer
 
 from .facts import Borders, number, producer, standard
+from .trying import where_faster
 
 PICKS, FEWEST = 3, 8  # columns that are picked, and nodes that must vanish for each product
 WIDEST, LARGEST = 1024, 1 << 16  # columns of a source, and factors
-FASTER = 1.02
 FLOAT = np.dtype(np.float32)
 
 
@@ -76,12 +75,7 @@ class ColumnsAsProducts(ExactPass):
         self, model: Model, samples: Sequence[Sample], options: Options, original: Model | None = None
     ) -> Outcome:
         """``run`` if it pays."""
-        copy = model.copy()
-        outcome = self.run(copy)
-        if not outcome.changed:
-            return outcome
-        reason = Exactness(model, samples, options).unpaid(copy, FASTER)
-        return self.run(model) if reason is None else Outcome(0, (f"sums of columns were left as they are: {reason}",))
+        return where_faster(self, model, samples, options, "sums of columns were left as they are")
 
 
 def affine(model: Model, borders: Borders, types: Mapping[str, TensorType]) -> dict[int, Affine]:

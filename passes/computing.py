@@ -9,10 +9,11 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from onnxc.errors import OnnxcError
 from onnxc.model import Constant, Model, Node, Tensor
 from onnxc.session import Options, Session
 
-from .facts import Borders, producer
+from .facts import Borders, producer, standard
 
 RANDOM = frozenset(
     ["RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli", "Dropout"]
@@ -43,7 +44,9 @@ def compute(model: Model, nodes: Sequence[Node], results: Sequence[Tensor]) -> d
 
 
 def computed(model: Model, borders: Borders, tensor: Tensor) -> np.ndarray | None:
-    """The values of a tensor that is constant, or that nodes make of constants alone; None for any other."""
+    """The values of a tensor that is constant, or that nodes make of constants alone; None for any other, and
+    where ONNX Runtime cannot run them on their own.
+    """
     if borders.fixed(tensor):
         return np.asarray(model.values(tensor))
     behind: dict[int, Node] = {}
@@ -53,18 +56,15 @@ def computed(model: Model, borders: Borders, tensor: Tensor) -> np.ndarray | Non
         node = producer(each)
         if not each.name or borders.fixed(each) or (node is not None and id(node) in behind):
             continue
-        if (
-            node is None
-            or node.domain not in {None, "", "ai.onnx"}
-            or node.op in RANDOM
-            or not node.inputs
-            or node.bodies()
-        ):
+        if node is None or not standard(node) or node.op in RANDOM or not node.inputs or node.bodies():
             return None
         behind[id(node)] = node
         waiting.extend(node.inputs)
     order = [node for graph in model.graphs() for node in graph.nodes if id(node) in behind]
-    return np.asarray(compute(model, order, [tensor])[tensor.name])
+    try:
+        return np.asarray(compute(model, order, [tensor])[tensor.name])
+    except OnnxcError:
+        return None
 
 
 def _tensor(values: Any, name: str) -> onnx.TensorProto:

@@ -16,15 +16,14 @@ import numpy as np
 
 from onnxc.contract.passes import ExactPass, Outcome
 from onnxc.data import Sample
-from onnxc.exactness import Exactness
 from onnxc.model import Model, Node
 from onnxc.session import Options
 from onnxc.shapes import TensorType, infer
 
 from .facts import Borders, axes_of, remove, standard
+from .trying import where_faster
 
 SHORTEST = 16  # axes below have no use for a matrix product
-FASTER = 1.02
 AXES_OPSET = 13  # of Squeeze: its axes are an input
 
 
@@ -57,12 +56,7 @@ class SumsAsProducts(ExactPass):
         self, model: Model, samples: Sequence[Sample], options: Options, original: Model | None = None
     ) -> Outcome:
         """``run`` if it pays."""
-        copy = model.copy()
-        outcome = self.run(copy)
-        if not outcome.changed:
-            return outcome
-        reason = Exactness(model, samples, options).unpaid(copy, FASTER)
-        return self.run(model) if reason is None else Outcome(0, (f"sums were left as they are: {reason}",))
+        return where_faster(self, model, samples, options, "sums were left as they are")
 
 
 def fits(model: Model, borders: Borders, node: Node, known: TensorType) -> bool:

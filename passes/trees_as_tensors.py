@@ -23,6 +23,7 @@ from onnxc.session import Options
 
 from .facts import Borders
 from .forests import ENSEMBLES, based, own_trees, read
+from .trying import tried
 
 OPSET = 5
 MODES = ("BRANCH_LEQ", "BRANCH_LT", "BRANCH_GTE", "BRANCH_GT", "BRANCH_EQ", "BRANCH_NEQ")
@@ -74,11 +75,10 @@ class TreesAsTensors(ExactPass):
         self, model: Model, samples: Sequence[Sample], options: Options, original: Model | None = None
     ) -> Outcome:
         """``run`` if it pays."""
-        copy = model.copy()
-        if not self.run(copy).changed:
-            return Outcome()
-        reason = Exactness(original or model, samples, options).refuses(copy)
-        return self.run(model) if reason is None else Outcome(0, (f"trees were left as they are: {reason}",))
+        given = original or model
+        return tried(
+            self, model, "trees were left as they are", lambda copy: Exactness(given, samples, options).refuses(copy)
+        )
 
 
 def _ensemble(node: Node) -> Made | None:

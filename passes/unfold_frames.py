@@ -15,16 +15,15 @@ import numpy as np
 
 from onnxc.contract.passes import ExactPass, Outcome
 from onnxc.data import Sample
-from onnxc.exactness import Exactness
 from onnxc.model import Constant, Model, Node, Tensor
 from onnxc.session import Options
 from onnxc.shapes import infer
 
 from .facts import Borders, given, standard
+from .trying import where_faster
 
 SHORTEST = 16  # a kernel below has no use for a matrix product
 MOST_SLICES = 8
-FASTER = 1.02  # it adds a kilobyte, so it must gain
 
 
 @dataclass(frozen=True)
@@ -64,12 +63,7 @@ class UnfoldFrames(ExactPass):
         self, model: Model, samples: Sequence[Sample], options: Options, original: Model | None = None
     ) -> Outcome:
         """``run`` if it pays."""
-        copy = model.copy()
-        outcome = self.run(copy)
-        if not outcome.changed:
-            return outcome
-        reason = Exactness(model, samples, options).unpaid(copy, FASTER)
-        return self.run(model) if reason is None else Outcome(0, (f"frames were left in convolutions: {reason}",))
+        return where_faster(self, model, samples, options, "frames were left in convolutions")
 
 
 def fits(node: Node, shape: tuple[int, ...]) -> bool:

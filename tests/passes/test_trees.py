@@ -39,10 +39,8 @@ def forest(
     random = np.random.default_rng(seed)
     name = "class" if kind == "Classifier" else "target"
     splits, leaves = 2**DEPTH - 1, 2**DEPTH
-    nodes: dict[str, list[Any]] = {
-        each: []
-        for each in "treeids nodeids featureids modes values truenodeids falsenodeids hitrates".split()  # noqa: SIM905 - as the operator lists them
-    }
+    columns = ("treeids", "nodeids", "featureids", "modes", "values", "truenodeids", "falsenodeids", "hitrates")
+    nodes: dict[str, list[Any]] = {each: [] for each in columns}
     given: dict[str, list[Any]] = {each: [] for each in ("treeids", "nodeids", "ids", "weights")}
     for tree in range(trees):
         for node in range(splits + leaves):
