@@ -45,7 +45,7 @@ class PlainLabels(ExactPass):
         changed = sum(_plain(model, borders, types, node) for node in found)
         if changed:
             model.tidy()
-        return Outcome(changed, (f"{changed} look-ups of labels that are their own places left out",) * bool(changed))
+        return Outcome(changed, (f"labels that are their own places are not looked up: {changed}",) * bool(changed))
 
 
 def _looks_up(node: Node) -> bool:

@@ -69,7 +69,7 @@ class TreesAsTensors(ExactPass):
         for node, plan in zip(found, made, strict=True):
             _write(model, borders, node, plan)
         model.tidy()
-        return Outcome(len(found), (f"{len(found)} tree ensembles written as tensors (ai.onnx.ml 5)",))
+        return Outcome(len(found), (f"tree ensembles written as tensors (ai.onnx.ml 5): {len(found)}",))
 
     def run_checked(
         self, model: Model, samples: Sequence[Sample], options: Options, original: Model | None = None
