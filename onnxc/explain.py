@@ -221,4 +221,4 @@ def would_help(planning: Planning) -> str:
 def predicted_bytes(planning: Planning, found: Plan) -> int:
     """Of the whole file, before it was built; of the first plan, when nothing was known of others, after it."""
     before = next((each.predicted_bytes for each in planning.attempts if each.plan.key == found.key), None)
-    return before if before is not None else planning.overheads.file_bytes(planning.problem, found)
+    return before if before is not None else planning.size.overheads.file_bytes(planning.problem, found)

@@ -24,7 +24,19 @@ def fits(problem: Problem, found: Plan) -> bool:
 
 def shortfall(problem: Problem, found: Plan) -> float:
     """How many times over a limit of size or speed a plan is; 1 within them."""
-    return over((stored_bytes(problem, found.stored), problem.most_bytes), (found.seconds, problem.most_seconds))
+    return over((limited_bytes(problem, found), problem.most_bytes), (found.seconds, problem.most_seconds))
+
+
+def limited_bytes(problem: Problem, found: Plan) -> float:
+    """Bytes to hold against the limit: those of the weights, and of a plan that was built what its file holds beside
+    them more than the limit was drawn for.
+    """
+    return stored_bytes(problem, found.stored) + (problem.beside.get(found.key, 0.0) if problem.beside else 0.0)
+
+
+def fits_in(problem: Problem, found: Plan) -> bool:
+    """Whether a plan holds the limit of size, if there is one."""
+    return over((limited_bytes(problem, found), problem.most_bytes)) <= 1
 
 
 def over(*limited: tuple[float, float | None]) -> float:

@@ -33,8 +33,6 @@ from onnxc.limits import shortfall
 from onnxc.load_pace import load_pace
 from onnxc.load_room import LoadRoom
 from onnxc.model import Model
-from onnxc.overheads import Overheads
-from onnxc.predictions import stored_bytes
 from onnxc.price import priced
 from onnxc.price_file import Finding, PriceFile, cpu_name
 from onnxc.problem import Plan, Problem
@@ -44,11 +42,12 @@ from onnxc.remembered import Memory, OutdatedError
 from onnxc.search import TRIALS, Search
 from onnxc.sensitivity import HEARD, measure, telling, weight_key
 from onnxc.session import runtime_version
+from onnxc.size_limit import SizeLimit
 from onnxc.trial import LEAST_SHARE, NOTHING, Trial
 from onnxc.weighing import Scales
 
 RANGES = (("minmax", 100.0), ("percentile", 99.99), ("percentile", 99.999))  # other choices than least squares
-TIGHT, EXACT = 0.99, 0.999  # of a limit is planned for: estimates are not exact; where plans are weighed
+TIGHT = 0.99  # of a limit of speed is planned for: estimates are not exact
 BEYOND = 1.1  # times over a limit: no plan after the best one is nearer
 SOLVING, FEWEST_TRIALS = 60.0, 5  # seconds for solving all plans, and plans that are solved however long it takes
 HEARD_SECONDS = {False: 4.0, True: 2.0}  # for the noise of single roundings: made up samples say less
@@ -76,9 +75,9 @@ class Planning:
         lossy: the passes, asked again when ranges change.
         judge: decides; its budget holds the limits.
         samples: calibration data or generated inputs.
-        prices: the file of measured times; problem: what plans are made from; scales: weigh their files.
+        prices: the file of measured times; problem: what plans are made from; size: what a limit leaves to weights.
         notes: gets sentences for the user; say: is told what is being done.
-        attempts: every plan that was judged; overheads: bytes of their files besides the weights.
+        attempts: every plan that was judged.
         feedback: whether weights are solved on what the compressed model feeds them; walks: whether fields of passes
             ask for that, or for biases that it corrects; pace: seconds that it takes.
         loads: how long plans may take to load.
@@ -99,9 +98,8 @@ class Planning:
     lead: InitVar[float] = 1.0
     before: float = 0.0
     problem: Problem = field(init=False)
-    scales: Scales = field(init=False)
+    size: SizeLimit = field(init=False)
     attempts: list[Attempt] = field(default_factory=list)
-    overheads: Overheads = field(default_factory=Overheads)
     feedback: bool = False
     walks: bool = field(init=False)
     pace: float | None = None
@@ -109,13 +107,16 @@ class Planning:
     most: int = TRIALS
 
     def __post_init__(self, lead: float) -> None:
-        self.scales, self.coder.late = Scales(self.coder, self.judge.finished), self.judge.late
+        self.coder.late = self.judge.late
         self.walks = asked_for(self.context, self.coder, self.notes)
         self.say("measuring times in place")
         sample = self.judge.timed(1)[0]
         prices = priced(self.context, self.proposals, self.coder, sample, self.context.options, self.prices)
         self.problem = self.proposals.problem(self.context, prices)
         self.problem.late = self.judge.late
+        share, whole = self.judge.budget.size, self.judge.original.source_bytes
+        scales = Scales(self.coder, self.judge.finished)
+        self.size = SizeLimit(self.problem, None if share is None else share * whole, scales)
         self.judge.patient |= self.context.recipe.passes is not None and not self.problem.has_small_codes
         self.shaped(lead, self.before)
 
@@ -137,7 +138,7 @@ class Planning:
             self.affordable,
             self.say,
             self.feed_back,
-            self.weighed,
+            self.size.exceeded,
             lambda trial: self.loads is None or self.loads.in_time(trial),
             sparing=self.judge.budget.evals is not None,
         )
@@ -164,7 +165,7 @@ class Planning:
         """From now on models are made to load sooner."""
         self.judge.late = self.coder.late = self.problem.late = True
         self.coder.forget()
-        self.scales = Scales(self.coder, self.judge.finished)
+        self.size.scales = Scales(self.coder, self.judge.finished)
 
     def taken(self, plan: Plan, model: Model) -> tuple[float, float]:
         """Seconds that the model of ``plan`` may take to load, and that it takes; NOTHING: it is still to be made."""
@@ -230,7 +231,7 @@ class Planning:
         """``plan`` as a model, held against the original."""
         self.say(f"judging a plan with {len(plan.compute)} sites in int8 and {len(plan.coded)} weights as codes")
         self.judge.free = self.problem.free
-        expected = self.expected(plan) if self.attempts or self.scales.able else None
+        expected = self.size.expected(plan) if self.attempts or self.size.scales.able else None
         trial = self.judge.trial(self.built(plan), plan)
         return self.learned(trial, file_bytes(trial.model), expected)
 
@@ -239,7 +240,7 @@ class Planning:
         figures = self.memory.recall(plan) if self.feedback else None
         if figures is not None:
             self.judge.free = self.problem.free
-            expected = self.expected(plan) if self.attempts or self.scales.able else None
+            expected = self.size.expected(plan) if self.attempts or self.size.scales.able else None
             trial = self.judge.again(plan, figures.quality, figures.score, figures.notes)
             if trial is not None:
                 self.pace = self.prices.entries.get(solving_key(self.context))
@@ -265,42 +266,15 @@ class Planning:
     def learned(self, trial: Trial, written: int, expected: int | None) -> Trial:
         """``trial``, of a file of so many bytes, after predictions were held against it."""
         trial, plan = replace(trial, before=self.before), trial.plan
-        trial.others = written - stored_bytes(self.problem, plan.stored)
-        self.overheads.learn(self.problem, plan, written)
+        trial.others = self.size.learn(plan, written)
         share = written / max(self.judge.original.source_bytes, 1)
         self.say(f"about {share:.1%} of the bytes, {trial.quality.sqnr_db:.1f} dB: {trial.missed or 'it holds'}")
         self.attempts.append(Attempt(plan, trial.quality.sqnr_db, trial.score, trial.missed, expected))
-        if self.judge.budget.size is not None and not self.problem.free:
-            self.scales.known.setdefault(plan.key, written)
-            self.limited(max(self.overheads.of(plan), trial.others))  # the next plan is like this one
-            if self.problem.most_bytes is not None and share <= self.judge.budget.size:  # what was seen to fit, fits
-                self.problem.most_bytes = max(self.problem.most_bytes, stored_bytes(self.problem, plan.stored))
         if not self.feedback:
             self.coder.settle(plan.stored, plan.compute)
         if self.problem.ratios and not self.feedback:
             self.problem.ratios = self.coder.noise_ratios()  # with the true damage of what was solved
         return trial
-
-    def expected(self, plan: Plan) -> int:
-        """Bytes that the file of ``plan`` will take; of a large model of which nothing was built yet, its weights'."""
-        return self.scales.file_bytes(plan) if self.scales.able else self.overheads.file_bytes(self.problem, plan)
-
-    def limited(self, others: float) -> None:
-        """Leave to the weights what the limit of size does, beside so many bytes of everything else."""
-        assert self.judge.budget.size is not None
-        share = EXACT if self.scales.able else TIGHT
-        self.problem.most_bytes = max(self.judge.budget.size * self.judge.original.source_bytes * share - others, 1.0)
-
-    def weighed(self, plan: Plan) -> bool:
-        """Whether the file of ``plan`` turns out to be larger than the limit allows: then the limit of the weights'
-        bytes was drawn anew, and another plan is to be found.
-        """
-        known = self.scales.able or plan.key in self.scales.known
-        if self.judge.budget.size is None or self.problem.free or not known:
-            return False
-        weights = stored_bytes(self.problem, plan.stored)
-        self.limited(self.scales.file_bytes(plan) - weights)
-        return self.problem.most_bytes is not None and weights > self.problem.most_bytes
 
     def sensitivities(self, first: Trial) -> None:
         """Measure the noise of every rounding alone and better the loudest ranges; ``first`` shows the hard samples."""

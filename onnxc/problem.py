@@ -70,6 +70,7 @@ class Problem:
         byte_price, time_price: what bytes and time count; 1 each where none is limited.
         limited: the price of what is limited that the last plan under limits was found with.
         most_bytes: of all weights, and most_seconds: of a run, where a limit is given; free: none counts any more.
+        beside: plan -> bytes that the file that was built of it holds beside its weights, more than most_bytes is for.
         load_price: what a second of loading counts beside all bytes; most_loading: seconds in which all weights may
             unfold and sites be made ready, None where nothing is known of that; site_loading: what a site on integers
             takes of them, beside its float form.
@@ -99,6 +100,7 @@ class Problem:
     pace: float | None = None
     limited: float = 1.0
     most_bytes: float | None = None
+    beside: Mapping[object, float] = field(default_factory=dict)
     most_seconds: float | None = None
     most_loading: float | None = None
     site_loading: float = 0.0

@@ -146,8 +146,6 @@ class Search:
         if problem.most_bytes is None and problem.most_seconds is None:
             return
         self.best = self.close_miss() or self.best
-        if self.best is not None:
-            self.weigh(self.best.plan)  # the limit of the weights may have been drawn for another plan
         if not self.within_limits:
             problem.unlimited()  # out of reach: how near to the limits one can come is still to be said
             self.close_in(self.tried[-1:])

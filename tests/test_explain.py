@@ -102,7 +102,8 @@ def test_why_not_further() -> None:
     judge = SimpleNamespace(original=SimpleNamespace(source_bytes=100_000))
     overheads = Overheads()
     free, named = (SimpleNamespace(recipe=Recipe(passes=each)) for each in (None, parse_passes("store-int8")))
-    planning: Any = SimpleNamespace(problem=problem, attempts=[], overheads=overheads, judge=judge)
+    size = SimpleNamespace(overheads=overheads)
+    planning: Any = SimpleNamespace(problem=problem, attempts=[], size=size, judge=judge)
     planning.context = free
     overheads.learn(problem, best, 1000 + stored_bytes(problem, best.stored))
     assert further(planning, best).endswith("smallest and fastest form that pays")

@@ -20,7 +20,7 @@ LAYERS = """
     inspection compiler summary explain
     structure
     planning
-    fallbacks
+    fallbacks size_limit
     weighing remembered
     deliver head_start judge price training validate
     search

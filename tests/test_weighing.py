@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from onnxc import Budget, optimize
-from onnxc.planning import Planning
+from onnxc.limits import fits
 from onnxc.problem import Plan
+from onnxc.size_limit import SizeLimit
 from tests import trained
 
 
@@ -29,18 +30,24 @@ def test_plans_are_weighed(name: str, size: float, tmp_path: Path) -> None:
     assert (tmp_path / "out.onnx").stat().st_size == report.bytes_after
 
 
-def test_a_large_model_is_weighed_where_it_was_built() -> None:
-    """The limit of its weights, drawn for another plan that was built later, is not the limit of this one."""
-    built, other = Plan(stored={"w": "int8"}), Plan(stored={"w": "float16"})
-    problem = SimpleNamespace(free=False, most_bytes=5.0, found=SimpleNamespace(weights=[SimpleNamespace(name="w")]))
-    problem.bytes_of = lambda weight, mode: 8
-    scales = SimpleNamespace(able=False, known={built.key: 90}, file_bytes=lambda plan: scales.known[plan.key])
-    judge = SimpleNamespace(budget=Budget(size=0.1), original=SimpleNamespace(source_bytes=1000))
-    given: Any = SimpleNamespace(problem=problem, scales=scales, judge=judge)
-    given.limited = lambda others: Planning.limited(given, others)
-    assert not Planning.weighed(given, other)
-    assert problem.most_bytes == 5.0
-    assert not Planning.weighed(given, built)
-    assert problem.most_bytes == pytest.approx(17.0)
-    scales.known[built.key] = 120
-    assert Planning.weighed(given, built), "it is too large"
+def test_every_plan_has_the_limit_of_its_own_file() -> None:
+    """What a file holds besides its weights differs from plan to plan: the limit that was drawn for a plan with many
+    int8 sites neither takes one away that was built and fits, nor lets one in that was built and does not.
+    """
+    slim, wide, unseen = (Plan(stored={"w": mode}) for mode in ("int8", "levels16", "float16"))
+    problem: Any = SimpleNamespace(free=False, most_bytes=None, most_seconds=None, beside={})
+    problem.found = SimpleNamespace(weights=[SimpleNamespace(name="w")])
+    problem.bytes_of = lambda weight, mode: {"int8": 80, "levels16": 70, "float16": 75}[mode]
+    scales: Any = SimpleNamespace(able=False)
+    limit = SizeLimit(problem, 100.0, scales)
+    assert not limit.exceeded(unseen), "nothing is known yet"
+    assert limit.learn(slim, 99) == 19.0
+    assert problem.most_bytes == 80, "what was seen to fit, fits"
+    assert limit.learn(wide, 110) == 40.0
+    assert problem.most_bytes <= 100 - 40
+    assert fits(problem, slim)
+    assert not fits(problem, wide)
+    assert limit.exceeded(wide)
+    assert not limit.exceeded(slim)
+    problem.free = True
+    assert not limit.exceeded(wide), "the limit was given up"

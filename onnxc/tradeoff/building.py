@@ -57,7 +57,7 @@ class Builder:
         if old is None:
             self.keep(point, trial)
         else:
-            planning.overheads.seen[-1] = counts(chosen), old.others
+            planning.size.overheads.seen[-1] = counts(chosen), old.others
             self.timed(old, chosen)
         return trial
 
@@ -103,7 +103,7 @@ class Builder:
             model = self.measured(point, delivery, total)
             self.weighed(point, chosen)
             self.timed(point, chosen)
-        point.others = planning.overheads.seen[-1][1]
+        point.others = planning.size.overheads.seen[-1][1]
         record.add(point, model, self.found.name, external_data=run.recipe.external_data)
         record.save(run.recipe.budget, complete=False, notes=())
         run.prices.save()
@@ -125,7 +125,7 @@ class Builder:
         problem, original = self.planning.problem, self.planning.judge.original
         point = Point(key, sites=len(chosen.compute), formats=dict(sorted(Counter(chosen.stored.values()).items())))
         point.kernels, point.form = hashlib.sha256(f"{self.form} {chosen.key[0]}".encode()).hexdigest()[:16], self.form
-        point.predicted_share = self.planning.expected(chosen) / original.source_bytes
+        point.predicted_share = self.planning.size.expected(chosen) / original.source_bytes
         if chosen.seconds > 0:
             point.predicted_speed = self.pace.of(problem.original_seconds / chosen.seconds)
         if chosen.noise > 0:
@@ -150,7 +150,7 @@ class Builder:
     def weighed(self, point: Point, chosen: Plan) -> None:
         """What is no weight, as the file that is kept has it."""
         if point.size:
-            self.planning.overheads.correct(self.planning.problem, chosen, point.size)
+            self.planning.size.overheads.correct(self.planning.problem, chosen, point.size)
 
     def timed(self, point: Point, chosen: Plan) -> None:
         """How fast a point is beside what prices say of its plan."""
@@ -169,7 +169,7 @@ class Builder:
         for name, value in old.damages.items():
             if name in coder.damages and name in chosen.stored:
                 coder.damages[name][chosen.stored[name]] = value
-        self.planning.overheads.seen.append((counts(chosen), old.others))
+        self.planning.size.overheads.seen.append((counts(chosen), old.others))
         self.timed(old, chosen)
         if old.damages and self.planning.problem.ratios:
             self.planning.problem.ratios = coder.noise_ratios()

@@ -75,7 +75,7 @@ def best_cuts(run: Run, whole: Walk, clock: Clock, lowest: float, say: Progress)
     judge, budget = run.judge, run.judge.budget
     judge.budget = replace(budget, min_sqnr=lowest)
     try:
-        size = whole.planning.overheads.file_bytes(whole.planning.problem, near.plan)
+        size = whole.planning.size.overheads.file_bytes(whole.planning.problem, near.plan)
         planned = Planned(whole.planning, Delivery(near, round(size), None))
         notes = list[str]()
         stamp = f"{receipt(run)} {lowest} dB"
