@@ -27,7 +27,7 @@ from onnxc.planning import Planning
 from onnxc.recipe import Budget, Recipe, load_recipe, parse_evals, parse_passes, presets
 from onnxc.tradeoff import walking
 from onnxc.tradeoff.choosing import expect, score, select
-from onnxc.tradeoff.expecting import expected_drop, expected_items
+from onnxc.tradeoff.expecting import expected_drop, expected_items, telling
 from onnxc.tradeoff.pacing import Pace
 from onnxc.tradeoff.points import Frontier, Point
 from onnxc.tradeoff.record import Record, digest
@@ -289,7 +289,7 @@ def test_the_drop_to_expect_is_read_off_a_curve_that_never_falls() -> None:
 def test_expected_drops_are_whole_items() -> None:
     """A score of 100 items: what is expected to lose less than one loses none."""
     points = {
-        str(at): SimpleNamespace(sqnr_db=db, predicted_sqnr_db=db, score=score, predicted_drop=None)
+        str(at): SimpleNamespace(sqnr_db=db, predicted_sqnr_db=db, outputs={}, score=score, predicted_drop=None)
         for at, (db, score) in enumerate([(50.0, 0.9), (40.0, 0.9), (30.0, 0.89), (20.0, 0.87), (15.0, 0.85)])
     }
     run, record = SimpleNamespace(judge=SimpleNamespace(score=0.9)), SimpleNamespace(points=points)
@@ -299,6 +299,16 @@ def test_expected_drops_are_whole_items() -> None:
     assert items[:2] == [0.0, 0.0]
     assert items == sorted(items)
     assert items[-1] >= 2
+
+
+def test_the_output_whose_noise_a_score_follows_tells_it() -> None:
+    """A state is louder than the answer in some models, and quieter in others: the score follows the answer."""
+    states, answers, drops = (15.9, 15.9, 11.5, 13.0), (40.0, 31.0, 25.0, 22.0), (0.0, 0.0, 0.01, 0.04)
+    known = [({"": s, "answer": a}, d) for s, a, d in zip(states, answers, drops, strict=True)]
+    assert telling(known) == "answer"
+    assert telling([({"": a, "answer": s}, d) for s, a, d in zip(states, answers, drops, strict=True)]) == ""
+    assert telling([({"": 30.0, "answer": 30.0}, 0.0)]) == "", "where both tell the same, the worst output does"
+    assert telling([]) == ""
 
 
 def test_expected_items_follow_the_likeliest_power_of_the_noise() -> None:

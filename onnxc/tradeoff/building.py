@@ -90,6 +90,7 @@ class Builder:
         planning, record, run, chosen = self.planning, self.record, self.run, trial.plan
         quality, total = trial.quality, planning.judge.original.source_bytes
         point.sqnr_db = quality.sqnr_db if math.isfinite(quality.sqnr_db) else None
+        point.outputs = {each.name: each.sqnr_db for each in quality.outputs if each.sqnr_db is not None}
         point.agreement, point.changed, point.judged = quality.agreement, quality.changed, quality.judged
         if not planning.feedback:  # what is fitted to one plan's inputs says nothing of other plans
             damages = {name: self.damage(name, mode) for name, mode in chosen.stored.items() if mode not in FLOATS}

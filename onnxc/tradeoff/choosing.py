@@ -11,7 +11,7 @@ from onnxc.judge import step
 from onnxc.quality import FLOOR_SQNR_WITH_HOOK_DB, floor_met, relative_drop
 from onnxc.recipe import Budget
 from onnxc.session import Session
-from onnxc.tradeoff.expecting import expected_drop, expected_items
+from onnxc.tradeoff.expecting import expected_drop, expected_items, telling
 from onnxc.tradeoff.points import Point
 from onnxc.tradeoff.record import Record
 
@@ -66,17 +66,30 @@ def expect(run: Run, record: Record) -> None:
     """What the score of every point is expected to lose, as the other points tell."""
     if (before := run.judge.score) is None:
         return
-    told = {
-        key: (point.sqnr_db, relative_drop(before, point.score))
+    noises = {key: heard(point) for key, point in record.points.items() if point.sqnr_db is not None}
+    drops = {
+        key: relative_drop(before, point.score)
         for key, point in record.points.items()
-        if point.score is not None and point.sqnr_db is not None
+        if point.score is not None and key in noises
     }
     item = step(before, [point.score for point in record.points.values() if point.score is not None])
-    for key, point in record.points.items():
-        predicted = point.predicted_sqnr_db if point.predicted_sqnr_db is not None else point.sqnr_db
-        others = [each for other, each in told.items() if other != key]
-        if predicted is not None:
-            point.predicted_drop = expected_items(predicted, others, item) if item else expected_drop(predicted, others)
+    for key, noise in noises.items():
+        others = [(noises[other], drop) for other, drop in drops.items() if other != key]
+        which = telling(others)
+        if which not in noise:
+            continue
+        known = [(each[which], drop) for each, drop in others]
+        expected = expected_items(noise[which], known, item) if item else expected_drop(noise[which], known)
+        record.points[key].predicted_drop = expected
+
+
+def heard(point: Point) -> dict[str, float]:
+    """SQNR of a point in dB: of the worst output by the name of "", and of every output. Both the noise that was planned
+    and the one that some samples show tell what other samples will hear, so it is the mean of the two.
+    """
+    assert point.sqnr_db is not None
+    planned = 0.0 if point.predicted_sqnr_db is None else (point.predicted_sqnr_db - point.sqnr_db) / 2
+    return {name: db + planned for name, db in {"": point.sqnr_db, **point.outputs}.items()}
 
 
 def too_low(run: Run, point: Point) -> bool:

@@ -11,7 +11,7 @@ mean orders models best.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,22 @@ def rising(drops: Sequence[float]) -> NDArray[np.float64]:
             total, count = total + before, count + others
         pools.append((total, count))
     return np.repeat([total / count for total, count in pools], [count for _, count in pools])
+
+
+def telling(known: Sequence[tuple[Mapping[str, float], float]]) -> str:
+    """The output whose noise a score follows: the one from which a curve that never falls as its noise rises tells the
+    drops best; the first one where several do.
+
+    Args:
+        known: (output -> SQNR in dB, relative drop of the score) of models.
+    """
+    best, least = "", np.inf
+    for name in [name for name in known[0][0] if all(name in noises for noises, _ in known)] if known else ():
+        drops = [drop for _, drop in sorted((-noises[name], drop) for noises, drop in known)]
+        missed = float(np.square(rising(drops) - drops).sum())
+        if missed < least:
+            best, least = name, missed
+    return best
 
 
 def power_law(noises: NDArray[np.float64], drops: NDArray[np.float64]) -> tuple[float, float]:

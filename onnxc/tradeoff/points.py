@@ -24,9 +24,10 @@ class Point:
         size: bytes, external data included; share: of the input's.
         speed: input's time over this model's, with its spread over rounds; seconds: per run.
         load_seconds, load_bytes: what creating a session takes.
-        sqnr_db, agreement, changed, judged: of the outputs, over all samples; score: of the user's metric.
+        sqnr_db, agreement, changed, judged: of the outputs, over all samples; outputs: SQNR in dB of every output that
+            is a quantity; score: of the user's metric.
         predicted_share, predicted_speed, predicted_sqnr_db: what the plan was chosen for; predicted_drop: of the score,
-            as the other models that were scored tell it of that SQNR.
+            as the other models that were scored tell it of its noise, before its own score is looked at.
         sites: in int8; formats: format -> weights stored in it; form: what was cut or factored
             before, empty where nothing was; kernels: the same for plans that compute alike.
         damages: weight -> damage of its codes, others: bytes that are no weights; the next plans are made with both.
@@ -46,6 +47,7 @@ class Point:
     load_seconds: float | None = None
     load_bytes: int | None = None
     sqnr_db: float | None = None
+    outputs: dict[str, float] = field(default_factory=dict)
     agreement: float | None = None
     changed: int = 0
     judged: int = 0
