@@ -84,8 +84,8 @@ def expect(run: Run, record: Record) -> None:
 
 
 def heard(point: Point) -> dict[str, float]:
-    """SQNR of a point in dB: of the worst output by the name of "", and of every output. Both the noise that was planned
-    and the one that some samples show tell what other samples will hear, so it is the mean of the two.
+    """SQNR of a point in dB: of the worst output by the name of "", and of every output. Both the noise that was
+    planned and what some samples show tell what other samples will hear: it is the mean of the two.
     """
     assert point.sqnr_db is not None
     planned = 0.0 if point.predicted_sqnr_db is None else (point.predicted_sqnr_db - point.sqnr_db) / 2
