@@ -263,6 +263,43 @@ def test_that_no_form_wins_is_not_found_out_twice(tmp_path: Path, monkeypatch: p
     assert (tmp_path / "first.onnx").read_bytes() == (tmp_path / "second.onnx").read_bytes()
 
 
+@pytest.mark.parametrize(
+    ("bad", "made"),
+    [
+        (8, [4, 8, 6]),  # half the way from the one that held to the one that did not
+        (4, [4, 2, 3]),  # half the way from nothing
+        (9, [4, 8]),  # all hold: the deepest one promises most
+    ],
+)
+def test_the_deepest_form_that_holds_is_closed_in_on(
+    bad: int, made: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nine offers of which those from ``bad`` on miss a floor, and of the others the deepest one is best."""
+    seen = list[int]()
+
+    def formed(self: Prospects, offer: Any) -> tuple[Any, float, str | None]:
+        seen.append(offer)
+        return SimpleNamespace(specification=f"form {offer}"), 1e-4, "too loud" if offer >= bad else None
+
+    monkeypatch.setattr(Prospects, "formed", formed)
+    monkeypatch.setattr(Prospects, "judged", lambda self, by, at, *_: SimpleNamespace(at=at, predicted=(0.1, 2.0 + at)))
+    monkeypatch.setattr(Prospects, "promised", lambda self, offer, rate: (0.1, 2.0 + offer))
+    clock = Clock(PriceFile.open(tmp_path / "prices.json"), "run", allowed=1e6)
+    whole: Any = SimpleNamespace(figures=(1.0, 1.0))
+    nothing: Any = None
+    prospects = Prospects(whole, nothing, nothing, clock, Aim(Budget()), "run", lambda _: None)
+    offers: Any = tuple(SimpleOffer(at) for at in range(9))
+    cuts = prospects.made("a pass", offers)
+    assert seen == made
+    assert max(cut.at for cut in cuts) == max(at for at in made if at < bad)
+
+
+class SimpleOffer(int):
+    """An offer that is known by its place."""
+
+    cost = 1.0
+
+
 @pytest.mark.parametrize(("whole", "tried"), [((0.068, 1.0), 3), ((0.064, 1.0), 1)])
 def test_where_a_limit_is_missed_more_forms_are_planned(
     whole: tuple[float, float], tried: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

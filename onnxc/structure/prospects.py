@@ -151,16 +151,19 @@ class Prospects:
         return offers.found
 
     def made(self, by: str, offers: tuple[Offer, ...]) -> list[Cut]:
-        """The promising ones of ``offers``: the middle one is made first, then what its noise says is the best."""
+        """The promising ones of ``offers``: the middle one is made first, then what its noise says is the best. Of what
+        lies between one that held the floors and one that did not, only the nearer half is made.
+        """
         self.offers[by] = offers
         found, waiting, least = list[Cut](), dict(enumerate(offers)), CLOSE * self.aim.of(self.whole.figures)
         chosen, tried, reasons = len(offers) // 2, 0, dict[int, str]()
+        held, missed = 0, len(offers)
         while waiting and tried < MADE and self.clock.spent <= self.clock.allowed / 2:
             offer, start, tried = waiting.pop(chosen), process_time(), tried + 1
             level, noise, problem = self.formed(offer)
+            held, missed = (held, chosen) if problem is not None else (max(held, chosen), missed)
             if problem is not None:
                 reasons[chosen] = f"{level.specification}: {problem}"
-                waiting = {at: each for at, each in waiting.items() if at <= chosen // 2}
             elif (cut := self.judged(by, chosen, level, noise)) is not None and self.aim.of(cut.predicted) < least:
                 found.append(cut)
                 least = CLOSE * self.aim.of(cut.predicted)
@@ -169,9 +172,10 @@ class Prospects:
                 reasons[chosen] = f"{level.specification}, {sqnr:.1f} dB in float: predicted to be no better"
             self.clock.took(f"{by} {level.specification}", process_time() - start)
             rate = noise / max(offer.cost, 1e-12)
-            promises = {at: self.aim.of(self.promised(each, rate)) for at, each in waiting.items()}
+            furthest = (held + missed) // 2 if missed < len(offers) else missed
+            promises = {at: self.aim.of(self.promised(each, rate)) for at, each in waiting.items() if at <= furthest}
             chosen = min(promises, key=lambda at: promises[at], default=0)
-            if not waiting or promises[chosen] >= least:
+            if not promises or promises[chosen] >= least:
                 break
         if reasons and not found:
             self.notes.append(f"{by}: not planned: {reasons[min(reasons)]}")
