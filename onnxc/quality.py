@@ -128,7 +128,8 @@ def floor_met(
     else:
         allowed = max(1, int(FLOOR_CHANGED * quality.judged))
     if quality.changed > allowed:
-        return f"{quality.changed} of {quality.judged} top-1 answers changed, more than the {allowed} allowed"
+        changed = f"{quality.changed} of {quality.judged} top-1 answers changed"
+        return f"{changed}, more than the {allowed} allowed (--min-agreement)"
     return None
 
 
