@@ -226,7 +226,10 @@ def test_a_model_with_discrete_outputs_only_is_judged_by_them_on_generated_input
 
     found = ReferenceOutputs(above(0), samples([1, 2, 3, 4])).judge(above(2.5))
     assert (found.changed, found.judged) == (2, 4)
-    assert floor_met(found, Budget(), generated=True) == "2 of 4 top-1 answers changed, more than the 1 allowed"
+    assert (
+        floor_met(found, Budget(), generated=True)
+        == "2 of 4 top-1 answers changed, more than the 1 allowed (--min-agreement)"
+    )
 
 
 @pytest.mark.parametrize(
