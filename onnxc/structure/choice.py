@@ -22,7 +22,7 @@ from onnxc.structure.prospects import Cut, Prospects
 
 MOST = 2  # forms that are planned
 OUT_OF_REACH = 2  # times as many, and as long: where the whole model misses a limit, a form is what may hold it
-ALWAYS, SHARE = 60.0, 1.0  # seconds that may be spent anyway, and how much of the run so far
+ALWAYS, SHARE = 90.0, 1.0  # seconds that may be spent anyway, and how much of the run so far
 LONG, WORTH = 80.0, 0.9  # where planning takes more seconds, a form has to promise more: it takes as long again
 
 
