@@ -89,10 +89,12 @@ class Prospects:
     @property
     def allowed(self) -> float:
         """Noise over signal that a plan may have: between that of the best plan, which a score may have stopped, and
-        what the floor allows; the latter where the time to load stopped it.
+        what the floor allows; the latter where the time to load stopped it, or nothing did: within a limit of size the
+        fastest plan is made as quiet as can be.
         """
-        floor, problem = self.whole.planning.allowed * HEADROOM, self.whole.planning.problem
-        if problem.hurried:
+        planning = self.whole.planning
+        floor = planning.allowed * HEADROOM
+        if planning.problem.hurried or all(each.missed is None for each in planning.attempts):
             return floor
         return float(min(floor, floor**TRUSTED * max(self.best.noise, 1e-12) ** (1 - TRUSTED)))
 
