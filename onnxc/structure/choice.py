@@ -20,7 +20,7 @@ from onnxc.search import CLOSE
 from onnxc.structure.planned import Aim, Clock, Planned
 from onnxc.structure.prospects import Cut, Prospects
 
-MOST = 2  # forms that are planned
+MOST = 2  # forms that are planned, but for those of which no plan holds
 OUT_OF_REACH = 2  # times as many, and as long: where the whole model misses a limit, a form is what may hold it
 ALWAYS, SHARE = 90.0, 1.0  # seconds that may be spent anyway, and how much of the run so far
 LONG, WORTH = 80.0, 0.9  # where planning takes more seconds, a form has to promise more: it takes as long again
@@ -72,24 +72,26 @@ class Choice:
         """The best of the whole model's plan and those of the most promising of ``cuts``; planning one of them takes
         about as long as ``whole``.
         """
-        best, tried, scales, aim, clock = self.whole, 0, dict[str, float](), prospects.aim, prospects.clock
+        best, scales, aim, clock = self.whole, dict[str, float](), prospects.aim, prospects.clock
         wanted, what = (WORTH, f"not worth {whole:.0f} s") if whole > LONG else (CLOSE, "no better")
+        tried = made = 0
         for cut in sorted(cuts, key=lambda each: aim.of(each.predicted)):
             harder = 1 if aim.holds(best.figures) else OUT_OF_REACH
-            if tried >= MOST * harder or aim.of(cut.predicted) * scales.get(cut.by, 1.0) >= wanted * aim.of(
-                best.figures
-            ):
+            if aim.of(cut.predicted) * scales.get(cut.by, 1.0) >= wanted * aim.of(best.figures):
                 self.notes.append(f"{cut.text}: not planned, predicted to be {what}")
+                continue
+            if made >= MOST * harder:
+                self.notes.append(f"{cut.text}: not planned, {made} others promised more")
                 continue
             if tried and clock.spent + whole > clock.allowed * harder:
                 self.notes.append(f"{cut.text}: not planned, the time for trying structures is used up")
                 continue
             tried += 1
-            made = self.attempt(cut, clock)
-            if made is not None:
-                (size, speed), (small, fast) = made.figures, cut.predicted
+            if (found := self.attempt(cut, clock)) is not None:
+                made += 1
+                (size, speed), (small, fast) = found.figures, cut.predicted
                 scales[cut.by] = size / speed / (small / fast)
-                if (better := self.better(best, made, cut, aim)) is not best:
+                if (better := self.better(best, found, cut, aim)) is not best:
                     best = self.refined(better, cut, prospects, whole)
         return best
 
