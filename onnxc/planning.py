@@ -42,12 +42,11 @@ from onnxc.remembered import Memory, OutdatedError
 from onnxc.search import TRIALS, Search
 from onnxc.sensitivity import HEARD, measure, telling, weight_key
 from onnxc.session import runtime_version
-from onnxc.size_limit import SizeLimit
+from onnxc.size_limit import TIGHT, SizeLimit
 from onnxc.trial import LEAST_SHARE, NOTHING, Trial
 from onnxc.weighing import Scales
 
 RANGES = (("minmax", 100.0), ("percentile", 99.99), ("percentile", 99.999))  # other choices than least squares
-TIGHT = 0.99  # of a limit of speed is planned for: estimates are not exact
 BEYOND = 1.1  # times over a limit: no plan after the best one is nearer
 SOLVING, FEWEST_TRIALS = 60.0, 5  # seconds for solving all plans, and plans that are solved however long it takes
 HEARD_SECONDS = {False: 4.0, True: 2.0}  # for the noise of single roundings: made up samples say less

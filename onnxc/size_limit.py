@@ -15,7 +15,7 @@ from onnxc.predictions import stored_bytes
 from onnxc.problem import Plan, Problem
 from onnxc.weighing import Scales
 
-TIGHT, EXACT = 0.99, 0.999  # of the limit is planned for: estimates are not exact; where plans are weighed
+TIGHT, EXACT = 0.99, 0.999  # of a limit is planned for: estimates are not exact; where plans are weighed
 
 
 @dataclass
