@@ -139,7 +139,7 @@ def test_what_stopped_every_plan() -> None:
 @pytest.mark.parametrize(
     ("passes", "agreement", "floor"),
     [
-        ("quantize-decode:bits=4", 1.0, "top-1 answers changed, more than the 0 allowed"),
+        ("quantize-decode:bits=4", 1.0, "top-1 answers changed, more than the 0 allowed (--min-agreement)"),
         ("store-low-bit:levels=3:zeros=95%", None, "below 20 dB"),
     ],
 )

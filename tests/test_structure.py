@@ -295,10 +295,16 @@ def test_the_deepest_form_that_holds_is_closed_in_on(
 
 
 @pytest.mark.parametrize(
-    ("missed", "hurried", "share"), [(None, False, 1.0), ("a score", True, 1.0), ("a score", False, 0)]
+    ("missed", "hurried", "size", "all_of_it"),
+    [
+        (None, False, 0.6, True),
+        ("a score", True, 0.6, True),
+        ("a score", False, 0.6, False),
+        (None, False, None, False),
+    ],
 )
 def test_a_quiet_plan_that_nothing_stopped_leaves_forms_all_the_noise(
-    missed: str | None, hurried: bool, share: float
+    missed: str | None, hurried: bool, size: float | None, all_of_it: bool
 ) -> None:
     """Within a limit of size the fastest plan of the whole model is made as quiet as can be: that says nothing of what
     a score allows.
@@ -306,8 +312,8 @@ def test_a_quiet_plan_that_nothing_stopped_leaves_forms_all_the_noise(
     problem, attempts = SimpleNamespace(hurried=hurried), [SimpleNamespace(missed=missed)]
     whole: Any = SimpleNamespace(planning=SimpleNamespace(allowed=0.1, problem=problem, attempts=attempts))
     best, nothing = cast("Any", SimpleNamespace(noise=1e-4)), cast("Any", None)
-    prospects = Prospects(whole, best, nothing, nothing, Aim(Budget()), "run", lambda _: None)
-    assert (prospects.allowed >= 0.09) == bool(share)
+    prospects = Prospects(whole, best, nothing, nothing, Aim(Budget(size=size)), "run", lambda _: None)
+    assert (prospects.allowed >= 0.09) == all_of_it
 
 
 class SimpleOffer(int):

@@ -89,12 +89,13 @@ class Prospects:
     @property
     def allowed(self) -> float:
         """Noise over signal that a plan may have: between that of the best plan, which a score may have stopped, and
-        what the floor allows; the latter where the time to load stopped it, or nothing did: within a limit of size the
+        what the floor allows; the latter where the time to load stopped it, or nothing did within a limit of size: the
         fastest plan is made as quiet as can be.
         """
         planning = self.whole.planning
         floor = planning.allowed * HEADROOM
-        if planning.problem.hurried or all(each.missed is None for each in planning.attempts):
+        unstopped = self.aim.budget.size is not None and all(each.missed is None for each in planning.attempts)
+        if planning.problem.hurried or unstopped:
             return floor
         return float(min(floor, floor**TRUSTED * max(self.best.noise, 1e-12) ** (1 - TRUSTED)))
 
