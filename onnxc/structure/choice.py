@@ -24,6 +24,7 @@ MOST = 2  # forms that are planned, but for those of which no plan holds
 OUT_OF_REACH = 2  # times as many, and as long: where the whole model misses a limit, a form is what may hold it
 ALWAYS, SHARE = 90.0, 1.0  # seconds that may be spent anyway, and how much of the run so far
 LONG, WORTH = 80.0, 0.9  # where planning takes more seconds, a form has to promise more: it takes as long again
+UNSURE = 0.75  # elsewhere, what a promise counts of a pass of which nothing was planned yet: it may be off by more
 
 
 @dataclass
@@ -77,7 +78,8 @@ class Choice:
         tried = made = 0
         for cut in sorted(cuts, key=lambda each: aim.of(each.predicted)):
             harder = 1 if aim.holds(best.figures) else OUT_OF_REACH
-            if aim.of(cut.predicted) * scales.get(cut.by, 1.0) >= wanted * aim.of(best.figures):
+            unknown = UNSURE if tried and whole <= LONG else 1.0
+            if aim.of(cut.predicted) * scales.get(cut.by, unknown) >= wanted * aim.of(best.figures):
                 self.notes.append(f"{cut.text}: not planned, predicted to be {what}")
                 continue
             if made >= MOST * harder:

@@ -35,8 +35,9 @@ from onnxc.trial import Trial
 WON = 0.5  # of the time that a form wins in float (as an exponent), what is expected to be won in a plan
 TRUSTED = 0.67  # how much the floor counts, and not the noise of the best plan: a score may have stopped it by chance
 # Where the time to load stopped the plan, the exponent of the share of the weights that is left: what unfolds sooner
-# may have fewer bits (0.53 and 0.68 of a voice detector's weights became 0.42 and 0.55 of its bytes).
-RELIEVED = 1.5
+# may have fewer bits (0.53 and 0.68 of a voice detector's weights became 0.42 and 0.55 of its bytes); and that of the
+# time that is won: there is room for kernels on integers.
+RELIEVED, RELIEVED_TIME = 1.5, 0.75
 ROOM = 0.2  # of the noise that is allowed, left for codes: with less no plan gets smaller
 MADE = 3  # forms of one pass that are made
 LEADING = 1.0  # seconds in which the float form is timed
@@ -246,10 +247,11 @@ class Prospects:
         """Those of the plan of a form with a share of the weights' bytes that is ``lead`` times as fast in float."""
         size, speed = self.whole.figures
         planning = self.whole.planning
-        if planning.loads is not None and planning.loads.close:
-            share **= RELIEVED
+        close, won = planning.loads is not None and planning.loads.close, WON
+        if close:
+            share, won = share**RELIEVED, RELIEVED_TIME
         stored = stored_bytes(planning.problem, self.best.plan.stored) / self.judge.original.source_bytes
-        return max(size - stored, 0.0) + stored * share * (1 + more), speed * lead**WON
+        return max(size - stored, 0.0) + stored * share * (1 + more), speed * lead**won
 
 
 def weight_bytes(model: Model) -> int:
