@@ -130,8 +130,8 @@ One thread; the processor stands beside each model; {made}.
 A panel is a model, a mark a result: the further left the smaller, the higher the less was lost, the larger the mark
 the faster. Results of another model's outputs (below 10 dB) and failures are not drawn.
 
-- *size* is a share of the original's bytes. *times as fast* is the original's time over the new model's: results
-  are interleaved with the original in one process, one thread, one sample a run; given is the median of the rounds,
+- *size* is a share of the original's bytes. *times as fast* is the original's time over the new model's: each
+  is interleaved with the original in one process, one thread, one sample a run; given is the median of the rounds,
   with their 10th and 90th percentile. Differences of a few percent are noise, more so where the spread is wide.
 - *score* is that of test items which no tool has seen; an error rate is given as 1 - rate. *loss* is relative to the
   original's score. *SQNR* is signal to noise of the worst float output on 16 samples.

@@ -137,7 +137,7 @@ def score(bench: Bench, task: Task, row: Row, target: Path) -> None:
 
 
 def speeds_of(bench: Bench, task: Task, tools: Sequence[Tool]) -> dict[str, dict[str, float]]:
-    """How fast what ``tools`` made of the task is, by label: everything interleaved in one process."""
+    """How fast what ``tools`` made of the task is, by label: each interleaved with the original."""
     print(f"{task.name}: times", file=sys.stderr, flush=True)
     files = {tool.label: place_of(task) / tool.file / "model.onnx" for tool in tools}
     given = [f"{label}={path}" for label, path in files.items() if path.exists()]
