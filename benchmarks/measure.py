@@ -48,8 +48,8 @@ def one_round(session: Any, samples: Sequence[Sample]) -> list[float]:
 def speeds(original: Path, others: Mapping[str, Path], samples: Sequence[Sample]) -> dict[str, dict[str, float]]:
     """How many times as fast as ``original`` each of ``others`` is, each with the original in turn.
 
-    Two at a time: between two dozen models every one starts with cold caches, and of a model of ten microseconds that
-    is a third of its time.
+    Two at a time: a model of ten microseconds that is 1.00 times as fast beside the original alone was 1.46 times as
+    fast among four models in turn, and 0.71 times among twenty-five.
     """
     return {name: pair(original, other, samples, SECONDS / len(others)) for name, other in others.items()}
 

@@ -48,21 +48,18 @@ class Delivery:
 
 
 def speed_of(judge: Judge, path: Path, prices: PriceFile) -> Ratio:
-    """The interleaved ratio of the original to the model at ``path``, from the price file where it is known. A model
-    that seems slower is opened anew and measured again: where sessions lie in memory is some percent of microseconds.
-    """
+    """The interleaved ratio of the original to the model at ``path``, from the price file where it is known."""
     feeds = judge.timed(SAMPLES)
     at = f" {sample_shapes(feeds[0])}" if judge.resized else ""
     key = f"ratio {digest(path)} {judge.options.threads} threads{at}"
     parts = ("", " low", " high", " original", " new")
     if all(f"{key}{part}" in prices.entries for part in parts):
         return Ratio(*(prices.entries[f"{key}{part}"] for part in parts))
-    sources, found = [judge.original.path or judge.original, path], list[Ratio]()
+    first = Session(judge.original.path or judge.original, judge.options)
+    second = Session(path, judge.options)
+    found: list[Ratio] = []
     while len(found) < ATTEMPTS and (not found or found[-1].median < SLOWEST):
-        opened = [Session(each, judge.options) for each in (sources[::-1] if len(found) % 2 else sources)]
-        first, second = opened[::-1] if len(found) % 2 else opened
         found.append(measure_ratio(first, second, feeds, seconds=SECONDS))
-        del opened, first, second
     ratio = found[-1]
     values = (ratio.median, ratio.low, ratio.high, ratio.seconds_a, ratio.seconds_b)
     prices.entries |= {f"{key}{part}": value for part, value in zip(parts, values, strict=True)}
