@@ -34,11 +34,6 @@ def limited_bytes(problem: Problem, found: Plan) -> float:
     return stored_bytes(problem, found.stored) + (problem.beside.get(found.key, 0.0) if problem.beside else 0.0)
 
 
-def fits_in(problem: Problem, found: Plan) -> bool:
-    """Whether a plan holds the limit of size, if there is one."""
-    return over((limited_bytes(problem, found), problem.most_bytes)) <= 1
-
-
 def over(*limited: tuple[float, float | None]) -> float:
     """How many times over its limit the worst of some amounts is, each given with its limit, if any; 1 within all."""
     return max([1.0, *(amount / most for amount, most in limited if most is not None)])

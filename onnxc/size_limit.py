@@ -7,9 +7,10 @@ looked at, and plans that were built are held against the limit with what their 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
-from onnxc.limits import fits_in
+from onnxc.limits import limited_bytes
 from onnxc.overheads import Overheads
 from onnxc.predictions import stored_bytes
 from onnxc.problem import Plan, Problem
@@ -74,4 +75,4 @@ class SizeLimit:
             self.draw(self.scales.file_bytes(plan) - weights)
         elif self.overheads.seen:
             self.draw(self.overheads.of(plan))
-        return not fits_in(self.problem, plan)
+        return limited_bytes(self.problem, plan) > (self.problem.most_bytes or math.inf)

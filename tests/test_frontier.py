@@ -27,7 +27,7 @@ from onnxc.planning import Planning
 from onnxc.recipe import Budget, Recipe, load_recipe, parse_evals, parse_passes, presets
 from onnxc.tradeoff import walking
 from onnxc.tradeoff.choosing import expect, score, select
-from onnxc.tradeoff.expecting import expected_drop, expected_items, telling
+from onnxc.tradeoff.expecting import expected_drop, expected_items, followed
 from onnxc.tradeoff.pacing import Pace
 from onnxc.tradeoff.points import Frontier, Point
 from onnxc.tradeoff.record import Record, digest
@@ -305,10 +305,10 @@ def test_the_output_whose_noise_a_score_follows_tells_it() -> None:
     """A state is louder than the answer in some models, and quieter in others: the score follows the answer."""
     states, answers, drops = (15.9, 15.9, 11.5, 13.0), (40.0, 31.0, 25.0, 22.0), (0.0, 0.0, 0.01, 0.04)
     known = [({"": s, "answer": a}, d) for s, a, d in zip(states, answers, drops, strict=True)]
-    assert telling(known) == "answer"
-    assert telling([({"": a, "answer": s}, d) for s, a, d in zip(states, answers, drops, strict=True)]) == ""
-    assert telling([({"": 30.0, "answer": 30.0}, 0.0)]) == "", "where both tell the same, the worst output does"
-    assert telling([]) == ""
+    assert followed(known) == "answer"
+    assert followed([({"": a, "answer": s}, d) for s, a, d in zip(states, answers, drops, strict=True)]) == ""
+    assert followed([({"": 30.0, "answer": 30.0}, 0.0)]) == "", "where both tell the same, the worst output does"
+    assert followed([]) == ""
 
 
 def test_expected_items_follow_the_likeliest_power_of_the_noise() -> None:

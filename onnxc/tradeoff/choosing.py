@@ -11,7 +11,7 @@ from onnxc.judge import step
 from onnxc.quality import FLOOR_SQNR_WITH_HOOK_DB, floor_met, relative_drop
 from onnxc.recipe import Budget
 from onnxc.session import Session
-from onnxc.tradeoff.expecting import expected_drop, expected_items, telling
+from onnxc.tradeoff.expecting import expected_drop, expected_items, followed
 from onnxc.tradeoff.points import Point
 from onnxc.tradeoff.record import Record
 
@@ -75,7 +75,7 @@ def expect(run: Run, record: Record) -> None:
     item = step(before, [point.score for point in record.points.values() if point.score is not None])
     for key, noise in noises.items():
         others = [(noises[other], drop) for other, drop in drops.items() if other != key]
-        which = telling(others)
+        which = followed(others)
         if which not in noise:
             continue
         known = [(each[which], drop) for each, drop in others]

@@ -33,7 +33,7 @@ def rising(drops: Sequence[float]) -> NDArray[np.float64]:
     return np.repeat([total / count for total, count in pools], [count for _, count in pools])
 
 
-def telling(known: Sequence[tuple[Mapping[str, float], float]]) -> str:
+def followed(known: Sequence[tuple[Mapping[str, float], float]]) -> str:
     """The output whose noise a score follows: the one from which a curve that never falls as its noise rises tells the
     drops best; the first one where several do.
 
